@@ -2,5 +2,12 @@
 
 pub mod config;
 pub mod digest;
+pub mod durable;
 pub mod error;
+pub mod fetch;
 pub mod manifest;
+pub mod publish;
+pub mod repository;
+pub mod tree;
+pub mod trust;
+pub mod unpack;
