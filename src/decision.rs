@@ -79,7 +79,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
     match &record.phase {
         Phase::Idle(idle) => settle(observed, record, idle, None),
         Phase::Staging { op } => {
-            let mut decision = settle(observed, record, &op.back(None), None);
+            let mut decision = settle(observed, record, &op.before, None);
             decision.drop_leftovers = true;
             decision
                 .notes
@@ -155,7 +155,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
 fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause> {
     let damage = |message| {
         Some(Cause {
-            kind: CauseKind::Damage,
+            kind: CauseKind::Appliance,
             message,
         })
     };

@@ -85,6 +85,11 @@ impl Source {
         })
     }
 
+    /// Whether [`Source::artifact`] copies what it gets to the downloads: a directory's files are read in place.
+    pub fn copies_artifacts(&self) -> bool {
+        matches!(self.place, Place::Web(..))
+    }
+
     /// A whole file of at most `limit` bytes, or `None` if there is none of that name (404, or the 403 that
     /// object stores say instead to those who may not list).
     pub fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
