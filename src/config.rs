@@ -1,0 +1,252 @@
+//! What the appliance decides: `/etc/qx-update/config.json`. What a release decides is in its manifest.
+//!
+//! An unknown or a missing field is an error that names the field and its place.
+
+use serde::Deserialize;
+
+use crate::manifest::Name;
+
+/// The only configuration format there is.
+pub const FORMAT: u32 = 1;
+/// Where the configuration is, unless `--config` says otherwise.
+pub const PATH: &str = "/etc/qx-update/config.json";
+/// Where the writable partition is, unless the configuration says otherwise.
+pub const DATA_DIR: &str = "/data";
+
+/// The appliance's configuration. `docs/formats.md` describes every field.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Only releases of this product are installed.
+    pub product: Name,
+    /// Only releases of this channel are installed.
+    pub channel: Name,
+    /// Where releases come from: `https://` or `http://` URLs or absolute directories. The first is used.
+    pub sources: Vec<String>,
+    /// The TUF root that everything is trusted from, absolute.
+    #[serde(default = "trust_root")]
+    pub trust_root: String,
+    /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
+    #[serde(default)]
+    pub ca_file: Option<String>,
+    /// The writable partition, absolute.
+    #[serde(default = "data_dir")]
+    pub data_dir: String,
+    /// The factory set's manifest, absolute.
+    #[serde(default = "factory")]
+    pub factory: String,
+    /// The update log.
+    #[serde(default)]
+    pub log: Log,
+    /// How services are controlled.
+    #[serde(default)]
+    pub services: Services,
+    /// Limits.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// The update log.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Absolute path. Absent: `DATA_DIR/update/log/update.log`.
+    pub path: Option<String>,
+    /// Bytes after which it is rotated. Absent: 1 MiB.
+    pub max_bytes: Option<u64>,
+    /// How many rotated files are kept. Absent: 3.
+    pub keep: Option<u32>,
+}
+
+/// How services are controlled.
+#[derive(Debug, Clone, serde::Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "manager", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Services {
+    /// OpenRC, through `rc-service`.
+    OpenRc {
+        /// Where a service's pid is; `{name}` stands for the service. Default: what OpenRC recorded, else
+        /// `/run/{name}.pid`.
+        #[serde(default)]
+        pidfile: Option<String>,
+    },
+    /// Argument vectors, in which `{name}` stands for the service.
+    Commands {
+        /// Starts the service, and returns when it is started.
+        start: Vec<String>,
+        /// Stops the service, and returns when it is stopped. Exit 0 if it did not run.
+        stop: Vec<String>,
+        /// Exit 0: the service runs.
+        status: Vec<String>,
+        /// Where a service's pid is. Absent: found by the file that it executes.
+        #[serde(default)]
+        pidfile: Option<String>,
+    },
+    /// There are none to control: the link is switched, and only health checks tell good from bad.
+    None {},
+}
+
+impl Default for Services {
+    fn default() -> Services {
+        Services::OpenRc { pidfile: None }
+    }
+}
+
+/// Limits, each with a default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The largest release, installed, in bytes. 8 GiB.
+    pub release_bytes: u64,
+    /// Seconds until a connection must stand. 15.
+    pub connect_timeout_s: u64,
+    /// Seconds without a byte after which a transfer is broken off. 30.
+    pub stall_timeout_s: u64,
+    /// How often a broken transfer is tried again, with growing pauses. 5.
+    pub retries: u32,
+    /// Seconds a service may take to start or to stop. 60.
+    pub service_timeout_s: u64,
+    /// How many boots a trial may take. 3.
+    pub trial_boots: u32,
+    /// Seconds after which a trial is too old for its data to be restored unasked. A day.
+    pub trial_max_age_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            release_bytes: 8 << 30,
+            connect_timeout_s: 15,
+            stall_timeout_s: 30,
+            retries: 5,
+            service_timeout_s: 60,
+            trial_boots: 3,
+            trial_max_age_s: 86_400,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration. The error is one sentence that names field, line and column.
+    pub fn parse(bytes: &[u8]) -> Result<Config, String> {
+        let config: Config = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if config.format != FORMAT {
+            return Err(format!(
+                "format {} is not known (this version reads {FORMAT})",
+                config.format
+            ));
+        }
+        if config.sources.is_empty() {
+            return Err("sources: at least one is needed".into());
+        }
+        let log = config.log.path.as_deref().map(|p| ("log.path", p));
+        let ca = config.ca_file.as_deref().map(|p| ("ca_file", p));
+        let paths = [
+            ("trust_root", config.trust_root.as_str()),
+            ("data_dir", &config.data_dir),
+            ("factory", &config.factory),
+        ];
+        for (field, path) in paths.into_iter().chain(log).chain(ca) {
+            if !path.starts_with('/') {
+                return Err(format!("{field}: '{path}' is not an absolute path"));
+            }
+        }
+        for source in &config.sources {
+            let good = ["https://", "http://", "/"]
+                .iter()
+                .any(|start| source.starts_with(start));
+            if !good {
+                return Err(format!(
+                    "sources: '{source}' is neither an http(s):// URL nor an absolute directory"
+                ));
+            }
+        }
+        if let Services::Commands {
+            start,
+            stop,
+            status,
+            ..
+        } = &config.services
+        {
+            for (field, vector) in [("start", start), ("stop", stop), ("status", status)] {
+                if vector.is_empty() {
+                    return Err(format!("services.{field}: the argument vector is empty"));
+                }
+            }
+        }
+        if config.limits.trial_boots == 0 {
+            return Err("limits.trial_boots: at least one boot is needed".into());
+        }
+        Ok(config)
+    }
+}
+
+fn trust_root() -> String {
+    "/etc/qx-update/root.json".into()
+}
+
+fn data_dir() -> String {
+    DATA_DIR.into()
+}
+
+fn factory() -> String {
+    "/usr/share/qx-update/factory.json".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{"format":1,"product":"quantix-vdc","channel":"stable","sources":["https://updates.example/vdc"]}"#;
+
+    #[test]
+    fn the_minimal_configuration_has_safe_defaults() {
+        let config = Config::parse(MINIMAL.as_bytes()).unwrap();
+        assert_eq!(config.data_dir, "/data");
+        assert_eq!(config.services, Services::OpenRc { pidfile: None });
+        assert_eq!(config.limits.trial_boots, 3);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_place() {
+        let unknown = MINIMAL.replace("\"format\"", "\"colour\":1,\n\"format\"");
+        let missing = MINIMAL.replace("\"channel\":\"stable\",", "");
+        for (text, words) in [
+            (
+                unknown.as_str(),
+                ["unknown field `colour`", "line 1 column"],
+            ),
+            (
+                missing.as_str(),
+                ["missing field `channel`", "line 1 column"],
+            ),
+        ] {
+            let error = Config::parse(text.as_bytes()).unwrap_err();
+            assert!(words.iter().all(|w| error.contains(w)), "{error}");
+        }
+        for (good, bad, word) in [
+            ("\"format\":1", "\"format\":2", "format 2"),
+            ("https://updates.example/vdc", "ftp://x", "sources"),
+            ("[\"https://updates.example/vdc\"]", "[]", "sources"),
+            (
+                "\"format\":1",
+                "\"format\":1,\"data_dir\":\"data\"",
+                "data_dir",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"limits\":{\"trial_boots\":0}",
+                "trial_boots",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"services\":{\"manager\":\"commands\",\"start\":[],\"stop\":[\"x\"],\"status\":[\"x\"]}",
+                "services.start",
+            ),
+        ] {
+            let error = Config::parse(MINIMAL.replace(good, bad).as_bytes()).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

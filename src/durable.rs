@@ -1,0 +1,144 @@
+//! The only file that syncs and renames. Whatever these functions have returned from is on the medium:
+//! a file is put in place by writing a temporary one beside it, syncing that, renaming it, and syncing the
+//! directory. None of them leaves a half-written file under its final name.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+
+use crate::error::{Context, Result};
+
+/// What temporary files end in; a leftover may be deleted at any time.
+pub const TEMPORARY: &str = ".tmp~";
+
+/// Puts a file in place, or replaces it, with mode 0600.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with_mode(path, bytes, 0o600)
+}
+
+/// Puts a file in place, or replaces it, with these permission bits.
+pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let temporary = temporary(path);
+    let put = || -> io::Result<()> {
+        remove_if_there(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_directory(parent(path))
+    };
+    put()
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .doing(|| format!("writing {}", path.display()))
+}
+
+/// Points a symbolic link at `target`, whether it was there before or not.
+pub fn link(path: &Path, target: &str) -> Result<()> {
+    let temporary = temporary(path);
+    let put = || -> io::Result<()> {
+        remove_if_there(&temporary)?;
+        std::os::unix::fs::symlink(target, &temporary)?;
+        // The link's inode must be on the medium before its new name is.
+        sync_directory(parent(path))?;
+        fs::rename(&temporary, path)?;
+        sync_directory(parent(path))
+    };
+    put()
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .doing(|| format!("linking {} to {target}", path.display()))
+}
+
+/// Removes a file or a link; nothing there is fine.
+pub fn remove(path: &Path) -> Result<()> {
+    remove_if_there(path)
+        .and_then(|()| sync_directory(parent(path)))
+        .doing(|| format!("removing {}", path.display()))
+}
+
+/// Removes a directory with all below it; nothing there is fine.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    let gone = match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other,
+    };
+    gone.and_then(|()| sync_directory(parent(path)))
+        .doing(|| format!("removing {}", path.display()))
+}
+
+/// Creates a directory, and those above it, with these permission bits; there already is fine.
+pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .and_then(|()| sync_directory(parent(path)))
+        .doing(|| format!("creating the directory {}", path.display()))
+}
+
+/// Renames, replacing a file that is there.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    let moved = || -> io::Result<()> {
+        fs::rename(from, to)?;
+        sync_directory(parent(to))?;
+        if parent(from) != parent(to) {
+            sync_directory(parent(from))?;
+        }
+        Ok(())
+    };
+    moved().doing(|| format!("renaming {} to {}", from.display(), to.display()))
+}
+
+/// Exchanges two files or directories in the same directory, in one step.
+pub fn exchange(one: &Path, other: &Path) -> Result<()> {
+    rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+        .map_err(io::Error::from)
+        .and_then(|()| sync_directory(parent(one)))
+        .doing(|| format!("exchanging {} and {}", one.display(), other.display()))
+}
+
+/// Syncs a file's content.
+pub fn sync_file(file: &File, path: &Path) -> Result<()> {
+    file.sync_all()
+        .doing(|| format!("syncing {}", path.display()))
+}
+
+/// Syncs the whole file system that holds `path`.
+pub fn sync_file_system(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|dir| rustix::fs::syncfs(&dir).map_err(io::Error::from))
+        .doing(|| format!("syncing the file system of {}", path.display()))
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(TEMPORARY);
+    path.with_file_name(name)
+}

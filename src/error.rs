@@ -1,0 +1,206 @@
+//! What callers act on: an error is a kind (which becomes the exit code), one line that says what was
+//! being done to what, and the cause.
+
+use std::fmt;
+use std::io;
+
+/// The outcome of a command as scripts see it. The discriminant is the process's exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Exit {
+    /// Done. For `apply`: running and proved healthy.
+    Done = 0,
+    /// Failed; no service was stopped, nothing changed.
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+    /// Nothing newer than what runs.
+    NothingNewer = 3,
+    /// `check`: an update is available.
+    Available = 4,
+    /// Newer releases exist and all are refused.
+    Refused = 5,
+    /// A live process holds the lock.
+    Busy = 6,
+    /// Not enough space.
+    NoSpace = 7,
+    /// Services were stopped; the previous release runs again.
+    BackToPrevious = 8,
+    /// Services were stopped; the factory set runs.
+    BackToFactory = 9,
+    /// A person is needed; `status` says what for.
+    NeedsPerson = 10,
+}
+
+impl Exit {
+    /// The process's exit code, 0 to 10.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The outcome for an exit code; anything that no command of ours returns counts as a failure.
+    pub fn from_code(code: i32) -> Exit {
+        use Exit::*;
+        [
+            Done,
+            Failed,
+            Usage,
+            NothingNewer,
+            Available,
+            Refused,
+            Busy,
+            NoSpace,
+            BackToPrevious,
+            BackToFactory,
+            NeedsPerson,
+        ]
+        .into_iter()
+        .find(|exit| i32::from(exit.code()) == code)
+        .unwrap_or(Failed)
+    }
+}
+
+/// A failed act. `Display` prints what was being done; [`Error::chain`] adds the causes, on one line.
+#[derive(Debug)]
+pub struct Error {
+    /// What the caller should do about it.
+    pub exit: Exit,
+    what: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// `Result` with this crate's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An ordinary failure without a cause: `what` says what was being done, to what, and why it failed.
+    pub fn new(what: impl Into<String>) -> Error {
+        Error::with(Exit::Failed, what)
+    }
+
+    /// A failure of a given kind.
+    pub fn with(exit: Exit, what: impl Into<String>) -> Error {
+        Error {
+            exit,
+            what: what.into(),
+            source: None,
+        }
+    }
+
+    /// The same error seen as another kind.
+    pub fn exiting(mut self, exit: Exit) -> Error {
+        self.exit = exit;
+        self
+    }
+
+    /// The whole chain of causes in one line, outermost first.
+    pub fn chain(&self) -> String {
+        let mut line = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            line.push_str(": ");
+            line.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        // One error is one line, whatever a cause (a server's text, say) contains.
+        line.replace(|c: char| c.is_control(), " ")
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|e| e as _)
+    }
+}
+
+/// Says what was being done when a cause turned up. The kind comes from the cause: a full disk is
+/// [`Exit::NoSpace`] wherever it is met, and an [`Error`] keeps its own.
+pub trait Context<T> {
+    /// Wraps the cause in an error that says `what` was being done, to which file or URL.
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: std::error::Error + Send + Sync + 'static> Context<T> for std::result::Result<T, E> {
+    fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|cause| Error {
+            exit: exit_of(&cause),
+            what: what().into(),
+            source: Some(Box::new(cause)),
+        })
+    }
+}
+
+fn exit_of(cause: &(dyn std::error::Error + 'static)) -> Exit {
+    let mut next = Some(cause);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<Error>() {
+            return error.exit;
+        }
+        let full = |io: &io::Error| {
+            matches!(
+                io.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        };
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            if full(io) {
+                return Exit::NoSpace;
+            }
+            // `io::Error::source` skips the error that it wraps.
+            if let Some(inner) = io.get_ref() {
+                return exit_of(inner);
+            }
+        }
+        if let Some(errno) = error.downcast_ref::<rustix::io::Errno>()
+            && full(&io::Error::from(*errno))
+        {
+            return Exit::NoSpace;
+        }
+        next = error.source();
+    }
+    Exit::Failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_space_at_any_depth() {
+        let full = || io::Error::from(rustix::io::Errno::NOSPC);
+        let wrapped = Err::<(), _>(io::Error::other(full()))
+            .doing(|| "writing /data/x")
+            .unwrap_err();
+        assert_eq!(wrapped.exit, Exit::NoSpace);
+        let twice = Err::<(), _>(wrapped).doing(|| "staging").unwrap_err();
+        assert_eq!(twice.exit, Exit::NoSpace);
+        assert!(
+            twice.chain().starts_with("staging: writing /data/x: "),
+            "{}",
+            twice.chain()
+        );
+    }
+
+    #[test]
+    fn the_chain_is_one_line() {
+        let error = Err::<(), _>(io::Error::other("two\nlines"))
+            .doing(|| "reading x")
+            .unwrap_err();
+        assert_eq!(error.chain(), "reading x: two lines");
+    }
+
+    #[test]
+    fn exit_codes_round_trip() {
+        for code in 0..=10 {
+            assert_eq!(i32::from(Exit::from_code(code).code()), code);
+        }
+        assert_eq!(Exit::from_code(101), Exit::Failed);
+    }
+}

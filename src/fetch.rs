@@ -1,0 +1,1 @@
+//! Sources of bytes: a web server or a directory.

@@ -1,0 +1,590 @@
+//! The release manifest, `release.json`: what a release consists of, how its services are proved and
+//! their health is checked. Parsed once, at the edge, into types that cannot hold a hostile string.
+//! `docs/formats.md` describes every field.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// The only manifest format there is.
+pub const FORMAT: u32 = 1;
+/// A manifest is at most this long, in bytes.
+pub const MAX_BYTES: u64 = 1024 * 1024;
+/// A release has at most this many components, services, checks, and removed paths, each.
+pub const MAX_ITEMS: usize = 1000;
+/// The longest time-out or interval a manifest may ask for, in seconds (a day).
+pub const MAX_SECONDS: u64 = 86_400;
+
+/// A name: 1 to 64 of `A-Z a-z 0-9 . _ + -`, the first of them a letter or a digit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Name, String> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"._+-".contains(&b);
+        if (1..=64).contains(&text.len())
+            && text.bytes().all(good)
+            && text.as_bytes()[0].is_ascii_alphanumeric()
+        {
+            Ok(Name(text))
+        } else {
+            Err(format!(
+                "'{}' is not a name (1 to 64 letters, digits, '.', '_', '+', '-', a letter or digit first)",
+                shortened(&text)
+            ))
+        }
+    }
+}
+
+impl std::str::FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Name, String> {
+        Name::try_from(text.to_owned())
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A path relative to a slot, a repository or a tree: at most 1024 bytes of UTF-8, every segment 1 to 255
+/// bytes and neither `.` nor `..`; not absolute, no NUL or other control character, no backslash.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RelPath(String);
+
+impl RelPath {
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The last segment.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// The rest of this path below `other`: `None` if it is not below, `Some("")` if they are equal.
+    pub fn below<'a>(&'a self, other: &RelPath) -> Option<&'a str> {
+        let rest = self.0.strip_prefix(&other.0)?;
+        if rest.is_empty() {
+            Some("")
+        } else {
+            rest.strip_prefix('/')
+        }
+    }
+}
+
+impl TryFrom<String> for RelPath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<RelPath, String> {
+        let segment = |s: &str| (1..=255).contains(&s.len()) && s != "." && s != "..";
+        if text.len() <= 1024
+            && text.split('/').all(segment)
+            && !text.contains(|c: char| c.is_control() || c == '\\')
+        {
+            Ok(RelPath(text))
+        } else {
+            Err(format!(
+                "'{}' is not a relative path (no '..', no leading '/', no control character)",
+                shortened(&text)
+            ))
+        }
+    }
+}
+
+impl std::str::FromStr for RelPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RelPath, String> {
+        RelPath::try_from(text.to_owned())
+    }
+}
+
+impl From<RelPath> for String {
+    fn from(path: RelPath) -> String {
+        path.0
+    }
+}
+
+impl AsRef<std::path::Path> for RelPath {
+    fn as_ref(&self) -> &std::path::Path {
+        self.0.as_ref()
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a component is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// One executable file.
+    Bin,
+    /// A directory with everything below it.
+    Tree,
+}
+
+/// One named piece of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Unique in the release.
+    pub name: Name,
+    /// One executable, or a directory.
+    pub kind: Kind,
+    /// Where it goes, relative to the slot: below `bin/`, `share/` or `migrations`.
+    pub install_path: RelPath,
+    /// Permission bits of a `bin` (octal text, such as "0755") or of the tree's own directory.
+    pub mode: Mode,
+    /// Of what is installed: the file's SHA-256, or the tree digest.
+    pub sha256: Digest,
+    /// Of what is installed: the sum of the files' lengths in bytes.
+    pub size_bytes: u64,
+    /// Of what is installed: how many files, directories and links; 1 for a `bin`.
+    pub entries: u64,
+    /// The TUF target it comes in. Absent in the factory set's manifest only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<RelPath>,
+    /// Factory set only: the absolute path of the factory copy, where it is not `/usr/INSTALL_PATH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factory_path: Option<String>,
+}
+
+/// Permission bits, 0 to 0o777; as JSON octal text such as "0755".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mode(pub u32);
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Mode, String> {
+        let digits =
+            (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        match u32::from_str_radix(&text, 8) {
+            Ok(mode) if digits && mode <= 0o777 => Ok(Mode(mode)),
+            _ => Err(format!(
+                "'{}' is not a mode (octal, 000 to 0777; no setuid, setgid or sticky bit)",
+                shortened(&text)
+            )),
+        }
+    }
+}
+
+impl From<Mode> for String {
+    fn from(mode: Mode) -> String {
+        format!("{:04o}", mode.0)
+    }
+}
+
+/// A service that the release brings the files of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// As the appliance's service manager knows it.
+    pub name: Name,
+    /// The `install_path` of the `bin` component that its process must be seen to run.
+    pub runs: RelPath,
+    /// Names of further components whose change restarts it.
+    #[serde(default)]
+    pub uses: Vec<Name>,
+    /// Services are started in ascending, stopped in descending order. Equal: as listed.
+    #[serde(default)]
+    pub order: i32,
+}
+
+/// A data set that the release's programs use, with the schemas they accept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Data {
+    /// As the appliance's configuration calls it.
+    pub name: Name,
+    /// The lowest schema number that these programs work with.
+    pub accepts_from: u64,
+    /// The highest schema number that these programs work with.
+    pub accepts_to: u64,
+    /// The schema number after the migration.
+    pub leaves: u64,
+}
+
+/// How the release moves the data to its schema.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migrate {
+    /// Argument vector; the first is a path inside the slot. Never a shell string.
+    pub run: Vec<String>,
+    /// Seconds until its whole process group is killed.
+    pub timeout_s: u64,
+    /// The data sets that it changes.
+    #[serde(default)]
+    pub touches: Vec<Name>,
+}
+
+/// A health check: what is asked, and how patiently.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What is asked.
+    #[serde(flatten)]
+    pub probe: Probe,
+    /// Seconds between two tries.
+    #[serde(default = "one")]
+    pub interval_s: u64,
+    /// Seconds one try may take.
+    #[serde(default = "five")]
+    pub timeout_s: u64,
+    /// How many tries in a row may fail after the start period before the check has failed.
+    #[serde(default = "three")]
+    pub retries: u32,
+    /// Seconds after the start in which failures do not count.
+    #[serde(default = "ten")]
+    pub start_period_s: u64,
+    /// Seconds for which the check must go on passing, its service not once restarted.
+    #[serde(default = "ten")]
+    pub stable_s: u64,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Probe {
+    /// GET over plain HTTP.
+    Http {
+        /// `http://HOST[:PORT]/PATH`.
+        url: String,
+        /// The status that means healthy.
+        #[serde(default = "ok_status")]
+        status: u16,
+        /// A field of the JSON body that must have a value.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        json: Option<JsonField>,
+    },
+    /// A TCP connection can be opened.
+    Tcp {
+        /// `HOST:PORT`.
+        address: String,
+    },
+    /// A program exits 0.
+    Exec {
+        /// Argument vector; the first is a path inside the slot. Never a shell string.
+        run: Vec<String>,
+    },
+    /// The service manager says that the service runs.
+    Service {
+        /// As the service manager knows it.
+        service: Name,
+    },
+}
+
+/// A field of a JSON document and the value it must have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JsonField {
+    /// JSON pointer (RFC 6901), such as `/version`.
+    pub pointer: String,
+    /// The value it must be equal to.
+    pub equals: serde_json::Value,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn three() -> u32 {
+    3
+}
+
+fn five() -> u64 {
+    5
+}
+
+fn ten() -> u64 {
+    10
+}
+
+fn ok_status() -> u16 {
+    200
+}
+
+/// A release: one version of a product, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The product it is for.
+    pub product: Name,
+    /// Semantic version.
+    pub version: Version,
+    /// The architecture as the kernel names it: `x86_64`, `aarch64`, …
+    pub arch: Name,
+    /// The channel it is published on.
+    pub channel: Name,
+    /// When it was made (RFC 3339).
+    pub released: String,
+    /// Only appliances that run this version or a newer one may install it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_version: Option<Version>,
+    /// For people.
+    #[serde(default)]
+    pub release_notes: String,
+    /// All of its pieces.
+    pub components: Vec<Component>,
+    /// `install_path`s that the factory set has and this release has not: nothing is to run there.
+    #[serde(default)]
+    pub removed: Vec<RelPath>,
+    /// The services that run its files.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// The data its programs use.
+    #[serde(default)]
+    pub data: Vec<Data>,
+    /// How it moves the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrate: Option<Migrate>,
+    /// What must hold after the update.
+    #[serde(default)]
+    pub health: Vec<Check>,
+}
+
+impl Manifest {
+    /// Reads and checks a manifest. The error is one sentence that names the field.
+    ///
+    /// Unknown fields are ignored; an unknown `format` is refused before anything else is looked at.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, String> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(format!("it is longer than {MAX_BYTES} bytes"));
+        }
+        let Format { format } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if format != FORMAT {
+            return Err(format!(
+                "format {format} is not known (this version reads {FORMAT})"
+            ));
+        }
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The component with this name.
+    pub fn component(&self, name: &Name) -> Option<&Component> {
+        self.components.iter().find(|c| c.name == *name)
+    }
+
+    /// The component installed at this path.
+    pub fn at(&self, path: &RelPath) -> Option<&Component> {
+        self.components.iter().find(|c| c.install_path == *path)
+    }
+
+    /// The sum of all components' installed bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.components
+            .iter()
+            .fold(0, |sum, c| sum.saturating_add(c.size_bytes))
+    }
+
+    /// The rules that hold between fields.
+    pub fn check(&self) -> Result<(), String> {
+        for (what, count) in [
+            ("components", self.components.len()),
+            ("removed", self.removed.len()),
+            ("services", self.services.len()),
+            ("data", self.data.len()),
+            ("health", self.health.len()),
+        ] {
+            if count > MAX_ITEMS {
+                return Err(format!("{what}: {count} items are more than {MAX_ITEMS}"));
+            }
+        }
+        if self.components.is_empty() {
+            return Err("components: a release has at least one".into());
+        }
+        let mut names = BTreeSet::new();
+        for component in &self.components {
+            component.check()?;
+            if !names.insert(&component.name) {
+                return Err(format!("components: '{}' is there twice", component.name));
+            }
+        }
+        self.check_paths()?;
+        for service in &self.services {
+            let bin = self.at(&service.runs).filter(|c| c.kind == Kind::Bin);
+            // A factory set may list a service whose program it does not ship.
+            if bin.is_none() {
+                return Err(format!(
+                    "services: {} runs {}, which is no bin component of this release",
+                    service.name, service.runs
+                ));
+            }
+            if let Some(name) = service.uses.iter().find(|n| self.component(n).is_none()) {
+                return Err(format!(
+                    "services: {} uses {name}, which is no component of this release",
+                    service.name
+                ));
+            }
+        }
+        unique("services", self.services.iter().map(|s| &s.name))?;
+        unique("data", self.data.iter().map(|d| &d.name))?;
+        for data in &self.data {
+            if data.accepts_from > data.accepts_to {
+                return Err(format!("data: {} accepts no schema", data.name));
+            }
+        }
+        if let Some(migrate) = &self.migrate {
+            self.check_vector("migrate.run", &migrate.run)?;
+            seconds("migrate.timeout_s", migrate.timeout_s)?;
+            if migrate.timeout_s == 0 {
+                return Err("migrate.timeout_s: 0 seconds are no time to migrate".into());
+            }
+        }
+        self.health
+            .iter()
+            .try_for_each(|check| self.check_health(check))
+    }
+
+    /// No path may lie on or below another component's: who owns a file must be plain.
+    fn check_paths(&self) -> Result<(), String> {
+        let installed = self.components.iter().map(|c| &c.install_path);
+        let mut paths: Vec<&RelPath> = installed.chain(&self.removed).collect();
+        // By segment, so that everything below a path follows it at once.
+        paths.sort_by(|a, b| a.as_str().split('/').cmp(b.as_str().split('/')));
+        for pair in paths.windows(2) {
+            if pair[1].below(pair[0]).is_some() {
+                return Err(format!("components: {} and {} overlap", pair[0], pair[1]));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_vector(&self, what: &str, vector: &[String]) -> Result<(), String> {
+        let Some(program) = vector.first() else {
+            return Err(format!("{what}: the argument vector is empty"));
+        };
+        let path: RelPath = program.parse().map_err(|e| format!("{what}: {e}"))?;
+        if !self
+            .components
+            .iter()
+            .any(|c| path.below(&c.install_path).is_some())
+        {
+            return Err(format!("{what}: {path} is in no component of this release"));
+        }
+        if vector.len() > MAX_ITEMS || vector.iter().any(|arg| arg.contains('\0')) {
+            return Err(format!("{what}: too many arguments, or a NUL in one"));
+        }
+        Ok(())
+    }
+
+    fn check_health(&self, check: &Check) -> Result<(), String> {
+        for (what, value) in [
+            ("interval_s", check.interval_s),
+            ("timeout_s", check.timeout_s),
+            ("start_period_s", check.start_period_s),
+            ("stable_s", check.stable_s),
+        ] {
+            seconds(&format!("health.{what}"), value)?;
+        }
+        if check.interval_s == 0 || check.timeout_s == 0 {
+            return Err("health: interval_s and timeout_s are at least 1".into());
+        }
+        match &check.probe {
+            Probe::Http { url, .. } if !url.starts_with("http://") => {
+                Err(format!("health: '{}' is no http:// URL", shortened(url)))
+            }
+            Probe::Tcp { address } if !address.contains(':') => {
+                Err(format!("health: '{}' is no HOST:PORT", shortened(address)))
+            }
+            Probe::Exec { run } => self.check_vector("health.run", run),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Component {
+    fn check(&self) -> Result<(), String> {
+        let path = self.install_path.as_str();
+        let placed = match self.kind {
+            Kind::Bin => path.contains('/'),
+            Kind::Tree => path.contains('/') || path == "migrations",
+        };
+        let known = ["bin/", "share/", "migrations/"]
+            .iter()
+            .any(|top| path.starts_with(top));
+        if !placed || !(known || path == "migrations") {
+            return Err(format!(
+                "components: {} goes to {path}, which is not below bin/, share/ or migrations",
+                self.name
+            ));
+        }
+        if self.kind == Kind::Bin && self.mode.0 & 0o100 == 0 {
+            return Err(format!(
+                "components: {} is a bin, and its mode is not executable",
+                self.name
+            ));
+        }
+        if let Some(path) = &self.factory_path {
+            let good = path.strip_prefix('/').map(|rest| rest.parse::<RelPath>());
+            if !matches!(good, Some(Ok(_))) {
+                return Err(format!(
+                    "components: {}: factory_path '{}' is no plain absolute path",
+                    self.name,
+                    shortened(path)
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = &'a Name>) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("{what}: '{name}' is there twice"));
+        }
+    }
+    Ok(())
+}
+
+fn seconds(what: &str, value: u64) -> Result<(), String> {
+    if value > MAX_SECONDS {
+        return Err(format!(
+            "{what}: {value} seconds are more than {MAX_SECONDS}"
+        ));
+    }
+    Ok(())
+}
+
+/// For messages: hostile text is escaped and cut.
+fn shortened(text: &str) -> String {
+    let mut out: String = text.chars().take(80).flat_map(char::escape_debug).collect();
+    if text.chars().nth(80).is_some() {
+        out.push('…');
+    }
+    out
+}

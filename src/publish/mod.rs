@@ -1,0 +1,1 @@
+//! What `qx-publish` does.

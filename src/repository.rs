@@ -1,0 +1,1 @@
+//! A repository as an appliance sees it.

@@ -1,0 +1,1 @@
+//! What lies on disk: measuring a component.

@@ -1,0 +1,1 @@
+//! TUF: the rules.

@@ -1,0 +1,1 @@
+//! From an artifact to an installed component.
