@@ -1,3 +1,4 @@
+#!/bin/sh
 # What OpenRC does before the sysinit runlevel. The initramfs has mounted /proc, /sys and /run, and devtmpfs is /dev: only
 # OpenRC's own directory is left to make.
 . "$RC_LIBEXECDIR/sh/functions.sh"
