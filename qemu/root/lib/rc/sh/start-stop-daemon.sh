@@ -4,13 +4,21 @@
 
 ssd_start()
 {
+	local tries=250
 	ebegin "Starting ${name:-$RC_SVCNAME}"
-	# The subshell's output is the program's, and a program without a pidfile of its own is given one. The eval is what
-	# lets command_args quote.
+	# Not busybox's --background, which would send the program's words to /dev/null. The eval is what lets command_args
+	# quote.
+	rm -f "$pidfile"
 	(
-		exec >>"${output_log:-/dev/null}" 2>>"${error_log:-/dev/null}"
-		eval start-stop-daemon -S -b -m -o -p "$pidfile" ${command_user:+-c} $command_user -x "$command" -- $command_args
-	)
+		exec </dev/null >>"${output_log:-/dev/null}" 2>>"${error_log:-/dev/null}"
+		eval exec setsid start-stop-daemon -S -m -o -p "$pidfile" ${command_user:+-c} $command_user \
+			-x "$command" -- $command_args
+	) &
+	until [ -s "$pidfile" ] || [ "$tries" = 0 ]; do
+		tries=$((tries - 1))
+		usleep 20000
+	done
+	[ -s "$pidfile" ]
 	eend $? "Failed to start ${name:-$RC_SVCNAME}" || return 1
 	service_set_value command "$command"
 	service_set_value pidfile "$pidfile"
