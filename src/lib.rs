@@ -1,6 +1,7 @@
 //! Keeps the components of an appliance up to date.
 
 pub mod config;
+pub mod decision;
 pub mod digest;
 pub mod durable;
 pub mod error;
@@ -8,6 +9,8 @@ pub mod fetch;
 pub mod manifest;
 pub mod publish;
 pub mod repository;
+pub mod slot;
+pub mod state;
 pub mod tree;
 pub mod trust;
 pub mod unpack;

@@ -1,1 +1,626 @@
-//! A repository as an appliance sees it.
+//! A repository as an appliance sees it: TUF metadata fetched, verified by the rules of [`crate::trust`], and kept.
+//!
+//! What is kept under `update/trust/` is what was verified, byte for byte, one durable write a file: the roots that
+//! followed the shipped one (`N.root.json`) and the latest `timestamp.json`, `snapshot.json` and `targets.json`.
+//! A copy that is damaged, or that the current root's keys no longer verify, counts as absent.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::durable;
+use crate::error::{Context, Error, Exit, Result};
+use crate::manifest::{self, Manifest, Name, RelPath};
+use crate::trust::metadata::TargetFile;
+use crate::trust::{self, MAX_ROTATIONS, Role, TrustedSet};
+
+/// Where small files come from.
+pub trait Fetch {
+    /// The file at a path of the repository, `None` if there is none. More than `limit` bytes are an error.
+    fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>>;
+}
+
+/// A repository whose metadata are trusted.
+pub struct Repository {
+    set: TrustedSet,
+    versions: Versions,
+}
+
+/// The versions of the metadata that something was verified with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Of the root.
+    pub root: u64,
+    /// Of the timestamp.
+    pub timestamp: u64,
+    /// Of the snapshot.
+    pub snapshot: u64,
+    /// Of the targets.
+    pub targets: u64,
+}
+
+/// A release that the repository offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The product it is for.
+    pub product: Name,
+    /// The channel it is published on.
+    pub channel: Name,
+    /// The architecture it is for.
+    pub arch: Name,
+    /// Its version.
+    pub version: Version,
+    /// The target that holds its manifest.
+    pub target: RelPath,
+}
+
+/// A target and where its bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Bytes.
+    pub length: u64,
+    /// The digest of its bytes.
+    pub sha256: Digest,
+    /// Its path in the repository.
+    pub path: String,
+}
+
+impl Repository {
+    /// Refreshes what is trusted: follows the chain of roots from `root` (the one shipped with the image), and gets
+    /// the latest timestamp, snapshot and targets. `store` keeps them; `now` is what expiry is measured against.
+    ///
+    /// # Errors
+    /// [`Exit::Refused`] for metadata that are not to be trusted; [`Exit::Usage`] for a shipped root that is none;
+    /// what the source says for a failed transfer. What was verified before the error is kept.
+    pub fn refresh(
+        source: &impl Fetch,
+        store: &Path,
+        root: &[u8],
+        now: SystemTime,
+    ) -> Result<Repository> {
+        durable::create_dir(store, 0o700)?;
+        let mut set = TrustedSet::new(root, now)
+            .doing(|| "reading the trust root of the appliance")
+            .map_err(|e| e.exiting(Exit::Usage))?;
+        update_root(&mut set, source, store)?;
+        let timestamp = update_timestamp(&mut set, source, store)?;
+        let snapshot = update_snapshot(&mut set, source, store)?;
+        let targets = update_targets(&mut set, source, store, snapshot)?;
+        let versions = Versions {
+            root: set.root().version,
+            timestamp,
+            snapshot,
+            targets,
+        };
+        Ok(Repository { set, versions })
+    }
+
+    /// The versions of the metadata that all of this was verified with.
+    pub fn versions(&self) -> Versions {
+        self.versions
+    }
+
+    /// All releases, of whatever product, by the names of their targets.
+    pub fn releases(&self) -> Vec<Offer> {
+        let targets = self.set.targets();
+        let names = targets.into_iter().flat_map(|t| t.targets.keys());
+        names.filter_map(Offer::of).collect()
+    }
+
+    /// A target by its name.
+    pub fn target(&self, name: &RelPath) -> Option<Target> {
+        let TargetFile { length, sha256 } = *self.set.target(name)?;
+        let path = target_path(name, &sha256, self.set.root().consistent_snapshot);
+        Some(Target {
+            length,
+            sha256,
+            path,
+        })
+    }
+
+    /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest.
+    pub fn manifest(
+        &self,
+        source: &impl Fetch,
+        offer: &Offer,
+    ) -> Result<(Manifest, Vec<u8>, Digest)> {
+        let refused = |why: String| {
+            Error::with(
+                Exit::Refused,
+                format!("reading the manifest {}: {why}", offer.target),
+            )
+        };
+        let target = self
+            .target(&offer.target)
+            .ok_or_else(|| refused("the repository does not offer it".into()))?;
+        if target.length > manifest::MAX_BYTES {
+            return Err(refused(format!(
+                "it is longer than {} bytes",
+                manifest::MAX_BYTES
+            )));
+        }
+        let bytes = required(source, &target.path, manifest::MAX_BYTES)?;
+        let file = TargetFile {
+            length: target.length,
+            sha256: target.sha256,
+        };
+        file.check(&target.path, &bytes)
+            .map_err(|e| refused(e.to_string()))?;
+        let manifest = Manifest::parse(&bytes).map_err(&refused)?;
+        for (field, said, named) in [
+            ("product", manifest.product.as_str(), offer.product.as_str()),
+            ("channel", manifest.channel.as_str(), offer.channel.as_str()),
+            ("arch", manifest.arch.as_str(), offer.arch.as_str()),
+            (
+                "version",
+                &*manifest.version.to_string(),
+                &*offer.version.to_string(),
+            ),
+        ] {
+            if said != named {
+                return Err(refused(format!(
+                    "its {field} is {said}, and its name says {named}"
+                )));
+            }
+        }
+        Ok((manifest, bytes, target.sha256))
+    }
+}
+
+impl Offer {
+    /// The release whose manifest has this target name: `PRODUCT/CHANNEL/ARCH/VERSION/release.json`.
+    pub fn of(target: &RelPath) -> Option<Offer> {
+        let mut segments = target.as_str().split('/');
+        let mut name = || segments.next()?.parse::<Name>().ok();
+        let (product, channel, arch) = (name()?, name()?, name()?);
+        let version = Version::parse(segments.next()?).ok()?;
+        if segments.next()? != "release.json" || segments.next().is_some() {
+            return None;
+        }
+        Some(Offer {
+            product,
+            channel,
+            arch,
+            version,
+            target: target.clone(),
+        })
+    }
+}
+
+/// Where a target lies in a repository.
+pub fn target_path(name: &RelPath, sha256: &Digest, consistent: bool) -> String {
+    match (consistent, name.as_str().rsplit_once('/')) {
+        (false, _) => format!("targets/{name}"),
+        (true, Some((dir, file))) => format!("targets/{dir}/{sha256}.{file}"),
+        (true, None) => format!("targets/{sha256}.{name}"),
+    }
+}
+
+/// Where metadata lie in a repository; `version` for those whose name carries it.
+pub fn metadata_path(role: Role, version: Option<u64>) -> String {
+    match version {
+        Some(version) => format!("metadata/{version}.{role}.json"),
+        None => format!("metadata/{role}.json"),
+    }
+}
+
+fn update_root(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Result<()> {
+    // The shipped root stays the anchor: the kept ones only spare the way along the chain.
+    while let Some(bytes) = kept(store, &format!("{}.root.json", set.root().version + 1)) {
+        if set.update_root(&bytes).is_err() {
+            break;
+        }
+    }
+    for _ in 0..MAX_ROTATIONS {
+        let version = set.root().version + 1;
+        let path = metadata_path(Role::Root, Some(version));
+        let Some(bytes) = source.small(&path, Role::Root.max_bytes())? else {
+            break;
+        };
+        trusted(&path, set.update_root(&bytes))?;
+        durable::write(&store.join(format!("{version}.root.json")), &bytes)?;
+    }
+    Ok(())
+}
+
+fn update_timestamp(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Result<u64> {
+    let file = "timestamp.json";
+    if let Some(bytes) = kept(store, file) {
+        // Refused or expired, the source's decides; what it still proves is remembered in the set.
+        let _ = set.update_timestamp(&bytes);
+    }
+    let path = metadata_path(Role::Timestamp, None);
+    let bytes = required(source, &path, Role::Timestamp.max_bytes())?;
+    if trusted(&path, set.update_timestamp(&bytes))? {
+        durable::write(&store.join(file), &bytes)?;
+    }
+    Ok(set.timestamp().map_or(0, |timestamp| timestamp.version))
+}
+
+fn update_snapshot(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Result<u64> {
+    let file = "snapshot.json";
+    let version = set.timestamp().map_or(0, |t| t.snapshot.version);
+    if kept(store, file).is_some_and(|bytes| set.update_snapshot(&bytes, true).is_ok()) {
+        return Ok(version);
+    }
+    let named = set.root().consistent_snapshot.then_some(version);
+    let path = metadata_path(Role::Snapshot, named);
+    let bytes = required(source, &path, Role::Snapshot.max_bytes())?;
+    trusted(&path, set.update_snapshot(&bytes, false))?;
+    durable::write(&store.join(file), &bytes)?;
+    Ok(version)
+}
+
+fn update_targets(
+    set: &mut TrustedSet,
+    source: &impl Fetch,
+    store: &Path,
+    snapshot: u64,
+) -> Result<u64> {
+    let file = "targets.json";
+    let meta = set.snapshot().and_then(|s| s.meta.get(file));
+    let Some(version) = meta.map(|meta| meta.version) else {
+        let role = Role::Snapshot;
+        let missing = trust::Error::Missing {
+            role,
+            file: file.to_owned(),
+        };
+        return trusted(&metadata_path(role, Some(snapshot)), Err(missing));
+    };
+    if kept(store, file).is_some_and(|bytes| set.update_targets(&bytes).is_ok()) {
+        return Ok(version);
+    }
+    let named = set.root().consistent_snapshot.then_some(version);
+    let path = metadata_path(Role::Targets, named);
+    let bytes = required(source, &path, Role::Targets.max_bytes())?;
+    trusted(&path, set.update_targets(&bytes))?;
+    durable::write(&store.join(file), &bytes)?;
+    Ok(version)
+}
+
+/// A copy kept earlier. One that cannot be read is as good as none: the source has it.
+fn kept(store: &Path, file: &str) -> Option<Vec<u8>> {
+    std::fs::read(store.join(file)).ok()
+}
+
+fn required(source: &impl Fetch, path: &str, limit: u64) -> Result<Vec<u8>> {
+    source
+        .small(path, limit)?
+        .ok_or_else(|| Error::new(format!("fetching {path}: the repository has no such file")))
+}
+
+fn trusted<T>(path: &str, result: Result<T, trust::Error>) -> Result<T> {
+    result
+        .doing(|| format!("verifying {path}"))
+        .map_err(|e| e.exiting(Exit::Refused))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::trust::forge::{Forge, at};
+
+    /// A source in memory that records what was asked for.
+    #[derive(Default)]
+    struct Memory {
+        files: BTreeMap<String, Vec<u8>>,
+        asked: RefCell<Vec<String>>,
+    }
+
+    impl Fetch for Memory {
+        fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+            self.asked.borrow_mut().push(path.to_owned());
+            let file = self.files.get(path).cloned();
+            if file.as_ref().is_some_and(|f| f.len() as u64 > limit) {
+                return Err(Error::new(format!("fetching {path}: too long")));
+            }
+            Ok(file)
+        }
+    }
+
+    /// Everything that a forged repository serves, added to what it served before.
+    fn serve(memory: &mut Memory, forge: &Forge) {
+        for role in Role::ALL {
+            let version = match role {
+                Role::Root => Some(forge.root.version),
+                Role::Timestamp => None,
+                Role::Snapshot => forge.consistent.then_some(forge.snapshot.version),
+                Role::Targets => forge.consistent.then_some(forge.targets.version),
+            };
+            memory
+                .files
+                .insert(metadata_path(role, version), forge.bytes(role));
+        }
+        for (name, bytes) in &forge.files {
+            let path = target_path(&name.parse().unwrap(), &Digest::of(bytes), forge.consistent);
+            memory.files.insert(path, bytes.clone());
+        }
+    }
+
+    struct Appliance {
+        store: PathBuf,
+        root: Vec<u8>,
+        source: Memory,
+    }
+
+    impl Appliance {
+        fn new(test: &str, forge: &Forge) -> Appliance {
+            let name = format!("qx-repository-{}-{test}", std::process::id());
+            let store = std::env::temp_dir().join(name);
+            let _ = std::fs::remove_dir_all(&store);
+            let mut source = Memory::default();
+            serve(&mut source, forge);
+            let root = forge.bytes(Role::Root);
+            Appliance {
+                store,
+                root,
+                source,
+            }
+        }
+
+        fn refresh(&self) -> Result<Repository> {
+            self.source.asked.borrow_mut().clear();
+            Repository::refresh(&self.source, &self.store, &self.root, at(0))
+        }
+
+        fn asked(&self) -> Vec<String> {
+            self.source.asked.borrow().clone()
+        }
+
+        fn stored(&self) -> BTreeMap<String, Vec<u8>> {
+            std::fs::read_dir(&self.store)
+                .unwrap()
+                .map(|entry| entry.unwrap())
+                .map(|entry| {
+                    let name = entry.file_name().into_string().unwrap();
+                    (name, std::fs::read(entry.path()).unwrap())
+                })
+                .collect()
+        }
+    }
+
+    impl Drop for Appliance {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.store);
+        }
+    }
+
+    fn refusal<T>(result: Result<T>) -> Error {
+        result.err().expect("it was accepted")
+    }
+
+    fn release(version: &str) -> (String, Vec<u8>) {
+        let manifest = json!({
+            "format": 1, "product": "vdc", "version": version, "arch": "x86_64", "channel": "stable",
+            "released": "2026-03-01T12:00:00Z",
+            "components": [{
+                "name": "app", "kind": "bin", "install_path": "bin/app", "mode": "0755",
+                "sha256": Digest::of(b""), "size_bytes": 0, "entries": 1, "artifact": "vdc/artifacts/app.tar.gz",
+            }],
+        });
+        let name = format!("vdc/stable/x86_64/{version}/release.json");
+        (name, manifest.to_string().into_bytes())
+    }
+
+    #[test]
+    fn what_was_verified_is_kept_and_not_fetched_again() {
+        for consistent in [true, false] {
+            let mut forge = Forge::new();
+            forge.consistent = consistent;
+            let appliance = Appliance::new("kept", &forge);
+            let versions = appliance.refresh().unwrap().versions();
+            assert_eq!(
+                versions,
+                Versions {
+                    root: 1,
+                    timestamp: 1,
+                    snapshot: 1,
+                    targets: 1
+                }
+            );
+            let numbered = |name: &str| match consistent {
+                true => format!("metadata/1.{name}"),
+                false => format!("metadata/{name}"),
+            };
+            let always = ["metadata/2.root.json", "metadata/timestamp.json"].map(str::to_owned);
+            let mut first = always.to_vec();
+            first.extend([numbered("snapshot.json"), numbered("targets.json")]);
+            assert_eq!(appliance.asked(), first);
+            for role in [Role::Timestamp, Role::Snapshot, Role::Targets] {
+                let kept = &appliance.stored()[&format!("{role}.json")];
+                assert_eq!(*kept, forge.bytes(role), "{role}");
+            }
+            appliance.refresh().unwrap();
+            assert_eq!(appliance.asked(), always);
+        }
+    }
+
+    #[test]
+    fn the_chain_of_roots_is_followed_and_kept() {
+        let mut forge = Forge::new();
+        let mut appliance = Appliance::new("chain", &forge);
+        for (version, old, new) in [(2, 1, 41), (3, 41, 42), (4, 42, 43)] {
+            forge.root.version = version;
+            forge.root.signers = vec![old, new];
+            forge.roles.insert(Role::Root, (vec![new], 1));
+            serve(&mut appliance.source, &forge);
+        }
+        assert_eq!(appliance.refresh().unwrap().versions().root, 4);
+        appliance.refresh().unwrap();
+        assert_eq!(appliance.asked()[0], "metadata/5.root.json");
+        // A damaged copy is fetched again, from where the chain still holds.
+        std::fs::write(appliance.store.join("3.root.json"), b"{").unwrap();
+        assert_eq!(appliance.refresh().unwrap().versions().root, 4);
+        assert_eq!(appliance.asked()[0], "metadata/3.root.json");
+        appliance.refresh().unwrap();
+        assert_eq!(appliance.asked()[0], "metadata/5.root.json");
+    }
+
+    #[test]
+    fn damaged_copies_count_as_absent() {
+        let forge = Forge::new();
+        let appliance = Appliance::new("damaged", &forge);
+        appliance.refresh().unwrap();
+        let good = appliance.stored();
+        for file in good.keys() {
+            let mut bytes = good[file].clone();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(appliance.store.join(file), &bytes).unwrap();
+            appliance.refresh().unwrap();
+            assert_eq!(appliance.stored(), good, "{file}");
+        }
+    }
+
+    #[test]
+    fn nothing_refused_is_kept_and_an_honest_refresh_follows() {
+        let mut honest = Forge::new();
+        honest.publish();
+        let mut next = honest.clone();
+        next.publish();
+        type Attack = fn(&mut Forge);
+        let attacks: [(Role, &str, Attack); 6] = [
+            (Role::Timestamp, "signed by", |f| {
+                f.timestamp.signers = vec![9]
+            }),
+            (Role::Timestamp, "older than", |f| f.timestamp.version = 1),
+            (Role::Timestamp, "expired", |f| f.timestamp.expires = at(-1)),
+            (Role::Snapshot, "signed by", |f| {
+                f.snapshot.signers = vec![9]
+            }),
+            (Role::Snapshot, "older than", |f| f.targets.version = 1),
+            (Role::Targets, "expired", |f| f.targets.expires = at(-1)),
+        ];
+        for (role, word, attack) in attacks {
+            let mut appliance = Appliance::new("attack", &honest);
+            appliance.refresh().unwrap();
+            let before = appliance.stored();
+            let mut forged = next.clone();
+            attack(&mut forged);
+            let honestly = appliance.source.files.clone();
+            serve(&mut appliance.source, &forged);
+            let error = refusal(appliance.refresh());
+            assert_eq!(error.exit, Exit::Refused, "{role}: {}", error.chain());
+            assert!(error.chain().contains(word), "{role}: {}", error.chain());
+            // What was verified before the refusal is kept, the refused role and what follows it is not.
+            for later in Role::ALL.into_iter().filter(|later| *later >= role) {
+                let file = format!("{later}.json");
+                assert_eq!(appliance.stored()[&file], before[&file], "{role}: {file}");
+            }
+            // Mending the repository is enough; what was trusted is still there to tell a rollback.
+            appliance.source.files = honestly;
+            let mut mended = next.clone();
+            mended.publish();
+            serve(&mut appliance.source, &mended);
+            appliance.refresh().unwrap();
+            serve(&mut appliance.source, &honest);
+            assert_eq!(refusal(appliance.refresh()).exit, Exit::Refused);
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_a_failed_transfer_and_no_distrust() {
+        let forge = Forge::new();
+        for file in ["timestamp.json", "1.snapshot.json", "1.targets.json"] {
+            let mut appliance = Appliance::new("missing", &forge);
+            appliance.source.files.remove(&format!("metadata/{file}"));
+            let error = refusal(appliance.refresh());
+            assert_eq!(error.exit, Exit::Failed, "{}", error.chain());
+            assert!(error.chain().contains(file), "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn a_shipped_root_that_is_none_is_a_wrong_configuration() {
+        let mut appliance = Appliance::new("shipped", &Forge::new());
+        appliance.root = b"no root".to_vec();
+        assert_eq!(refusal(appliance.refresh()).exit, Exit::Usage);
+    }
+
+    #[test]
+    fn releases_are_found_by_their_names() {
+        let mut forge = Forge::new();
+        for version in ["1.0.0", "1.10.0", "2.0.0-rc.1+b.5"] {
+            let (name, bytes) = release(version);
+            forge.files.insert(name, bytes);
+        }
+        for other in [
+            "vdc/stable/x86_64/1.0/release.json",
+            "vdc/stable/x86_64/1.0.0/release.txt",
+            "vdc/stable/x86_64/1.0.0/x/release.json",
+            "vdc/x86_64/1.0.0/release.json",
+            "v dc/stable/x86_64/1.0.0/release.json",
+            "release.json",
+        ] {
+            forge.files.insert(other.into(), vec![]);
+        }
+        let appliance = Appliance::new("releases", &forge);
+        let repository = appliance.refresh().unwrap();
+        let offers = repository.releases();
+        let versions: Vec<_> = offers.iter().map(|o| o.version.to_string()).collect();
+        assert_eq!(versions, ["1.0.0", "1.10.0", "2.0.0-rc.1+b.5"]);
+        for offer in &offers {
+            let (manifest, bytes, digest) = repository.manifest(&appliance.source, offer).unwrap();
+            assert_eq!(manifest.version, offer.version);
+            assert_eq!(digest, Digest::of(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_manifest_must_be_what_was_signed_and_what_its_name_says() {
+        let (name, bytes) = release("1.0.0");
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        for (from, to, word) in [
+            ("\"vdc\"", "\"xyz\"", "product"),
+            ("stable", "beta", "channel"),
+            ("x86_64", "aarch64", "arch"),
+            ("1.0.0", "1.0.1", "version"),
+            ("\"format\":1", "\"format\":2", "format 2"),
+            ("bin/app", "../app", "relative path"),
+        ] {
+            let mut forge = Forge::new();
+            forge
+                .files
+                .insert(name.clone(), text.replace(from, to).into_bytes());
+            let appliance = Appliance::new("manifest", &forge);
+            let repository = appliance.refresh().unwrap();
+            let offer = &repository.releases()[0];
+            let error = refusal(repository.manifest(&appliance.source, offer));
+            assert_eq!(error.exit, Exit::Refused);
+            assert!(error.chain().contains(word), "{}", error.chain());
+        }
+        let mut forge = Forge::new();
+        forge.files.insert(name, bytes);
+        let mut appliance = Appliance::new("tampered", &forge);
+        let repository = appliance.refresh().unwrap();
+        let offer = &repository.releases()[0];
+        let path = repository.target(&offer.target).unwrap().path;
+        for tampered in [text.replace("vdc", "vdx"), text.clone() + " "] {
+            appliance
+                .source
+                .files
+                .insert(path.clone(), tampered.into_bytes());
+            let error = refusal(repository.manifest(&appliance.source, offer));
+            assert_eq!(error.exit, Exit::Refused);
+            assert!(
+                error.chain().contains("not what was signed"),
+                "{}",
+                error.chain()
+            );
+        }
+        appliance.source.files.remove(&path);
+        assert_eq!(
+            refusal(repository.manifest(&appliance.source, offer)).exit,
+            Exit::Failed
+        );
+    }
+}

@@ -1,0 +1,839 @@
+//! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
+//! `docs/recovery.md` has the same rows in the same order.
+
+use crate::slot::{Installed, Link, Set, Slot, Verdict};
+use crate::state::{Cause, CauseKind, Idle, Operation, OperationKind, Phase, Record, Trouble};
+
+/// A release whose switch was cut short this often is held.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+/// What loading the record found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Loaded {
+    /// Neither copy exists.
+    Absent,
+    /// Copies exist and none is intact; why.
+    Unreadable(String),
+    /// The newest intact copy.
+    Record(Record),
+}
+
+/// Everything the decision depends on.
+pub struct Observed<'a> {
+    /// The record.
+    pub loaded: &'a Loaded,
+    /// The priority link.
+    pub link: &'a Link,
+    /// Whether a slot directory exists.
+    pub slots: bool,
+    /// Verifies a slot; asked only for the slots that matter, since it reads all of it.
+    pub verify: &'a dyn Fn(Slot) -> Verdict,
+    /// What the image ships.
+    pub factory: &'a Installed,
+    /// Whether this boot was told to use the factory set (`qx.factory`).
+    pub factory_boot: bool,
+    /// Identifies this boot.
+    pub boot_id: &'a str,
+    /// Whether the record can be written.
+    pub writable: bool,
+    /// Whether a data snapshot exists.
+    pub snapshot: bool,
+    /// The time, RFC 3339.
+    pub now: &'a str,
+}
+
+/// What shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The record to be written, if it differs.
+    pub record: Record,
+    /// What the priority link must select, once the record is written.
+    pub show: Set,
+    /// Whether directories that were being staged are to be deleted.
+    pub drop_leftovers: bool,
+    /// The operation whose release is to be held, and why.
+    pub hold: Option<(Operation, String)>,
+    /// What happened, one sentence each, for the log.
+    pub notes: Vec<String>,
+}
+
+/// The link stage's decision. It never chooses a set that does not verify, and always chooses one.
+pub fn decide(observed: &Observed) -> Decision {
+    match observed.loaded {
+        Loaded::Record(record) => decide_phase(observed, record),
+        Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
+            record: Record::idle(observed.factory.clone(), None, observed.now),
+            show: Set::Factory,
+            drop_leftovers: false,
+            hold: None,
+            notes: Vec::new(),
+        },
+        Loaded::Absent => rebuild(observed, "the update state is missing"),
+        Loaded::Unreadable(why) => {
+            rebuild(observed, &format!("the update state is unreadable ({why})"))
+        }
+    }
+}
+
+fn decide_phase(observed: &Observed, record: &Record) -> Decision {
+    match &record.phase {
+        Phase::Idle(idle) => settle(observed, record, idle, None),
+        Phase::Staging { op } => {
+            let mut decision = settle(observed, record, &op.back(None), None);
+            decision.drop_leftovers = true;
+            decision
+                .notes
+                .insert(0, format!("staging {} was interrupted", op.to));
+            decision
+        }
+        Phase::Staged { op } => settle(observed, record, &op.back(None), Some(op)),
+        Phase::Switching { op, data } if observed.link.selects(op.to.set) => {
+            // The power went between the flip and the next record.
+            let trial = record.with(Phase::Trial {
+                op: op.clone(),
+                data: *data,
+                boots: 0,
+                boot_id: String::new(),
+                since: observed.now.to_owned(),
+            });
+            decide_phase(observed, &trial)
+        }
+        Phase::Switching {
+            op,
+            data: crate::state::DataState::Untouched,
+        } => cut_short(observed, record, op),
+        Phase::Switching { op, data } => revert(
+            observed,
+            &record.with(Phase::Reverting {
+                op: op.clone(),
+                data: *data,
+                cause: Cause {
+                    kind: CauseKind::Power,
+                    message: format!("the switch to {} was interrupted", op.to),
+                },
+            }),
+            op,
+        ),
+        Phase::Trial {
+            op,
+            data,
+            boots,
+            boot_id,
+            since,
+        } => {
+            let boots = boots + u32::from(boot_id != observed.boot_id);
+            let cause = match trial_fault(observed, op, boots) {
+                None => {
+                    return Decision {
+                        record: record.with(Phase::Trial {
+                            op: op.clone(),
+                            data: *data,
+                            boots,
+                            boot_id: observed.boot_id.to_owned(),
+                            since: since.clone(),
+                        }),
+                        show: op.to.set,
+                        drop_leftovers: false,
+                        hold: None,
+                        notes: vec![format!("{} is on trial, boot {boots}", op.to)],
+                    };
+                }
+                Some(cause) => cause,
+            };
+            let reverting = Phase::Reverting {
+                op: op.clone(),
+                data: *data,
+                cause,
+            };
+            revert(observed, &record.with(reverting), op)
+        }
+        Phase::Reverting { op, .. } => revert(observed, record, op),
+    }
+}
+
+/// Why a trial must not go on, if it must not.
+fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause> {
+    let damage = |message| {
+        Some(Cause {
+            kind: CauseKind::Damage,
+            message,
+        })
+    };
+    if !observed.link.selects(op.to.set) {
+        return damage(format!("the priority link no longer selects {}", op.to));
+    }
+    if let Err(why) = verify(observed, &op.to) {
+        return damage(format!("{} no longer verifies: {why}", op.to));
+    }
+    let impatient = |message| {
+        Some(Cause {
+            kind: CauseKind::Boots,
+            message,
+        })
+    };
+    if boots > op.trial_boots {
+        return impatient(format!(
+            "{} was not proved healthy in {} boots",
+            op.to, op.trial_boots
+        ));
+    }
+    if !observed.writable {
+        return impatient(format!(
+            "the boots of {}'s trial cannot be counted: the update state cannot be written",
+            op.to
+        ));
+    }
+    None
+}
+
+/// The rows of `Idle`, also for phases that end there. `staged` is kept if its ground does not move.
+fn settle(
+    observed: &Observed,
+    record: &Record,
+    idle: &Idle,
+    staged: Option<&Operation>,
+) -> Decision {
+    let decision = |phase: Phase, show: Set, notes: Vec<String>| Decision {
+        drop_leftovers: matches!(phase, Phase::Idle(_)),
+        record: record.with(phase),
+        show,
+        hold: None,
+        notes,
+    };
+    let stay = || match staged {
+        Some(op) => Phase::Staged { op: op.clone() },
+        None => Phase::Idle(idle.clone()),
+    };
+    let factory = |trouble: Option<Trouble>| {
+        Phase::Idle(Idle {
+            active: observed.factory.clone(),
+            fallback: None,
+            since: observed.now.to_owned(),
+            trouble,
+        })
+    };
+    if observed.factory_boot && idle.active.set != Set::Factory {
+        let note = format!(
+            "this boot uses the factory set as it was told to; {} is kept",
+            idle.active
+        );
+        return decision(stay(), Set::Factory, vec![note]);
+    }
+    if idle.active.set == Set::Factory {
+        if idle.active == *observed.factory {
+            return decision(stay(), Set::Factory, Vec::new());
+        }
+        // Another image; what was staged on the old one's ground is planned anew.
+        let note = format!("the image now ships {}", observed.factory);
+        return decision(factory(None), Set::Factory, vec![note]);
+    }
+    if observed.factory.newer_than(&idle.active) {
+        let what = format!(
+            "the image ships {}, newer than {}",
+            observed.factory, idle.active
+        );
+        return decision(factory(None), Set::Factory, vec![what]);
+    }
+    let Err(why) = verify(observed, &idle.active) else {
+        return decision(stay(), idle.active.set, Vec::new());
+    };
+    let what = format!("{} is damaged: {why}", idle.active);
+    let chosen = choose(observed, idle.fallback.as_ref());
+    let trouble = Trouble {
+        what: format!("{what}; {chosen} runs instead"),
+        needs_person: false,
+    };
+    let next = Idle {
+        fallback: (chosen.set != Set::Factory).then(|| observed.factory.clone()),
+        since: observed.now.to_owned(),
+        trouble: Some(trouble.clone()),
+        active: chosen,
+    };
+    let show = next.active.set;
+    decision(Phase::Idle(next), show, vec![trouble.what])
+}
+
+/// A switch that ended before the data was touched and before the link moved.
+fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Decision {
+    let op = Operation {
+        attempts: op.attempts + 1,
+        ..op.clone()
+    };
+    let what = format!(
+        "the switch to {} was interrupted {} times",
+        op.to, op.attempts
+    );
+    let held = op.attempts >= MAX_ATTEMPTS;
+    let install = op.kind == OperationKind::Install;
+    let mut decision = settle(
+        observed,
+        record,
+        &op.back(None),
+        (install && !held).then_some(&op),
+    );
+    decision.notes.insert(0, what.clone());
+    decision.hold = (install && held).then_some((op, what));
+    decision
+}
+
+fn revert(observed: &Observed, reverting: &Record, op: &Operation) -> Decision {
+    let chosen = choose(observed, Some(op.from()));
+    let mut notes = Vec::new();
+    if let Phase::Reverting { cause, .. } = &reverting.phase {
+        notes.push(format!("going back to {chosen}: {}", cause.message));
+    }
+    Decision {
+        record: reverting.clone(),
+        show: chosen.set,
+        drop_leftovers: false,
+        hold: None,
+        notes,
+    }
+}
+
+/// No record to go by: what the link selects, if it verifies, else the factory set.
+fn rebuild(observed: &Observed, what: &str) -> Decision {
+    let linked = match observed.link {
+        Link::To(slot) => match (observed.verify)(*slot) {
+            Verdict::Good(installed) => Ok(installed),
+            Verdict::Empty => Err(format!("slot {slot} is empty")),
+            Verdict::Damaged(why) => Err(format!("slot {slot} is damaged: {why}")),
+        },
+        Link::Absent => Err("no release is selected".to_owned()),
+        Link::Foreign(target) => Err(format!("the priority link points to {target}")),
+    };
+    let (active, what, needs_person) = match linked {
+        Ok(active) if !observed.snapshot => {
+            let what = format!("{what}; it was made anew from what is installed: {active}");
+            (active, what, false)
+        }
+        Ok(active) => {
+            let what =
+                format!("{what}, and saved data exists that no record explains; {active} runs");
+            (active, what, true)
+        }
+        Err(why) => {
+            let what = format!("{what}, and {why}; the factory set runs");
+            (observed.factory.clone(), what, true)
+        }
+    };
+    let idle = Idle {
+        fallback: (active.set != Set::Factory).then(|| observed.factory.clone()),
+        active,
+        since: observed.now.to_owned(),
+        trouble: Some(Trouble {
+            what: what.clone(),
+            needs_person,
+        }),
+    };
+    let mut record = Record::idle(observed.factory.clone(), None, observed.now);
+    record.phase = Phase::Idle(idle.clone());
+    // From here on it is an ordinary record: a newer image and an override count.
+    let mut decision = settle(observed, &record, &idle, None);
+    decision.drop_leftovers = false;
+    decision.notes.insert(0, what);
+    decision
+}
+
+/// The first of the set and the factory set that verifies.
+fn choose(observed: &Observed, first: Option<&Installed>) -> Installed {
+    match first {
+        Some(installed) if installed.set != Set::Factory && verify(observed, installed).is_ok() => {
+            installed.clone()
+        }
+        _ => observed.factory.clone(),
+    }
+}
+
+/// Whether a set still is what it was recorded as. The factory set lies on an immutable medium: it is
+/// what is left, and not verified here.
+fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
+    let Some(slot) = expected.set.slot() else {
+        return Ok(());
+    };
+    match (observed.verify)(slot) {
+        Verdict::Good(found) if found.manifest == expected.manifest => Ok(()),
+        Verdict::Good(found) => Err(format!("it holds {found}")),
+        Verdict::Empty => Err("it is empty".into()),
+        Verdict::Damaged(why) => Err(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Services;
+    use crate::digest::Digest;
+    use crate::state::DataState;
+
+    const NOW: &str = "2026-02-02T00:00:00Z";
+    const BOOT: &str = "this-boot";
+
+    fn installed(set: Set, version: &str) -> Installed {
+        Installed {
+            set,
+            version: Some(version.parse().unwrap()),
+            manifest: Some(Digest::of(version.as_bytes())),
+        }
+    }
+
+    fn factory() -> Installed {
+        installed(Set::Factory, "1.0.0")
+    }
+
+    fn idle(active: Installed) -> Idle {
+        Idle {
+            fallback: (active.set != Set::Factory).then(factory),
+            active,
+            since: "2026-01-01T00:00:00Z".into(),
+            trouble: None,
+        }
+    }
+
+    /// An install of 1.2.0 into slot b while 1.1.0 runs from slot a.
+    fn operation() -> Operation {
+        Operation {
+            id: "0123456789abcdef".into(),
+            kind: OperationKind::Install,
+            started: "2026-02-01T00:00:00Z".into(),
+            before: idle(installed(Set::A, "1.1.0")),
+            to: installed(Set::B, "1.2.0"),
+            attempts: 0,
+            services: Vec::new(),
+            ran: Vec::new(),
+            manager: Services::None {},
+            service_timeout_s: 60,
+            trial_boots: 3,
+            trial_max_age_s: 86_400,
+        }
+    }
+
+    fn trial(boots: u32, boot_id: &str) -> Phase {
+        Phase::Trial {
+            op: operation(),
+            data: DataState::Untouched,
+            boots,
+            boot_id: boot_id.into(),
+            since: NOW.into(),
+        }
+    }
+
+    fn reverting(data: DataState, kind: CauseKind) -> Phase {
+        Phase::Reverting {
+            op: operation(),
+            data,
+            cause: Cause {
+                kind,
+                message: "it crashed".into(),
+            },
+        }
+    }
+
+    fn phases() -> Vec<Phase> {
+        let op = operation;
+        let mut phases = vec![
+            Phase::Idle(idle(factory())),
+            Phase::Idle(idle(installed(Set::A, "1.1.0"))),
+            Phase::Idle(Idle {
+                fallback: Some(installed(Set::A, "1.1.0")),
+                ..idle(installed(Set::B, "1.2.0"))
+            }),
+            Phase::Staging { op: op() },
+            Phase::Staged { op: op() },
+        ];
+        for data in [DataState::Untouched, DataState::Saved, DataState::Restored] {
+            for attempts in [0, MAX_ATTEMPTS - 1] {
+                phases.push(Phase::Switching {
+                    op: Operation { attempts, ..op() },
+                    data,
+                });
+            }
+            phases.push(reverting(data, CauseKind::Release));
+            phases.push(reverting(data, CauseKind::Power));
+        }
+        for boots in [0, 2, 3] {
+            phases.extend([trial(boots, BOOT), trial(boots, "an earlier boot")]);
+        }
+        phases
+    }
+
+    fn verdicts(set: Set, version: &str) -> [Verdict; 3] {
+        [
+            Verdict::Good(installed(set, version)),
+            Verdict::Empty,
+            Verdict::Damaged("bin/qx-node differs".into()),
+        ]
+    }
+
+    struct Case {
+        loaded: Loaded,
+        link: Link,
+        a: Verdict,
+        b: Verdict,
+        factory: Installed,
+        factory_boot: bool,
+        writable: bool,
+        snapshot: bool,
+    }
+
+    impl Case {
+        fn new(phase: Phase, link: Link) -> Case {
+            let mut record = Record::idle(factory(), None, NOW);
+            record.phase = phase;
+            Case {
+                loaded: Loaded::Record(record),
+                link,
+                a: Verdict::Good(installed(Set::A, "1.1.0")),
+                b: Verdict::Good(installed(Set::B, "1.2.0")),
+                factory: factory(),
+                factory_boot: false,
+                writable: true,
+                snapshot: false,
+            }
+        }
+
+        fn decide(&self) -> Decision {
+            decide(&Observed {
+                loaded: &self.loaded,
+                link: &self.link,
+                slots: [&self.a, &self.b].iter().any(|v| **v != Verdict::Empty),
+                verify: &|slot| match slot {
+                    Slot::A => self.a.clone(),
+                    Slot::B => self.b.clone(),
+                },
+                factory: &self.factory,
+                factory_boot: self.factory_boot,
+                boot_id: BOOT,
+                writable: self.writable,
+                snapshot: self.snapshot,
+                now: NOW,
+            })
+        }
+    }
+
+    fn links() -> [Link; 4] {
+        [
+            Link::Absent,
+            Link::To(Slot::A),
+            Link::To(Slot::B),
+            Link::Foreign("/elsewhere".into()),
+        ]
+    }
+
+    /// Every (record, link, verdicts, factory, override, writable, snapshot): what holds for all of them.
+    #[test]
+    fn every_combination_ends_in_one_set_that_verifies_and_stays_there() {
+        let mut count = 0;
+        let mut loaded: Vec<Loaded> = phases()
+            .into_iter()
+            .map(|phase| Case::new(phase, Link::Absent).loaded)
+            .collect();
+        loaded.push(Loaded::Absent);
+        loaded.push(Loaded::Unreadable("its checksum does not fit".into()));
+        for loaded in loaded {
+            for link in links() {
+                for a in verdicts(Set::A, "1.1.0") {
+                    for b in verdicts(Set::B, "1.2.0") {
+                        for bits in 0..16 {
+                            let case = Case {
+                                loaded: loaded.clone(),
+                                link: link.clone(),
+                                a: a.clone(),
+                                b: b.clone(),
+                                factory: match bits & 1 {
+                                    0 => factory(),
+                                    _ => installed(Set::Factory, "2.0.0"),
+                                },
+                                factory_boot: bits & 2 != 0,
+                                writable: bits & 4 != 0,
+                                snapshot: bits & 8 != 0,
+                            };
+                            check_invariants(&case);
+                            count += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(count, (phases().len() + 2) * 4 * 3 * 3 * 16);
+    }
+
+    fn check_invariants(case: &Case) {
+        let decision = case.decide();
+        let context = || {
+            format!(
+                "{:?} link {:?} a {:?} b {:?} factory {:?} override {} writable {}\n→ {decision:?}",
+                case.loaded,
+                case.link,
+                case.a,
+                case.b,
+                case.factory,
+                case.factory_boot,
+                case.writable
+            )
+        };
+        // P1: what is shown verifies.
+        match decision.show {
+            Set::A => assert!(matches!(case.a, Verdict::Good(_)), "{}", context()),
+            Set::B => assert!(matches!(case.b, Verdict::Good(_)), "{}", context()),
+            Set::Factory => {}
+        }
+        // P4: in Idle the record says what is shown, but for an override.
+        if let Phase::Idle(idle) = &decision.record.phase
+            && !case.factory_boot
+        {
+            assert_eq!(idle.active.set, decision.show, "{}", context());
+        }
+        // A new release is shown only on trial, or after it was confirmed.
+        if decision.show == Set::B
+            && let Loaded::Record(record) = &case.loaded
+            && record.operation().is_some()
+        {
+            assert!(
+                matches!(decision.record.phase, Phase::Trial { .. }),
+                "{}",
+                context()
+            );
+            assert!(case.link.selects(Set::B), "{}", context());
+        }
+        // P5: deciding again on the result changes nothing.
+        let again = Case {
+            loaded: Loaded::Record(decision.record.clone()),
+            link: match decision.show.slot() {
+                None => Link::Absent,
+                Some(slot) => Link::To(slot),
+            },
+            a: case.a.clone(),
+            b: case.b.clone(),
+            factory: case.factory.clone(),
+            ..*case
+        };
+        let second = again.decide();
+        assert_eq!(second.record, decision.record, "not stable: {}", context());
+        assert_eq!(second.show, decision.show, "not stable: {}", context());
+        assert_eq!(second.hold, None, "held twice: {}", context());
+    }
+
+    /// The rows of the table in `docs/recovery.md`, one line each.
+    #[test]
+    fn the_rows() {
+        let a = || Link::To(Slot::A);
+        let b = || Link::To(Slot::B);
+        let idle_a = || Phase::Idle(idle(installed(Set::A, "1.1.0")));
+        let switching = |data, attempts| Phase::Switching {
+            op: Operation {
+                attempts,
+                ..operation()
+            },
+            data,
+        };
+        use DataState::*;
+        let rows: [(&str, Phase, Link, &str, Set); 13] = [
+            ("idle, active verifies", idle_a(), a(), "idle", Set::A),
+            (
+                "idle, the link is gone",
+                idle_a(),
+                Link::Absent,
+                "idle",
+                Set::A,
+            ),
+            ("idle, the link is wrong", idle_a(), b(), "idle", Set::A),
+            (
+                "staging",
+                Phase::Staging { op: operation() },
+                a(),
+                "idle",
+                Set::A,
+            ),
+            (
+                "staged",
+                Phase::Staged { op: operation() },
+                a(),
+                "staged",
+                Set::A,
+            ),
+            (
+                "switching, before the flip",
+                switching(Untouched, 0),
+                a(),
+                "staged",
+                Set::A,
+            ),
+            (
+                "switching, the third time",
+                switching(Untouched, 2),
+                a(),
+                "idle",
+                Set::A,
+            ),
+            (
+                "switching, data saved",
+                switching(Saved, 0),
+                a(),
+                "reverting",
+                Set::A,
+            ),
+            (
+                "switching, after the flip",
+                switching(Untouched, 0),
+                b(),
+                "trial",
+                Set::B,
+            ),
+            ("trial", trial(1, "an earlier boot"), b(), "trial", Set::B),
+            (
+                "trial, one boot too many",
+                trial(3, "an earlier boot"),
+                b(),
+                "reverting",
+                Set::A,
+            ),
+            (
+                "trial, the link moved",
+                trial(0, BOOT),
+                a(),
+                "reverting",
+                Set::A,
+            ),
+            (
+                "reverting",
+                reverting(Restored, CauseKind::Release),
+                b(),
+                "reverting",
+                Set::A,
+            ),
+        ];
+        for (row, phase, link, expected, show) in rows {
+            let decision = Case::new(phase, link).decide();
+            assert_eq!(decision.record.phase.name(), expected, "{row}");
+            assert_eq!(decision.show, show, "{row}");
+        }
+    }
+
+    #[test]
+    fn a_boot_is_counted_once() {
+        for (boot_id, counted) in [("an earlier boot", 2), (BOOT, 1)] {
+            let decision = Case::new(trial(1, boot_id), Link::To(Slot::B)).decide();
+            let Phase::Trial { boots, boot_id, .. } = decision.record.phase else {
+                panic!("no trial");
+            };
+            assert_eq!((boots, boot_id.as_str()), (counted, BOOT));
+        }
+    }
+
+    #[test]
+    fn a_trial_that_cannot_be_counted_is_over() {
+        let mut case = Case::new(trial(0, "an earlier boot"), Link::To(Slot::B));
+        case.writable = false;
+        let decision = case.decide();
+        assert_eq!(
+            (decision.record.phase.name(), decision.show),
+            ("reverting", Set::A)
+        );
+    }
+
+    #[test]
+    fn a_release_cut_short_three_times_is_held() {
+        for (attempts, held) in [(0, false), (1, false), (2, true)] {
+            let op = Operation {
+                attempts,
+                ..operation()
+            };
+            let phase = Phase::Switching {
+                op,
+                data: DataState::Untouched,
+            };
+            let decision = Case::new(phase, Link::To(Slot::A)).decide();
+            assert_eq!(decision.hold.is_some(), held, "after {attempts}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_active_slot_is_left_for_the_fallback_then_the_factory_set() {
+        let phase = || {
+            Phase::Idle(Idle {
+                fallback: Some(installed(Set::A, "1.1.0")),
+                ..idle(installed(Set::B, "1.2.0"))
+            })
+        };
+        let mut case = Case::new(phase(), Link::To(Slot::B));
+        case.b = Verdict::Damaged("bin/qx-node differs".into());
+        let decision = case.decide();
+        assert_eq!(decision.show, Set::A);
+        assert!(
+            decision.notes[0].contains("bin/qx-node differs"),
+            "{:?}",
+            decision.notes
+        );
+        case.a = Verdict::Empty;
+        assert_eq!(case.decide().show, Set::Factory);
+        // Intact, but another release than the record says.
+        case.b = Verdict::Good(installed(Set::B, "9.9.9"));
+        assert_eq!(case.decide().show, Set::Factory);
+    }
+
+    #[test]
+    fn a_newer_image_is_not_shadowed_and_an_override_changes_no_record() {
+        let phase = Phase::Idle(idle(installed(Set::A, "1.1.0")));
+        let mut case = Case::new(phase.clone(), Link::To(Slot::A));
+        case.factory_boot = true;
+        let decision = case.decide();
+        assert_eq!(
+            (decision.show, decision.record.phase),
+            (Set::Factory, phase)
+        );
+        case.factory_boot = false;
+        case.factory = installed(Set::Factory, "1.1.1");
+        let decision = case.decide();
+        assert_eq!(decision.show, Set::Factory);
+        let Phase::Idle(idle) = decision.record.phase else {
+            panic!("not idle");
+        };
+        assert_eq!(idle.active, installed(Set::Factory, "1.1.1"));
+    }
+
+    #[test]
+    fn a_lost_record_is_rebuilt_from_what_the_link_selects() {
+        for (link, a, snapshot, show, person) in [
+            (Link::To(Slot::A), true, false, Set::A, false),
+            (Link::To(Slot::A), true, true, Set::A, true),
+            (Link::To(Slot::A), false, false, Set::Factory, true),
+            (Link::Absent, true, false, Set::Factory, true),
+            (Link::Foreign("x".into()), true, false, Set::Factory, true),
+        ] {
+            let mut case = Case::new(trial(0, BOOT), link.clone());
+            case.loaded = Loaded::Unreadable("its checksum does not fit".into());
+            case.snapshot = snapshot;
+            if !a {
+                case.a = Verdict::Damaged("bin/qx-node differs".into());
+            }
+            let decision = case.decide();
+            assert_eq!(decision.show, show, "{link:?}");
+            let Phase::Idle(idle) = decision.record.phase else {
+                panic!("not idle");
+            };
+            let trouble = idle.trouble.unwrap();
+            assert_eq!(trouble.needs_person, person, "{}", trouble.what);
+        }
+    }
+
+    #[test]
+    fn nothing_at_all_is_the_factory_set() {
+        let mut case = Case::new(trial(0, BOOT), Link::Absent);
+        case.loaded = Loaded::Absent;
+        (case.a, case.b) = (Verdict::Empty, Verdict::Empty);
+        let decision = case.decide();
+        assert_eq!(decision.show, Set::Factory);
+        assert_eq!(decision.record, Record::idle(factory(), None, NOW));
+    }
+
+    /// Keeps `tests/golden` honest: what it holds is what this code writes.
+    #[test]
+    fn the_golden_trial_is_this_trial() {
+        let mut record = Record::idle(factory(), None, NOW);
+        record.phase = trial(1, "an earlier boot");
+        let golden = include_str!("../tests/golden/state-1-trial.json");
+        let written = String::from_utf8(crate::state::encode(&record, 12)).unwrap();
+        assert_eq!(written, golden);
+    }
+}

@@ -1,0 +1,416 @@
+//! The record: which phase an appliance is in, and everything that undoing it needs. A value: every
+//! transition here changes memory only; [`crate::store`] writes it.
+//!
+//! On disk a record is one line of JSON in an envelope with a format and a sequence number, then one line
+//! with the digest of the first. Two copies are kept; the intact one with the higher number counts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Services;
+use crate::digest::Digest;
+use crate::error::Exit;
+use crate::manifest::{Name, Service};
+use crate::slot::{Installed, Set};
+
+/// The only record format there is.
+pub const FORMAT: u32 = 1;
+
+/// What is durably known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What the appliance is in the middle of.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// The last operation that ended, and how.
+    #[serde(default)]
+    pub last: Option<Attempt>,
+    /// The schema number of each data set, as the last confirmed release left it.
+    #[serde(default)]
+    pub schemas: BTreeMap<Name, u64>,
+}
+
+/// The phases. Their order in an update is the order here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "lowercase")]
+pub enum Phase {
+    /// Nothing is going on.
+    Idle(Idle),
+    /// A release is being written into `NAME.next`.
+    Staging {
+        /// The operation.
+        op: Operation,
+    },
+    /// A release lies complete and verified in the alternate slot.
+    Staged {
+        /// The operation.
+        op: Operation,
+    },
+    /// Services are being stopped, data saved and migrated; the link may have moved.
+    Switching {
+        /// The operation.
+        op: Operation,
+        /// How far the data's protection is.
+        data: DataState,
+    },
+    /// The link has moved; the release is to be proved.
+    Trial {
+        /// The operation.
+        op: Operation,
+        /// How far the data's protection is.
+        data: DataState,
+        /// How many further boots this trial has seen.
+        boots: u32,
+        /// The boot that was counted last.
+        boot_id: String,
+        /// When it began (RFC 3339).
+        since: String,
+    },
+    /// The way back.
+    Reverting {
+        /// The operation.
+        op: Operation,
+        /// How far the data's protection is.
+        data: DataState,
+        /// Why.
+        cause: Cause,
+    },
+}
+
+/// Nothing is going on: what runs, and what it would fall back to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idle {
+    /// What runs.
+    pub active: Installed,
+    /// What is chosen if the active set is damaged; before the factory set, which is always there.
+    pub fallback: Option<Installed>,
+    /// Since when it runs (RFC 3339).
+    pub since: String,
+    /// What a person should know or do.
+    #[serde(default)]
+    pub trouble: Option<Trouble>,
+}
+
+/// Something that a person should know, or do something about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// One sentence.
+    pub what: String,
+    /// Whether the appliance can not help itself.
+    pub needs_person: bool,
+}
+
+/// Whether data that a migration touches was saved, or restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataState {
+    /// Nothing was saved: nothing is to be restored.
+    Untouched,
+    /// A complete snapshot under this operation's id exists.
+    Saved,
+    /// The snapshot was restored: never restore again.
+    Restored,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperationKind {
+    /// Installs a release.
+    Install,
+    /// A person goes back to the previous release.
+    Rollback,
+    /// A person goes back to the factory set.
+    Factory,
+}
+
+/// One install or rollback, with all that its undoing needs: recovery depends on no configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Random, 16 hexadecimal digits.
+    pub id: String,
+    /// What it does.
+    pub kind: OperationKind,
+    /// When it began (RFC 3339).
+    pub started: String,
+    /// What ran before, and what that would have fallen back to.
+    pub before: Idle,
+    /// What is to run.
+    pub to: Installed,
+    /// How often its switch was cut short.
+    #[serde(default)]
+    pub attempts: u32,
+    /// The services whose files change.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// The services that ran when the switch began and were to be stopped, dependents included, in the
+    /// order of starting.
+    #[serde(default)]
+    pub ran: Vec<Name>,
+    /// How services are controlled.
+    pub manager: Services,
+    /// Seconds a service may take to start or stop.
+    pub service_timeout_s: u64,
+    /// How many boots its trial may take.
+    pub trial_boots: u32,
+    /// Seconds after which its trial's data is not restored unasked.
+    pub trial_max_age_s: u64,
+}
+
+impl Operation {
+    /// What ran before.
+    pub fn from(&self) -> &Installed {
+        &self.before.active
+    }
+}
+
+/// Why an operation is undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// What kind of thing went wrong.
+    pub kind: CauseKind,
+    /// One sentence.
+    pub message: String,
+}
+
+/// What kind of thing went wrong; decides whether the release is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CauseKind {
+    /// The power, or the kernel: says nothing about the release.
+    Power,
+    /// Too many boots in the trial: a person may have been impatient. Held.
+    Boots,
+    /// The release itself: its migration, its proof, its health. Quarantined.
+    Release,
+    /// The appliance: a slot that no longer verifies. Says nothing about the release.
+    Damage,
+}
+
+/// An operation that ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Of the operation.
+    pub id: String,
+    /// What it did.
+    pub kind: OperationKind,
+    /// What ran before.
+    pub from: Installed,
+    /// What was to run; unknown if it failed before that was decided.
+    pub to: Option<Installed>,
+    /// When it began (RFC 3339).
+    pub started: String,
+    /// When it ended (RFC 3339).
+    pub ended: String,
+    /// How it ended, as the exit code said.
+    pub result: Exit,
+    /// Why, where it did not end well.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl Record {
+    /// A record of an appliance on which nothing happened yet.
+    pub fn idle(active: Installed, fallback: Option<Installed>, now: &str) -> Record {
+        Record {
+            phase: Phase::Idle(Idle {
+                active,
+                fallback,
+                since: now.to_owned(),
+                trouble: None,
+            }),
+            last: None,
+            schemas: BTreeMap::new(),
+        }
+    }
+
+    /// The operation that is open, if any.
+    pub fn operation(&self) -> Option<&Operation> {
+        match &self.phase {
+            Phase::Idle(_) => None,
+            Phase::Staging { op }
+            | Phase::Staged { op }
+            | Phase::Switching { op, .. }
+            | Phase::Trial { op, .. }
+            | Phase::Reverting { op, .. } => Some(op),
+        }
+    }
+
+    /// The same record in another phase. Does not write to the disk.
+    pub fn with(&self, phase: Phase) -> Record {
+        Record {
+            phase,
+            ..self.clone()
+        }
+    }
+
+    /// The operation ended: back to idle, with how it ended. Does not write to the disk.
+    pub fn ended(&self, idle: Idle, attempt: Attempt) -> Record {
+        Record {
+            phase: Phase::Idle(idle),
+            last: Some(attempt),
+            schemas: self.schemas.clone(),
+        }
+    }
+}
+
+impl Phase {
+    /// As `status` and the record call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Idle(_) => "idle",
+            Phase::Staging { .. } => "staging",
+            Phase::Staged { .. } => "staged",
+            Phase::Switching { .. } => "switching",
+            Phase::Trial { .. } => "trial",
+            Phase::Reverting { .. } => "reverting",
+        }
+    }
+}
+
+impl Operation {
+    /// The report of this operation's end.
+    pub fn attempt(&self, result: Exit, reason: Option<String>, now: &str) -> Attempt {
+        Attempt {
+            id: self.id.clone(),
+            kind: self.kind,
+            from: self.from().clone(),
+            to: Some(self.to.clone()),
+            started: self.started.clone(),
+            ended: now.to_owned(),
+            result,
+            reason,
+        }
+    }
+
+    /// Idle on what ran before, its fallback as far as this operation has left it: a slot that the
+    /// operation gave to the new release no longer holds the old fallback.
+    pub fn back(&self, trouble: Option<Trouble>) -> Idle {
+        let overwritten = |fallback: &Installed| {
+            self.kind == OperationKind::Install && fallback.set == self.to.set
+        };
+        Idle {
+            fallback: self.before.fallback.clone().filter(|f| !overwritten(f)),
+            trouble,
+            ..self.before.clone()
+        }
+    }
+}
+
+/// A release that is not to be tried again by itself, by the digest of its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The digest of the release's manifest.
+    pub manifest: Digest,
+    /// Its version, for people.
+    pub version: Option<semver::Version>,
+    /// Whether it failed here, or a person or the boot limit left it.
+    pub kind: RefusalKind,
+    /// Why.
+    pub reason: String,
+    /// When (RFC 3339).
+    pub at: String,
+}
+
+/// Why a release is not tried again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RefusalKind {
+    /// It failed on this appliance.
+    Quarantined,
+    /// A person rolled it back, or its trial saw too many boots.
+    Held,
+}
+
+/// The exit code of an operation that was undone, by what runs now.
+pub fn exit_of_return_to(set: Set) -> Exit {
+    match set {
+        Set::Factory => Exit::BackToFactory,
+        Set::A | Set::B => Exit::BackToPrevious,
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    format: u32,
+    sequence: u64,
+    record: Record,
+}
+
+/// Encodes one copy of the record.
+pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
+    let envelope = Envelope {
+        format: FORMAT,
+        sequence,
+        record: record.clone(),
+    };
+    // Plain data: maps have string keys and nothing in it can fail to serialise.
+    let mut text = serde_json::to_string(&envelope).unwrap_or_default();
+    let digest = Digest::of(text.as_bytes());
+    text.push_str(&format!("\n{digest}\n"));
+    text.into_bytes()
+}
+
+/// Decodes one copy of the record: its sequence number, and itself. An unknown format is an error.
+pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
+    let (line, rest) = text.split_once('\n').ok_or("it has no checksum line")?;
+    if rest.trim_end() != Digest::of(line.as_bytes()).to_string() {
+        return Err("its checksum does not fit".into());
+    }
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let Format { format } = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    if format != FORMAT {
+        return Err(format!(
+            "format {format} is not known (this version reads {FORMAT})"
+        ));
+    }
+    let envelope: Envelope = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    Ok((envelope.sequence, envelope.record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_encoding_and_any_damage_is_seen() {
+        let record = Record::idle(Installed::unknown_factory(), None, "2026-01-01T00:00:00Z");
+        let bytes = encode(&record, 7);
+        assert_eq!(decode(&bytes).unwrap(), (7, record));
+        for at in 0..bytes.len() - 1 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(decode(&damaged).is_err(), "bit flipped in byte {at}");
+            assert!(decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn records_that_shipped_stay_readable() {
+        let golden = include_bytes!("../tests/golden/state-1-trial.json");
+        let (sequence, record) = decode(golden).unwrap();
+        assert_eq!(sequence, 12);
+        assert_eq!(record.phase.name(), "trial");
+        assert_eq!(record.operation().unwrap().to.set, Set::B);
+        assert_eq!(encode(&record, 12), golden, "and are written the same");
+    }
+
+    #[test]
+    fn an_unknown_format_is_an_error() {
+        let record = Record::idle(Installed::unknown_factory(), None, "2026-01-01T00:00:00Z");
+        let text = String::from_utf8(encode(&record, 1)).unwrap();
+        let line = text
+            .lines()
+            .next()
+            .unwrap()
+            .replace("\"format\":1", "\"format\":2");
+        let digest = Digest::of(line.as_bytes());
+        let error = decode(format!("{line}\n{digest}\n").as_bytes()).unwrap_err();
+        assert!(error.contains("format 2"), "{error}");
+    }
+}
