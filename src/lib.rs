@@ -1,5 +1,6 @@
 //! Keeps the components of an appliance up to date.
 
+pub mod cli;
 pub mod config;
 pub mod decision;
 pub mod digest;
@@ -21,6 +22,7 @@ pub mod select;
 pub mod service;
 pub mod slot;
 pub mod state;
+pub mod status;
 pub mod store;
 pub mod tree;
 pub mod trust;

@@ -12,6 +12,11 @@ use serde_json::{Map, Value};
 use crate::durable;
 use crate::host::timestamp;
 
+/// Bytes after which the log is rotated, unless the configuration says otherwise.
+pub const MAX_BYTES: u64 = 1 << 20;
+/// How many rotated files are kept, unless the configuration says otherwise.
+pub const KEEP: u32 = 3;
+
 /// One line of the log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
@@ -141,10 +146,12 @@ impl Log {
             && !self.complained
         {
             self.complained = true;
-            eprintln!(
-                "qx-update: warning: writing the log {}: {e}",
-                self.place.path.display()
-            );
+            self.send(&Event::Log(Line {
+                level: Level::Warning,
+                step: "log".into(),
+                message: format!("writing the log {}: {e}", self.place.path.display()),
+                ..line.clone()
+            }));
         }
         self.send(&Event::Log(line));
     }

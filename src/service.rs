@@ -185,24 +185,24 @@ fn with_name(vector: &[String], name: &Name) -> Vec<String> {
         .collect()
 }
 
-/// What OpenRC wrote down when it started the service: lines `pidfile=/run/x.pid`.
+/// What OpenRC wrote down when it started the service: an option `pidfile`, and lines `pidfile=/run/x.pid` for each daemon.
 fn openrc_pidfiles(name: &Name) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(format!("/run/openrc/daemons/{name}")) else {
-        return Vec::new();
-    };
-    entries
+    let option = fs::read_to_string(format!("/run/openrc/options/{name}/pidfile"));
+    let mut found: Vec<String> = option.iter().map(|path| path.trim().to_owned()).collect();
+    for entry in fs::read_dir(format!("/run/openrc/daemons/{name}"))
+        .into_iter()
         .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-        .flat_map(|text| {
-            let lines = text
-                .lines()
-                .filter_map(|line| line.strip_prefix("pidfile="));
-            lines
-                .filter(|path| !path.is_empty())
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .collect()
+        .flatten()
+    {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        found.extend(
+            text.lines()
+                .filter_map(|line| line.strip_prefix("pidfile="))
+                .map(str::to_owned),
+        );
+    }
+    found.retain(|path| !path.is_empty());
+    found
 }
 
 /// Whatever is left of these processes is given `timeout`, then killed.
