@@ -15,7 +15,7 @@ pub enum Loaded {
     /// Copies exist and none is intact; why.
     Unreadable(String),
     /// The newest intact copy.
-    Record(Record),
+    Record(Box<Record>),
 }
 
 /// Everything the decision depends on.
@@ -481,7 +481,7 @@ mod tests {
             let mut record = Record::idle(factory(), None, NOW);
             record.phase = phase;
             Case {
-                loaded: Loaded::Record(record),
+                loaded: Loaded::Record(Box::new(record)),
                 link,
                 a: Verdict::Good(installed(Set::A, "1.1.0")),
                 b: Verdict::Good(installed(Set::B, "1.2.0")),
@@ -598,7 +598,7 @@ mod tests {
         }
         // P5: deciding again on the result changes nothing.
         let again = Case {
-            loaded: Loaded::Record(decision.record.clone()),
+            loaded: Loaded::Record(Box::new(decision.record.clone())),
             link: match decision.show.slot() {
                 None => Link::Absent,
                 Some(slot) => Link::To(slot),

@@ -66,7 +66,8 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     };
     let mut decision = decide(writable);
     let mut durable = writable;
-    if loaded != Loaded::Record(decision.record.clone()) && writable {
+    let known = matches!(&loaded, Loaded::Record(record) if **record == decision.record);
+    if !known && writable {
         // The record first: wherever the power goes, the next boot decides the same.
         let saved = hold(&decision, store, &now).and_then(|()| store.save(&decision.record));
         if let Err(e) = saved {

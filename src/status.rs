@@ -90,7 +90,7 @@ impl Status {
     pub fn observe(host: &Host, store: &Store, config: &Result<Config>) -> Status {
         let loaded = store.load();
         let record = match &loaded {
-            Loaded::Record(record) => Some(record),
+            Loaded::Record(record) => Some(&**record),
             Loaded::Absent | Loaded::Unreadable(_) => None,
         };
         let (running, manifest) = running(store);

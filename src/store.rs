@@ -228,7 +228,7 @@ impl Store {
         match newest {
             Some((sequence, record)) => {
                 self.sequence.set(sequence);
-                Loaded::Record(record)
+                Loaded::Record(Box::new(record))
             }
             None if faults.is_empty() => Loaded::Absent,
             None => Loaded::Unreadable(faults.join("; ")),

@@ -1,36 +1,30 @@
 //! The procedure: what happens in which order. The steps themselves are elsewhere; the crate's documentation numbers
 //! them.
 
-use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use semver::Version;
 
 use crate::config::Config;
+use crate::decision::Loaded;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::fetch::{Options, Source};
 use crate::host::Host;
 use crate::log::Log;
-use crate::manifest::{Component, Kind, Manifest, Name, Service};
-use crate::migrate;
-use crate::plan::{self, Ground, Origin, Plan};
-use crate::process::FileId;
-use crate::prove::{self, Claim};
+use crate::manifest::Name;
+use crate::plan::{self, Ground, Plan};
 use crate::recover;
 use crate::repository::Repository;
 use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
-use crate::slot::{Installed, Set, Slot};
-use crate::state::{
-    Attempt, Cause, CauseKind, DataState, Idle, Operation, OperationKind, Phase, Record, Refusal,
-    RefusalKind, Trouble, exit_of_return_to,
-};
+use crate::slot::{Installed, Set};
+use crate::stage::Stage;
+use crate::state::{Attempt, Idle, Operation, OperationKind, Phase, Record};
 use crate::store::{self, Lock, Store};
-use crate::tree;
-use crate::unpack;
+use crate::switch::Switch;
 
 /// The appliance, as the procedure needs it.
 pub struct Appliance {
@@ -71,7 +65,7 @@ impl Appliance {
     pub fn apply(&mut self, request: &Apply) -> Result<Exit> {
         let (lock, record) = self.begin("apply")?;
         let record = match self.resume(record)? {
-            Resumed::Ready(record) => record,
+            Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
         };
         let result = self.install(request, &record, &lock);
@@ -119,7 +113,7 @@ impl Appliance {
     pub fn rollback(&mut self, back: Back) -> Result<Exit> {
         let (_lock, record) = self.begin("rollback")?;
         let record = match self.resume(record)? {
-            Resumed::Ready(record) => record,
+            Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
         };
         let idle = idle_of(&record);
@@ -161,10 +155,7 @@ impl Appliance {
                 op.to
             ),
         );
-        match self.switch(op, &record)? {
-            Exit::Done => Ok(Exit::Done),
-            exit => Ok(exit),
-        }
+        self.switch(op, &record)
     }
 
     /// Ends an open trial: proves it, or goes back. `force` asserts what would have been proved.
@@ -179,11 +170,7 @@ impl Appliance {
                 "confirm",
                 format!("{} is confirmed by a person, without a proof", op.to),
             );
-            return self.confirmed(op, &record);
-        }
-        let detach = record.operation().is_some();
-        if detach {
-            leave_caller(&mut self.log);
+            return self.going(op.clone()).confirmed(&record);
         }
         match self.resume(record)? {
             Resumed::Failed(exit) => Ok(exit),
@@ -250,33 +237,33 @@ impl Appliance {
     /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end, services that were
     /// stopped are started.
     fn resume(&mut self, record: Record) -> Result<Resumed> {
+        if record.operation().is_some_and(|op| !op.ran.is_empty()) {
+            leave_caller(&mut self.log);
+        }
         match record.phase.clone() {
             Phase::Idle(_) | Phase::Staging { .. } | Phase::Switching { .. } => {
-                Ok(Resumed::Ready(record))
+                Ok(Resumed::Ready(Box::new(record)))
             }
             Phase::Staged { op } => {
-                self.log.operation(&op.id);
-                self.start_services(&op, op.from().set);
-                Ok(Resumed::Ready(record))
+                let from = op.from().set;
+                self.going(op).start_services(from);
+                Ok(Resumed::Ready(Box::new(record)))
             }
             Phase::Trial { op, .. } => {
-                self.log.operation(&op.id);
                 self.log
                     .info("prove", format!("the trial of {} is taken up again", op.to));
-                let exit = self.conclude_trial(&op, &record)?;
-                if exit != Exit::Done {
-                    return Ok(Resumed::Failed(exit));
+                match self.going(op).conclude_trial(&record)? {
+                    Exit::Done => Ok(Resumed::Ready(Box::new(self.current_record()))),
+                    exit => Ok(Resumed::Failed(exit)),
                 }
-                Ok(Resumed::Ready(self.current_record()))
             }
-            Phase::Reverting { op, data, cause } => {
-                self.log.operation(&op.id);
+            Phase::Reverting { op, cause, .. } => {
                 self.log.info(
                     "revert",
                     format!("the return from {} is taken up again", op.to),
                 );
                 Ok(Resumed::Failed(
-                    self.conclude_revert(&op, data, &cause, &record)?,
+                    self.going(op).conclude_revert(&cause, &record)?,
                 ))
             }
         }
@@ -327,12 +314,27 @@ impl Appliance {
         );
         let op = self.operation(OperationKind::Install, idle, to)?;
         self.log.operation(&op.id);
-        let staged = self.stage(op, record, &candidate, &plan, &repository, &source)?;
-        let op = match &staged.phase {
-            Phase::Staged { op } => op.clone(),
-            _ => return Err(Error::new("staging: the release did not become staged")),
-        };
+        let (op, staged) = Stage {
+            host: &self.host,
+            store: &self.store,
+            log: &mut self.log,
+            candidate: &candidate,
+            plan: &plan,
+            repository: &repository,
+            source: &source,
+        }
+        .run(op, record)?;
         self.switch(op, &staged)
+    }
+
+    /// Steps 6 to 10, in a process that nobody's end takes with it.
+    fn switch(&mut self, op: Operation, record: &Record) -> Result<Exit> {
+        leave_caller(&mut self.log);
+        self.going(op).run(record)
+    }
+
+    fn going(&mut self, op: Operation) -> Switch<'_> {
+        Switch::new(&self.host, &self.store, &mut self.log, op)
     }
 
     /// Step 2, first half: trust.
@@ -437,160 +439,6 @@ impl Appliance {
         plan::plan(&candidate.manifest, &ground, repository)
     }
 
-    /// Steps 4 and 5: from the plan to a verified release in the alternate slot.
-    fn stage(
-        &mut self,
-        op: Operation,
-        record: &Record,
-        candidate: &Candidate,
-        plan: &Plan,
-        repository: &Repository,
-        source: &Source,
-    ) -> Result<Record> {
-        let slot = op.from().set.alternate();
-        let mut op = op;
-        if plan.needs_the_fallbacks_space {
-            // P6: from here on the record says that the factory set is the fallback; then the old one may go.
-            op.before.fallback = None;
-        }
-        let staging = record.with(Phase::Staging { op: op.clone() });
-        self.store.save(&staging)?;
-        let result = self.stage_into(slot, candidate, plan, repository, source);
-        if let Err(e) = result {
-            let dropped = self.store.drop_leftovers().and_then(|()| {
-                let ended = op.attempt(e.exit, Some(e.chain()), &self.host.timestamp());
-                self.store.save(&record.ended(op.before.clone(), ended))
-            });
-            if let Err(e) = dropped {
-                self.log.error("stage", e.chain());
-            }
-            return Err(e);
-        }
-        let staged = record.with(Phase::Staged { op });
-        self.store.save(&staged)?;
-        self.store.drop_leftovers()?;
-        self.log.info(
-            "stage",
-            format!(
-                "{} is staged and verified in slot {slot}",
-                candidate.manifest.version
-            ),
-        );
-        Ok(staged)
-    }
-
-    fn stage_into(
-        &mut self,
-        slot: Slot,
-        candidate: &Candidate,
-        plan: &Plan,
-        repository: &Repository,
-        source: &Source,
-    ) -> Result<()> {
-        let next = self.store.next(slot);
-        self.store.drop_leftovers()?;
-        if plan.needs_the_fallbacks_space {
-            self.log.warning(
-                "plan",
-                format!("slot {slot} is given up for its space; the factory set is the fallback"),
-            );
-            durable::remove_tree(&self.store.slot(slot))?;
-        }
-        durable::create_dir(&next, 0o755)?;
-        let downloads = self.store.path("update/downloads");
-        let mut reserve = plan::Reserve::new(&next, plan.bytes)?;
-        for (component, origin) in candidate.manifest.components.iter().zip(&plan.origins) {
-            reserve.release(plan.share_of(component, origin))?;
-            self.stage_component(component, origin, &next, &downloads, repository, source)?;
-        }
-        drop(reserve);
-        for path in &candidate.manifest.removed {
-            let stub = next.join(path);
-            if let Some(parent) = stub.parent() {
-                fs::create_dir_all(parent).doing(|| format!("creating {}", parent.display()))?;
-            }
-            fs::write(&stub, store::STUB)
-                .and_then(|()| fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)))
-                .doing(|| format!("writing {}", stub.display()))?;
-        }
-        let manifest_path = store::manifest_path(&next);
-        fs::write(&manifest_path, &candidate.bytes)
-            .doing(|| format!("writing {}", manifest_path.display()))?;
-        durable::sync_file_system(&next)?;
-        self.log.info("stage", "verifying what lies on the medium");
-        self.store.verify_staged(slot, &candidate.manifest)?;
-        self.store.seal(candidate.digest, repository.versions())?;
-        let place = self.store.slot(slot);
-        if place.exists() {
-            durable::exchange(&next, &place)
-        } else {
-            durable::rename(&next, &place)
-        }
-    }
-
-    fn stage_component(
-        &mut self,
-        component: &Component,
-        origin: &Origin,
-        next: &Path,
-        downloads: &Path,
-        repository: &Repository,
-        source: &Source,
-    ) -> Result<()> {
-        let place = next.join(&component.install_path);
-        if let Origin::Reuse {
-            set,
-            component: old,
-        } = origin
-        {
-            let from = self.store.component(*set, old);
-            let reused = tree::copy(component, &from, &place)
-                .map_err(|e| e.chain())
-                .and_then(|()| tree::matches(component, &place));
-            match reused {
-                Ok(()) => {
-                    self.log.info(
-                        "stage",
-                        format!("{} is reused from the {set}", component.name),
-                    );
-                    return Ok(());
-                }
-                Err(why) => {
-                    self.log.warning(
-                        "stage",
-                        format!("{} cannot be reused from the {set}: {why}", component.name),
-                    );
-                    match component.kind {
-                        Kind::Bin => durable::remove(&place)?,
-                        Kind::Tree => durable::remove_tree(&place)?,
-                    }
-                }
-            }
-        }
-        let (name, target) = plan::artifact(component, repository)?;
-        let total = target.length;
-        let what = component.name.to_string();
-        let log = &mut self.log;
-        log.info("fetch", format!("fetching {name} ({total} bytes)"));
-        let artifact: File = source.artifact(
-            &target.path,
-            target.length,
-            &target.sha256,
-            downloads,
-            &mut |done| {
-                log.progress(&what, done, total);
-            },
-        )?;
-        unpack::unpack(
-            component,
-            artifact,
-            target.length,
-            &target.sha256,
-            next,
-            &mut |_| {},
-        )
-    }
-
     /// A new operation.
     fn operation(&mut self, kind: OperationKind, before: Idle, to: Installed) -> Result<Operation> {
         let config = &self.config;
@@ -607,338 +455,6 @@ impl Appliance {
             service_timeout_s: config.limits.service_timeout_s,
             trial_boots: config.limits.trial_boots,
             trial_max_age_s: config.limits.trial_max_age_s,
-        })
-    }
-
-    /// Steps 6 to 10: from a verified set to a proved one, or back.
-    fn switch(&mut self, mut op: Operation, record: &Record) -> Result<Exit> {
-        leave_caller(&mut self.log);
-        let old = self.manifest_of(op.from().set);
-        let new = self.manifest_of(op.to.set);
-        let host = self.host.clone();
-        let how = op.manager.clone();
-        let manager = Manager::new(&how, &host, Duration::from_secs(op.service_timeout_s));
-        op.services = plan::changed_services(old.as_ref(), new.as_ref());
-        let names: Vec<Name> = op.services.iter().map(|s| s.name.clone()).collect();
-        op.ran = manager.started(&names);
-        if let Some(manifest) = &old {
-            prove::baseline(
-                op.from().set,
-                manifest,
-                &self.store,
-                &manager,
-                &mut self.log,
-            );
-        }
-        let data = DataState::Untouched;
-        let switching = record.with(Phase::Switching {
-            op: op.clone(),
-            data,
-        });
-        self.store.save(&switching)?;
-        let switched = self.go_over(&op, new.as_ref(), &manager, &switching);
-        match switched {
-            Ok(trial) => self.conclude_trial(&op, &trial),
-            Err((kind, e)) => self.revert(
-                &op,
-                data,
-                Cause {
-                    kind,
-                    message: e.chain(),
-                },
-                &switching,
-            ),
-        }
-    }
-
-    /// Steps 7 and 8. The error says whose fault it is.
-    fn go_over(
-        &mut self,
-        op: &Operation,
-        new: Option<&Manifest>,
-        manager: &Manager,
-        switching: &Record,
-    ) -> Result<Record, (CauseKind, Error)> {
-        let appliance = |e: Error| (CauseKind::Appliance, e);
-        for name in op.ran.iter().rev() {
-            manager.stop(name, &mut self.log).map_err(appliance)?;
-        }
-        if let (Some(migration), Some(slot)) =
-            (new.and_then(|m| m.migrate.as_ref()), op.to.set.slot())
-            && op.kind == OperationKind::Install
-        {
-            migrate::run(
-                migration,
-                &self.store.slot(slot),
-                op.from(),
-                &op.to,
-                &mut self.log,
-            )
-            .map_err(|e| (CauseKind::Release, e))?;
-        }
-        let boot_id = self.host.boot_id().map_err(appliance)?;
-        self.store.set_link(op.to.set).map_err(appliance)?;
-        self.log
-            .info("switch", format!("the priority link selects {}", op.to));
-        let trial = switching.with(Phase::Trial {
-            op: op.clone(),
-            data: DataState::Untouched,
-            boots: 0,
-            boot_id,
-            since: self.host.timestamp(),
-        });
-        self.store.save(&trial).map_err(appliance)?;
-        self.start_services(op, op.to.set);
-        Ok(trial)
-    }
-
-    /// Starts the services that ran, as far as this set has them. One that does not start is found by the proof.
-    fn start_services(&mut self, op: &Operation, set: Set) {
-        let how = op.manager.clone();
-        let host = self.host.clone();
-        let manager = Manager::new(&how, &host, Duration::from_secs(op.service_timeout_s));
-        let other = if set == op.to.set {
-            op.from().set
-        } else {
-            op.to.set
-        };
-        let has = |manifest: &Option<Manifest>, name: &Name| {
-            manifest
-                .as_ref()
-                .is_some_and(|m| m.services.iter().any(|s| s.name == *name))
-        };
-        let (mine, theirs) = (self.manifest_of(set), self.manifest_of(other));
-        for name in &op.ran {
-            let gone = mine.is_some() && has(&theirs, name) && !has(&mine, name);
-            if gone || manager.runs(name).is_ok() {
-                continue;
-            }
-            if let Err(e) = manager.start(name, &mut self.log) {
-                self.log.warning("services", e.chain());
-            }
-        }
-    }
-
-    /// Steps 9 and 10: the proof, and what follows from it.
-    fn conclude_trial(&mut self, op: &Operation, record: &Record) -> Result<Exit> {
-        self.start_services(op, op.to.set);
-        match self.prove(op, op.to.set, op.from().set) {
-            Ok(()) => self.confirmed(op, record),
-            Err(why) => {
-                let cause = Cause {
-                    kind: CauseKind::Release,
-                    message: why,
-                };
-                self.revert(op, DataState::Untouched, cause, record)
-            }
-        }
-    }
-
-    /// Proves that the services of an operation run the files of `set`, and are healthy.
-    fn prove(&mut self, op: &Operation, set: Set, other: Set) -> Result<(), String> {
-        let Some(manifest) = self.manifest_of(set) else {
-            self.log.warning(
-                "prove",
-                format!("the {set} has no manifest: nothing can be proved of it"),
-            );
-            return Ok(());
-        };
-        let how = op.manager.clone();
-        let host = self.host.clone();
-        let manager = Manager::new(&how, &host, Duration::from_secs(op.service_timeout_s));
-        let ran = |service: &&Service| op.ran.contains(&service.name);
-        let changed = |service: &&Service| op.services.iter().any(|s| s.name == service.name);
-        let services: Vec<&Service> = manifest
-            .services
-            .iter()
-            .filter(changed)
-            .filter(ran)
-            .collect();
-        let old = self.files_of(other, &op.services, &op.ran);
-        let claim = Claim {
-            set,
-            manifest: &manifest,
-            services,
-            old,
-        };
-        prove::prove(&claim, &self.store, &manager, &mut self.log)
-    }
-
-    /// The programs that these services run from a set.
-    fn files_of(&self, set: Set, services: &[Service], ran: &[Name]) -> Vec<(FileId, PathBuf)> {
-        let Some(manifest) = self.manifest_of(set) else {
-            return Vec::new();
-        };
-        manifest
-            .services
-            .iter()
-            .filter(|s| {
-                ran.contains(&s.name) && services.iter().any(|changed| changed.name == s.name)
-            })
-            .filter_map(|s| {
-                let path = self.store.component(set, manifest.at(&s.runs)?);
-                Some((FileId::of(&path).ok()?, path))
-            })
-            .collect()
-    }
-
-    /// The trial ended well.
-    fn confirmed(&mut self, op: &Operation, record: &Record) -> Result<Exit> {
-        let now = self.host.timestamp();
-        let idle = Idle {
-            active: op.to.clone(),
-            fallback: (op.to.set != Set::Factory).then(|| op.from().clone()),
-            since: now.clone(),
-            trouble: None,
-        };
-        let mut done = record.ended(idle, op.attempt(Exit::Done, None, &now));
-        if let Some(manifest) = self.manifest_of(op.to.set) {
-            done.schemas.extend(
-                manifest
-                    .data
-                    .iter()
-                    .map(|data| (data.name.clone(), data.leaves)),
-            );
-        }
-        match (op.kind, op.from().manifest, op.to.manifest) {
-            (OperationKind::Install, _, Some(digest)) => self.store.pardon(digest)?,
-            (OperationKind::Rollback | OperationKind::Factory, Some(manifest), _) => {
-                self.store.refuse(Refusal {
-                    manifest,
-                    version: op.from().version.clone(),
-                    kind: RefusalKind::Held,
-                    reason: "a person rolled it back".into(),
-                    at: now,
-                })?
-            }
-            _ => {}
-        }
-        self.store.save(&done)?;
-        self.log
-            .info("done", format!("{} runs and is proved healthy", op.to));
-        let tidied = durable::remove_tree(&self.store.path("update/downloads"))
-            .and_then(|()| self.store.prune_seals());
-        if let Err(e) = tidied {
-            self.log.warning("done", e.chain());
-        }
-        Ok(Exit::Done)
-    }
-
-    /// Step 10, the other way: durable intention, then back.
-    fn revert(
-        &mut self,
-        op: &Operation,
-        data: DataState,
-        cause: Cause,
-        record: &Record,
-    ) -> Result<Exit> {
-        self.log.error(
-            "revert",
-            format!("{} is given up: {}", op.to, cause.message),
-        );
-        let reverting = record.with(Phase::Reverting {
-            op: op.clone(),
-            data,
-            cause: cause.clone(),
-        });
-        if let Err(e) = self.store.save(&reverting) {
-            // The link decides: moved back under the older record, the next boot comes to the same end.
-            self.log.error("revert", e.chain());
-        }
-        self.conclude_revert(op, data, &cause, &reverting)
-    }
-
-    /// The way back to its end. Its beginning is durable.
-    fn conclude_revert(
-        &mut self,
-        op: &Operation,
-        _data: DataState,
-        cause: &Cause,
-        record: &Record,
-    ) -> Result<Exit> {
-        let chosen = recover::choose(&self.store, op.from(), &mut self.log);
-        let how = op.manager.clone();
-        let host = self.host.clone();
-        let manager = Manager::new(&how, &host, Duration::from_secs(op.service_timeout_s));
-        // After a boot the services were started from the chosen set already.
-        let link = self.store.link();
-        let booted_back = link.selects(chosen.set)
-            && self
-                .files_of(op.to.set, &op.services, &op.ran)
-                .iter()
-                .all(|(file, _)| crate::process::running(*file).is_empty());
-        if !booted_back {
-            for name in op.ran.iter().rev() {
-                if let Err(e) = manager.stop(name, &mut self.log) {
-                    self.log.warning("services", e.chain());
-                }
-            }
-        }
-        if !link.selects(chosen.set) {
-            self.store
-                .set_link(chosen.set)
-                .map_err(|e| e.exiting(Exit::NeedsPerson))?;
-            self.log
-                .info("revert", format!("the priority link selects {chosen}"));
-        }
-        self.start_services(op, chosen.set);
-        let healthy = self.prove(op, chosen.set, op.to.set);
-        let now = self.host.timestamp();
-        if let Err(e) = self.refuse(op, cause, &now) {
-            self.log.error("revert", e.chain());
-        }
-        let (exit, trouble) = match healthy {
-            Ok(()) => (exit_of_return_to(chosen.set), None),
-            Err(why) => {
-                let what = format!(
-                    "{chosen} runs again after {} failed, and is not healthy: {why}",
-                    op.to
-                );
-                self.log.error("revert", what.clone());
-                (
-                    Exit::NeedsPerson,
-                    Some(Trouble {
-                        what,
-                        needs_person: true,
-                    }),
-                )
-            }
-        };
-        let idle = if chosen == *op.from() {
-            op.back(trouble)
-        } else {
-            Idle {
-                active: chosen.clone(),
-                fallback: None,
-                since: now.clone(),
-                trouble,
-            }
-        };
-        let ended = op.attempt(exit, Some(cause.message.clone()), &now);
-        if let Err(e) = self.store.save(&record.ended(idle, ended)) {
-            // It runs all the same; the next boot or `confirm` comes to the same end.
-            self.log.error("revert", e.chain());
-        }
-        self.log.info("revert", format!("{chosen} runs again"));
-        Ok(exit)
-    }
-
-    /// Whether a failed release is tried again is a matter of the cause.
-    fn refuse(&mut self, op: &Operation, cause: &Cause, now: &str) -> Result<()> {
-        let kind = match cause.kind {
-            CauseKind::Release => RefusalKind::Quarantined,
-            CauseKind::Boots => RefusalKind::Held,
-            CauseKind::Power | CauseKind::Appliance => return Ok(()),
-        };
-        let (OperationKind::Install, Some(manifest)) = (op.kind, op.to.manifest) else {
-            return Ok(());
-        };
-        self.store.refuse(Refusal {
-            manifest,
-            version: op.to.version.clone(),
-            kind,
-            reason: cause.message.clone(),
-            at: now.to_owned(),
         })
     }
 
@@ -993,17 +509,9 @@ impl Appliance {
         );
     }
 
-    fn manifest_of(&self, set: Set) -> Option<Manifest> {
-        self.store
-            .manifest(set)
-            .ok()
-            .flatten()
-            .map(|(manifest, _)| manifest)
-    }
-
     fn current_record(&mut self) -> Record {
         match self.store.load() {
-            crate::decision::Loaded::Record(record) => record,
+            Loaded::Record(record) => *record,
             _ => Record::idle(self.store.factory().0, None, &self.host.timestamp()),
         }
     }
@@ -1011,7 +519,7 @@ impl Appliance {
 
 enum Resumed {
     /// Nothing is open any more.
-    Ready(Record),
+    Ready(Box<Record>),
     /// What was open ended badly.
     Failed(Exit),
 }
