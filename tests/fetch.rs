@@ -61,7 +61,7 @@ fn patience() -> Options {
     Options {
         ca_file: None,
         connect_timeout: Duration::from_secs(5),
-        stall_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_secs(1),
         retries: 2,
     }
 }
@@ -320,7 +320,7 @@ fn a_slow_but_steady_transfer_lives_and_a_stalled_one_is_cut() {
         serve(stream, asked, &body, 0);
         for byte in &body {
             say(stream, [*byte]);
-            std::thread::sleep(Duration::from_millis(80));
+            std::thread::sleep(Duration::from_millis(150));
         }
     });
     let start = Instant::now();
@@ -532,6 +532,30 @@ fn small_files_are_there_or_not_or_too_long() {
             .chain()
             .contains("answered 410")
     );
+}
+
+#[test]
+fn a_small_file_that_is_cut_is_not_taken_for_whole() {
+    let server = Server::start(|number, _, stream| {
+        let body = if number == 0 { "{" } else { "{}" };
+        say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+        say(stream, body);
+    });
+    assert_eq!(server.source().small("x", 2).unwrap(), Some(b"{}".to_vec()));
+    assert_eq!(server.ranges().len(), 2);
+
+    let server = Server::start(|_, _, stream| {
+        say(
+            stream,
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{",
+        );
+    });
+    for error in [
+        server.source().small("x", 2).unwrap_err(),
+        fetch::get(&server.url, Duration::from_secs(60), 2).unwrap_err(),
+    ] {
+        assert!(error.chain().contains("too early"), "{}", error.chain());
+    }
 }
 
 #[test]
