@@ -1,0 +1,10 @@
+//! Updates seen from outside, in the appliance of `qemu/`: a real kernel, an initramfs, a read-only root with OpenRC, real
+//! services. `./tests/all qemu` runs them; each passes only on what it has seen.
+//!
+//! A test that fails says where it leaves the appliance's console and logs: `target/qemu-tests/NAME/`.
+
+mod base64;
+mod built;
+mod release;
+mod update;
+mod vm;
