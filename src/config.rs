@@ -13,6 +13,9 @@ pub const PATH: &str = "/etc/qx-update/config.json";
 /// Where the writable partition is, unless the configuration says otherwise.
 pub const DATA_DIR: &str = "/data";
 
+/// Where the factory set's manifest is, unless the configuration says otherwise.
+pub const FACTORY: &str = "/usr/share/qx-update/factory.json";
+
 /// The appliance's configuration. `docs/formats.md` describes every field.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,7 +194,7 @@ fn data_dir() -> String {
 }
 
 fn factory() -> String {
-    "/usr/share/qx-update/factory.json".into()
+    FACTORY.into()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub enum Loaded {
     /// Copies exist and none is intact; why.
     Unreadable(String),
     /// The newest intact copy.
-    Record(Record),
+    Record(Box<Record>),
 }
 
 /// Everything the decision depends on.
@@ -79,7 +79,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
     match &record.phase {
         Phase::Idle(idle) => settle(observed, record, idle, None),
         Phase::Staging { op } => {
-            let mut decision = settle(observed, record, &op.back(None), None);
+            let mut decision = settle(observed, record, &op.before, None);
             decision.drop_leftovers = true;
             decision
                 .notes
@@ -155,7 +155,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
 fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause> {
     let damage = |message| {
         Some(Cause {
-            kind: CauseKind::Damage,
+            kind: CauseKind::Appliance,
             message,
         })
     };
@@ -481,7 +481,7 @@ mod tests {
             let mut record = Record::idle(factory(), None, NOW);
             record.phase = phase;
             Case {
-                loaded: Loaded::Record(record),
+                loaded: Loaded::Record(Box::new(record)),
                 link,
                 a: Verdict::Good(installed(Set::A, "1.1.0")),
                 b: Verdict::Good(installed(Set::B, "1.2.0")),
@@ -598,7 +598,7 @@ mod tests {
         }
         // P5: deciding again on the result changes nothing.
         let again = Case {
-            loaded: Loaded::Record(decision.record.clone()),
+            loaded: Loaded::Record(Box::new(decision.record.clone())),
             link: match decision.show.slot() {
                 None => Link::Absent,
                 Some(slot) => Link::To(slot),

@@ -1,16 +1,73 @@
-//! Keeps the components of an appliance up to date.
+//! qx-update keeps the components of an appliance up to date, and never leaves it worse than it found it.
+//!
+//! A release goes into the alternate of two slots under `/data`. One rename of one link, `/data/current`, makes init
+//! scripts find it: they look at `/data/bin/NAME` first, which leads through that link, and at the image's own
+//! `/usr/bin/NAME` second. The release is *good* only when its services were seen to run its files and to be healthy;
+//! otherwise the appliance goes back by itself.
+//!
+//! # The way of an update through the code
+//!
+//! [`cli`] parses and starts the worker; [`update`] owns the order of the steps:
+//!
+//! 1. **Begin.** Take the lock and load the record ([`store`]); let recovery end what was left open ([`recover`], which
+//!    carries out what [`decision`] decides; [`update`] takes up a trial or a way back).
+//! 2. **Choose.** Refresh trust ([`repository`] over the rules of [`trust`], bytes from [`fetch`]); pick the highest
+//!    eligible release ([`select`], over a [`manifest`]).
+//! 3. **Plan.** What is fetched, what is reused, which services stop, how much space it takes; reserve it ([`plan`]).
+//! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs ([`state`]).
+//! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`stage`], [`fetch`], [`unpack`]);
+//!    sync; verify what lies on the medium ([`tree`]); seal; exchange for the slot. Record `Staged`.
+//! 6. **Baseline.** Try the health checks once on the old set ([`prove`]), for the log.
+//! 7. **Stop.** Leave the caller's session and control group; record `Switching` with the services that ran; stop them
+//!    ([`switch`], [`service`]); run the migration ([`migrate`]). If anything fails here, the link has not moved.
+//! 8. **Switch.** Rename the link. Record `Trial`. Start the services that ran.
+//! 9. **Prove.** Each service's process runs the installed file, nothing runs the old one, listeners belong to proved
+//!    processes, and the health checks pass for as long as the release asks ([`prove`], [`process`], [`health`]).
+//! 10. **Confirm**: record `Idle` on the new set. **Or go back**: record `Reverting`, stop, link back, start, prove the
+//!     old set, quarantine the release with its reason, record `Idle`.
+//!
+//! At boot the order is: `qx-update recover` before anything is started (files only), the runlevel, `qx-update confirm`
+//! in the background (step 9 and 10 of an open trial). `docs/recovery.md` has the table of what is done in which case.
+//!
+//! # Where things are
+//!
+//! *Core*, values in and values out: [`manifest`], [`config`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
+//! [`digest`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
+//! `/data`), [`durable`] (the only syncs and renames), [`fetch`], [`repository`], [`unpack`], [`tree`], [`process`],
+//! [`service`], [`health`], [`migrate`], [`log`]. Above both: [`plan`], [`stage`], [`prove`], [`switch`], [`recover`],
+//! [`status`], [`update`], and [`cli`] on top. [`publish`] is what `qx-publish` does: the other side, which makes the
+//! releases.
+//!
+//! Files that others depend on (configuration, recipe, manifest, repository, record, `status --json`) are described in
+//! `docs/formats.md`.
 
+pub mod cli;
 pub mod config;
 pub mod decision;
 pub mod digest;
 pub mod durable;
 pub mod error;
 pub mod fetch;
+pub mod health;
+pub mod host;
+pub mod log;
 pub mod manifest;
+pub mod migrate;
+pub mod plan;
+pub mod process;
+pub mod prove;
 pub mod publish;
+pub mod recover;
 pub mod repository;
+pub mod select;
+pub mod service;
 pub mod slot;
+pub mod stage;
 pub mod state;
+pub mod status;
+pub mod store;
+pub mod switch;
 pub mod tree;
 pub mod trust;
 pub mod unpack;
+pub mod update;

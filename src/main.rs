@@ -1,1 +1,7 @@
-fn main() {}
+//! `qx-update`: parse, run, exit.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qx_update::cli::run(std::env::args_os())
+}

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
+use crate::fetch::Source;
 use crate::manifest::{self, Manifest, Name, RelPath};
 use crate::trust::metadata::TargetFile;
 use crate::trust::{self, MAX_ROTATIONS, Role, TrustedSet};
@@ -21,6 +22,12 @@ use crate::trust::{self, MAX_ROTATIONS, Role, TrustedSet};
 pub trait Fetch {
     /// The file at a path of the repository, `None` if there is none. More than `limit` bytes are an error.
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>>;
+}
+
+impl Fetch for Source {
+    fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        Source::small(self, path, limit)
+    }
 }
 
 /// A repository whose metadata are trusted.

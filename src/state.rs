@@ -184,8 +184,9 @@ pub enum CauseKind {
     Boots,
     /// The release itself: its migration, its proof, its health. Quarantined.
     Release,
-    /// The appliance: a slot that no longer verifies. Says nothing about the release.
-    Damage,
+    /// The appliance: a slot that no longer verifies, a service that cannot be stopped. Says nothing about
+    /// the release.
+    Appliance,
 }
 
 /// An operation that ended.

@@ -1,0 +1,627 @@
+//! The command line of `qx-update`: what people and scripts type and read. The only file of the appliance's side that
+//! prints.
+//!
+//! Commands that change something run in a process of their own, the worker: it may have to outlive whoever asked
+//! for the update. This process only follows it, and passes on its exit code.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use argh::FromArgs;
+use semver::Version;
+
+use crate::config::{self, Config};
+use crate::error::{Context, Error, Exit, Result};
+use crate::host::Host;
+use crate::log::{self, Event, Level, Line, Log, Place};
+use crate::manifest::Manifest;
+use crate::recover;
+use crate::slot::{Set, Slot, Verdict};
+use crate::status::{self, Status};
+use crate::store::{self, Store};
+use crate::update::{Appliance, Apply, Back};
+
+/// Keeps the components of this appliance up to date.
+#[derive(FromArgs)]
+struct Arguments {
+    /// use this directory as the appliance's root
+    #[argh(option, arg_name = "dir")]
+    root: Option<PathBuf>,
+    /// use this configuration instead of /etc/qx-update/config.json
+    #[argh(option, arg_name = "file")]
+    config: Option<String>,
+    /// run in this process, and write events to standard output
+    #[argh(switch, hidden_help)]
+    worker: bool,
+    #[argh(subcommand)]
+    command: Subcommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Subcommand {
+    Check(CheckArguments),
+    Apply(ApplyArguments),
+    Status(StatusArguments),
+    Confirm(ConfirmArguments),
+    Rollback(RollbackArguments),
+    Recover(RecoverArguments),
+    Verify(VerifyArguments),
+    Which(WhichArguments),
+    Log(LogArguments),
+    Reset(ResetArguments),
+}
+
+/// Look for a newer release: exit 4 if there is one, 3 if not, 5 if all are refused.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "check")]
+struct CheckArguments {
+    /// a url or a directory instead of the configured source
+    #[argh(option, arg_name = "repo")]
+    from: Option<String>,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Install the newest release, or VERSION: exit 0 only when it runs and is proved healthy.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "apply")]
+struct ApplyArguments {
+    /// this version instead of the newest
+    #[argh(positional)]
+    version: Option<Version>,
+    /// a url or a directory instead of the configured source
+    #[argh(option, arg_name = "repo")]
+    from: Option<String>,
+    /// show what would be done, and change nothing
+    #[argh(switch)]
+    dry_run: bool,
+    /// try the named version even if it is quarantined or held
+    #[argh(switch)]
+    retry: bool,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Say what runs, what was tried last, how that ended, and what to do now.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "status")]
+struct StatusArguments {
+    /// for programs (docs/formats.md)
+    #[argh(switch)]
+    json: bool,
+}
+
+/// End an open trial: prove it, or go back. Run at boot, after the runlevel is complete.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "confirm")]
+struct ConfirmArguments {
+    /// assert that the release on trial is good, without a proof
+    #[argh(switch)]
+    force: bool,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Go back to the previous release, or to the factory set.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rollback")]
+struct RollbackArguments {
+    /// previous (the default) or factory
+    #[argh(
+        option,
+        arg_name = "set",
+        default = "Back::Previous",
+        from_str_fn(back)
+    )]
+    to: Back,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Bring the priority link in order at boot: files only, no command, no service.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "recover")]
+struct RecoverArguments {
+    /// link, the only stage of this version
+    #[argh(option, arg_name = "stage", default = "Stage::Link")]
+    stage: Stage,
+}
+
+/// Check the files of the installed releases against their manifests and seals.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "verify")]
+struct VerifyArguments {}
+
+/// Print the path that an init script finds for NAME.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "which")]
+struct WhichArguments {
+    /// name of a program, such as qx-node
+    #[argh(positional)]
+    name: crate::manifest::Name,
+}
+
+/// Show the update log.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "log")]
+struct LogArguments {
+    /// the last so many lines (all)
+    #[argh(option, short = 'n', arg_name = "lines")]
+    lines: Option<usize>,
+    /// the lines as they are stored
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Forget quarantined and held releases, a staged release, downloads, and trouble that was dealt with.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "reset")]
+struct ResetArguments {}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Json,
+}
+
+impl std::str::FromStr for Progress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Progress, String> {
+        match text {
+            "json" => Ok(Progress::Json),
+            _ => Err("the only format is json".into()),
+        }
+    }
+}
+
+enum Stage {
+    Link,
+}
+
+impl std::str::FromStr for Stage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Stage, String> {
+        match text {
+            "link" => Ok(Stage::Link),
+            _ => Err("the only stage is link".into()),
+        }
+    }
+}
+
+fn back(text: &str) -> Result<Back, String> {
+    match text {
+        "previous" => Ok(Back::Previous),
+        "factory" => Ok(Back::Factory),
+        _ => Err("it is previous or factory".into()),
+    }
+}
+
+/// Parses, runs, prints the error if there is one, and tells the exit code.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<String> = arguments
+        .map(|a| a.to_string_lossy().into_owned())
+        .collect();
+    let given: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    if given
+        .iter()
+        .take_while(|a| a.starts_with('-'))
+        .any(|a| matches!(*a, "--version" | "-V"))
+    {
+        print(&version());
+        return Exit::Done.code().into();
+    }
+    let given = options_first(&given);
+    let parsed = match Arguments::from_args(&["qx-update"], &given) {
+        Ok(parsed) => parsed,
+        Err(early) => {
+            return match early.status {
+                Ok(()) => {
+                    print(&early.output);
+                    Exit::Done.code().into()
+                }
+                Err(()) => {
+                    let text = early.output.trim().replace('\n', " ");
+                    eprintln!("qx-update: reading the command line: {text} (see qx-update --help)");
+                    Exit::Usage.code().into()
+                }
+            };
+        }
+    };
+    let outcome = dispatch(&parsed, &given);
+    match outcome {
+        Ok(exit) => exit.code().into(),
+        Err(e) => {
+            eprintln!("qx-update: {}", e.chain());
+            e.exit.code().into()
+        }
+    }
+}
+
+/// `--root` and `--config` may stand behind the command, too.
+fn options_first<'a>(given: &[&'a str]) -> Vec<&'a str> {
+    let mut first = Vec::new();
+    let mut rest = Vec::new();
+    let mut given = given.iter().copied();
+    while let Some(argument) = given.next() {
+        if matches!(argument, "--root" | "--config") {
+            first.push(argument);
+            first.extend(given.next());
+        } else {
+            rest.push(argument);
+        }
+    }
+    first.extend(rest);
+    first
+}
+
+fn version() -> String {
+    format!(
+        "qx-update {} ({}, {})\n",
+        env!("CARGO_PKG_VERSION"),
+        env!("QX_COMMIT"),
+        env!("QX_TARGET")
+    )
+}
+
+fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
+    let host = Host::new(arguments.root.as_deref().unwrap_or(Path::new("/")))?;
+    let config = arguments.config.as_deref();
+    let progress = match &arguments.command {
+        Subcommand::Status(a) => return status(&host, config, a.json),
+        Subcommand::Recover(RecoverArguments { stage: Stage::Link }) => {
+            return recover_link(&host, config);
+        }
+        Subcommand::Verify(_) => return verify(&host, config),
+        Subcommand::Which(a) => return which(&host, config, a.name.as_str()),
+        Subcommand::Log(a) => return show_log(&host, config, a),
+        Subcommand::Apply(a) if a.retry && a.version.is_none() => {
+            return Err(Error::with(
+                Exit::Usage,
+                "reading the command line: --retry needs a VERSION",
+            ));
+        }
+        Subcommand::Check(a) => a.progress,
+        Subcommand::Apply(a) => a.progress,
+        Subcommand::Confirm(a) => a.progress,
+        Subcommand::Rollback(a) => a.progress,
+        Subcommand::Reset(_) => None,
+    };
+    if arguments.worker {
+        let mut appliance = open(&host, config)?;
+        return match work(&mut appliance, &arguments.command) {
+            Err(e) => {
+                appliance.log.error("end", e.chain());
+                Ok(e.exit)
+            }
+            done => done,
+        };
+    }
+    // What is wrong with the configuration is said before anything is started.
+    read_config(&host, config)?;
+    follow(given, progress)
+}
+
+/// The worker's side of a command.
+fn work(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // It may be restarting whoever holds its terminal; SIGPIPE is ignored by Rust's runtime already.
+    signal_hook::flag::register(
+        signal_hook::consts::SIGHUP,
+        Arc::new(AtomicBool::new(false)),
+    )
+    .doing(|| "ignoring SIGHUP")?;
+    match command {
+        Subcommand::Check(a) => appliance.check(a.from.as_deref()),
+        Subcommand::Apply(a) => appliance.apply(&Apply {
+            version: a.version.clone(),
+            from: a.from.clone(),
+            dry_run: a.dry_run,
+            retry: a.retry,
+        }),
+        Subcommand::Confirm(a) => appliance.confirm(a.force),
+        Subcommand::Rollback(a) => appliance.rollback(a.to),
+        Subcommand::Reset(_) => appliance.reset(),
+        Subcommand::Status(_)
+        | Subcommand::Recover(_)
+        | Subcommand::Verify(_)
+        | Subcommand::Which(_)
+        | Subcommand::Log(_) => Err(Error::new("running the command: it has no worker")),
+    }
+}
+
+/// Starts the worker and shows what it tells, until it ends.
+fn follow(given: &[&str], progress: Option<Progress>) -> Result<Exit> {
+    let me = std::env::current_exe().doing(|| "finding this program's file")?;
+    let mut worker = Command::new(me)
+        .arg("--worker")
+        .args(given)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .doing(|| "starting the worker process")?;
+    let mut screen = Screen::new(progress);
+    if let Some(events) = worker.stdout.take() {
+        for line in BufReader::new(events).lines().map_while(io::Result::ok) {
+            screen.show(&line);
+        }
+    }
+    screen.end();
+    let status = worker.wait().doing(|| "waiting for the worker process")?;
+    match status.code() {
+        Some(code) => Ok(Exit::from_code(code)),
+        None => Err(Error::new(format!(
+            "following the worker process: it ended by {status}; `qx-update status` tells where it got to"
+        ))),
+    }
+}
+
+/// What a person sees of an operation.
+struct Screen {
+    json: bool,
+    terminal: bool,
+    bar: bool,
+    drawn: Option<Instant>,
+}
+
+impl Screen {
+    fn new(progress: Option<Progress>) -> Screen {
+        Screen {
+            json: progress.is_some(),
+            terminal: io::stdout().is_terminal(),
+            bar: false,
+            drawn: None,
+        }
+    }
+
+    fn show(&mut self, line: &str) {
+        if self.json {
+            return print(&format!("{line}\n"));
+        }
+        match serde_json::from_str(line) {
+            Ok(Event::Log(line)) => {
+                self.end();
+                if line.level == Level::Error {
+                    eprintln!("qx-update: {}", line.message);
+                } else {
+                    print(&format!("{}\n", for_people(&line)));
+                }
+            }
+            Ok(Event::Progress { what, done, total }) => self.draw(&what, done, total),
+            Err(_) => print(&format!("{line}\n")),
+        }
+    }
+
+    fn draw(&mut self, what: &str, done: u64, total: u64) {
+        let recent = self
+            .drawn
+            .is_some_and(|at| at.elapsed() < Duration::from_millis(100));
+        if !self.terminal || (recent && done < total) {
+            return;
+        }
+        self.drawn = Some(Instant::now());
+        let width = 30;
+        let full = (done.min(total) * width)
+            .checked_div(total)
+            .unwrap_or(width) as usize;
+        let bar = format!("{}{}", "#".repeat(full), "-".repeat(width as usize - full));
+        print(&format!(
+            "\r  {what} [{bar}] {} of {}\x1b[K",
+            size(done),
+            size(total)
+        ));
+        self.bar = true;
+    }
+
+    /// Ends an unfinished line.
+    fn end(&mut self) {
+        if std::mem::take(&mut self.bar) {
+            print("\n");
+        }
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=99_999 => format!("{bytes} B"),
+        100_000..=999_999 => format!("{} kB", bytes / 1000),
+        _ => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
+    }
+}
+
+fn for_people(line: &Line) -> String {
+    let mark = match line.level {
+        Level::Info => "",
+        Level::Warning => "warning: ",
+        Level::Error => "error: ",
+    };
+    format!("{} {:<8} {mark}{}", line.time, line.step, line.message)
+}
+
+/// Standard output that was closed (`| head`) is no reason to fail.
+fn print(text: &str) {
+    let mut out = io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
+    let path = host.path(path.unwrap_or(config::PATH));
+    let usage = |why: String| {
+        Error::with(
+            Exit::Usage,
+            format!("reading the configuration {}: {why}", path.display()),
+        )
+    };
+    let bytes = store::read_if_there(&path, 1 << 20)
+        .map_err(|e| e.exiting(Exit::Usage))?
+        .ok_or_else(|| usage("there is none".into()))?;
+    Config::parse(&bytes).map_err(usage)
+}
+
+fn open(host: &Host, path: Option<&str>) -> Result<Appliance> {
+    let config = read_config(host, path)?;
+    let store = Store::new(host, &config.data_dir, &config.factory);
+    let log = Log::new(place(host, &config, &store), true);
+    Ok(Appliance {
+        host: host.clone(),
+        config,
+        store,
+        log,
+    })
+}
+
+/// For commands that must work without a configuration: what it says, else the defaults.
+fn open_store(host: &Host, path: Option<&str>) -> (Store, Place, Result<Config>) {
+    let config = read_config(host, path);
+    let (store, place) = match &config {
+        Ok(config) => {
+            let store = Store::new(host, &config.data_dir, &config.factory);
+            let place = place(host, config, &store);
+            (store, place)
+        }
+        Err(_) => {
+            let store = Store::new(host, config::DATA_DIR, config::FACTORY);
+            let place = Place {
+                path: store.path("update/log/update.log"),
+                max_bytes: log::MAX_BYTES,
+                keep: log::KEEP,
+            };
+            (store, place)
+        }
+    };
+    (store, place, config)
+}
+
+fn place(host: &Host, config: &Config, store: &Store) -> Place {
+    Place {
+        path: match &config.log.path {
+            Some(path) => host.path(path),
+            None => store.path("update/log/update.log"),
+        },
+        max_bytes: config.log.max_bytes.unwrap_or(log::MAX_BYTES),
+        keep: config.log.keep.unwrap_or(log::KEEP),
+    }
+}
+
+fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
+    let (store, place, read) = open_store(host, config);
+    let mut log = Log::new(place, false);
+    if let Err(e) = read {
+        log.warning("recover", format!("going on with defaults: {}", e.chain()));
+    }
+    // Without a lock file nothing can be written, and nobody else can either.
+    let lock = match store.prepare().and_then(|()| store.lock("recover")) {
+        Err(e) if e.exit == Exit::Busy => return Err(e),
+        other => other,
+    };
+    let outcome = recover::link_stage(host, &store, &mut log)?;
+    drop(lock);
+    for problem in &outcome.problems {
+        eprintln!("qx-update: {problem}");
+    }
+    print(&format!("qx-update: the {} is used\n", outcome.show));
+    Ok(Exit::Done)
+}
+
+fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
+    let (store, _, config) = open_store(host, config);
+    let status = Status::observe(host, &store, &config);
+    if json {
+        let text = serde_json::to_string_pretty(&status).doing(|| "printing the status")?;
+        print(&format!("{text}\n"));
+    } else {
+        print(&status::for_people(&status));
+    }
+    Ok(Exit::Done)
+}
+
+fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
+    let (store, _, _) = open_store(host, config);
+    let link = store.link();
+    let mut bad = false;
+    for slot in Slot::BOTH {
+        let verdict = store.verify(slot);
+        bad |= matches!(verdict, Verdict::Damaged(_));
+        let mark = if link.selects(slot.into()) {
+            ", in use"
+        } else {
+            ""
+        };
+        print(&format!(
+            "slot {slot}{mark}: {}\n",
+            recover::describe(&verdict)
+        ));
+    }
+    match store.factory() {
+        (factory, None) => print(&format!("factory set: {factory}\n")),
+        (_, Some(fault)) => {
+            bad = true;
+            print(&format!("factory set: {fault}\n"));
+        }
+    }
+    Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
+}
+
+/// What `[ -x /data/bin/NAME ]` decides, and the factory's file otherwise.
+fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
+    let (store, _, _) = open_store(host, config);
+    let ours = store.path("bin").join(name);
+    let factory = store.manifest(Set::Factory).ok().flatten();
+    let path = if executable(&ours) {
+        ours
+    } else {
+        let listed = |manifest: &Manifest| {
+            let component = manifest
+                .components
+                .iter()
+                .find(|c| c.install_path.as_str() == format!("bin/{name}"));
+            component.map(|c| store.component(Set::Factory, c))
+        };
+        factory
+            .and_then(|(manifest, _)| listed(&manifest))
+            .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))
+    };
+    if !executable(&path) {
+        return Err(Error::new(format!(
+            "looking for {name}: neither a release nor the factory set has it"
+        )));
+    }
+    print(&format!("{}\n", path.display()));
+    Ok(Exit::Done)
+}
+
+fn executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
+    let (_, place, _) = open_store(host, config);
+    let mut lines = Vec::new();
+    for file in log::files(&place) {
+        let text = std::fs::read(&file).doing(|| format!("reading {}", file.display()))?;
+        lines.extend(String::from_utf8_lossy(&text).lines().map(str::to_owned));
+    }
+    let first = lines
+        .len()
+        .saturating_sub(arguments.lines.unwrap_or(usize::MAX));
+    for line in &lines[first..] {
+        // A line that was cut by a power loss is shown as it is.
+        let text = match serde_json::from_str::<Line>(line) {
+            Ok(parsed) if !arguments.json => for_people(&parsed),
+            _ => line.clone(),
+        };
+        print(&format!("{text}\n"));
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,661 @@
+//! The part of HTTP/1.1 that static files need: GET, ranges, redirects; one request a connection. Every
+//! length has a limit and every wait a time-out; bodies are streamed.
+//!
+//! Errors of kind [`io::ErrorKind::InvalidData`] are final: the same request would end in the same way.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The status line and the headers of an answer are at most this long, in bytes.
+const HEAD_LIMIT: u64 = 64 * 1024;
+const MAX_REDIRECTS: usize = 5;
+
+/// An `http://` or `https://` URL without user, password and fragment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url {
+    https: bool,
+    /// As in the URL: an IPv6 address is in brackets.
+    host: String,
+    port: u16,
+    /// Path and query; begins with a slash.
+    path: String,
+}
+
+impl Url {
+    /// Reads an absolute URL. The error is one sentence.
+    pub fn parse(text: &str) -> Result<Url, String> {
+        let bad = |why| Err(format!("'{}' {why}", text.escape_debug()));
+        let (https, rest) = match text.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
+            _ => return bad("is no http:// or https:// URL"),
+        };
+        // Whatever is not printable would end up in the request's head.
+        if text.len() > 8192 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return bad("is no URL: it is too long, or not all of it is printable ASCII");
+        }
+        let rest = rest.split('#').next().unwrap_or(rest);
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (authority, None),
+        };
+        let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        let address = |b: u8| b.is_ascii_hexdigit() || b":.".contains(&b);
+        let good = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(host) => host.bytes().all(address),
+            None => !host.is_empty() && host.bytes().all(name),
+        };
+        let port = match port {
+            None => Some(if https { 443 } else { 80 }),
+            Some(port) => port.parse().ok(),
+        };
+        let (true, Some(port)) = (good, port) else {
+            return bad("is no URL of a HOST or HOST:PORT");
+        };
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        Ok(Url {
+            https,
+            host: host.to_owned(),
+            port,
+            path: format!("{slash}{path}"),
+        })
+    }
+
+    /// The URL of a path below this one; the path's bytes are percent-encoded as necessary.
+    pub fn join(&self, path: &str) -> Url {
+        let mut joined = self.path.trim_end_matches('/').to_owned();
+        joined.push('/');
+        for byte in path.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+                joined.push(byte.into());
+            } else {
+                joined.push_str(&format!("%{byte:02X}"));
+            }
+        }
+        Url {
+            path: joined,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the URL has a query, below which there is nothing.
+    pub fn has_query(&self) -> bool {
+        self.path.contains('?')
+    }
+
+    /// Whether TLS is needed.
+    pub fn is_https(&self) -> bool {
+        self.https
+    }
+
+    fn redirected(&self, location: &str) -> Result<Url, String> {
+        let scheme = if self.https { "https" } else { "http" };
+        let absolute = if location.contains("://") {
+            location.to_owned()
+        } else if location.starts_with("//") {
+            format!("{scheme}:{location}")
+        } else if location.starts_with('/') {
+            format!("{scheme}://{}{location}", self.authority())
+        } else {
+            let path = self.path.split('?').next().unwrap_or_default();
+            let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+            format!("{scheme}://{}{directory}/{location}", self.authority())
+        };
+        let url = Url::parse(&absolute)?;
+        if self.https && !url.https {
+            return Err(format!("'{url}' would leave https"));
+        }
+        Ok(url)
+    }
+
+    fn authority(&self) -> String {
+        match (self.https, self.port) {
+            (true, 443) | (false, 80) => self.host.clone(),
+            _ => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// For the resolver: without an IPv6 address's brackets.
+    fn bare_host(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
+    }
+}
+
+/// How requests are made.
+pub struct Client {
+    /// Until a connection must stand.
+    pub connect_timeout: Duration,
+    /// Without a byte, after which a transfer is broken off; the answer's head must be whole in that time.
+    pub stall_timeout: Duration,
+    /// When everything must be over. Name resolution alone takes as long as the system's resolver lets it.
+    pub deadline: Option<Instant>,
+    /// Whether redirects are followed, or returned.
+    pub follow: bool,
+    /// PEM file with the certificate authorities, if not the system's.
+    #[cfg_attr(not(feature = "https"), expect(dead_code))]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// An answer, its body not yet read.
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// What `Content-Length` says.
+    pub length: Option<u64>,
+    /// What `Content-Range` says.
+    pub range: Option<String>,
+    /// The body. A body that is cut short is an error, as is one that stalls.
+    pub body: Body,
+    location: Option<String>,
+}
+
+impl Client {
+    /// Asks for a file, from byte `from` on if that is not 0.
+    pub fn get(&self, url: &Url, from: u64) -> io::Result<Response> {
+        let mut url = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.get_once(&url, from)?;
+            if !self.follow || !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            let Some(location) = &response.location else {
+                return Err(invalid("a redirect to nowhere"));
+            };
+            url = url
+                .redirected(location)
+                .map_err(|why| invalid(format!("a redirect that is not followed: {why}")))?;
+        }
+        Err(invalid(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    fn get_once(&self, url: &Url, from: u64) -> io::Result<Response> {
+        let mut stream = self.connect(url)?;
+        let range = match from {
+            0 => String::new(),
+            _ => format!("Range: bytes={from}-\r\n"),
+        };
+        // An encoded body would have another length and another digest.
+        let request = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: qx-update/{}\r\nAccept: */*\r\n\
+             Accept-Encoding: identity\r\n{range}Connection: close\r\n\r\n",
+            url.path,
+            url.authority(),
+            env!("CARGO_PKG_VERSION"),
+        );
+        stream.write_all(request.as_bytes())?;
+        stream.flush()?;
+        let mut reader = BufReader::with_capacity(64 * 1024, stream);
+        let mut response = read_head(&mut reader)?;
+        // From here on a transfer may take hours, if only it does not stall.
+        reader.get_mut().socket().until = self.deadline;
+        response.body.reader = Some(reader);
+        Ok(response)
+    }
+
+    fn connect(&self, url: &Url) -> io::Result<Stream> {
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in (url.bare_host(), url.port).to_socket_addrs()? {
+            let patience = remaining(self.deadline, self.connect_timeout)?;
+            match TcpStream::connect_timeout(&address, patience) {
+                Ok(tcp) => {
+                    let head = Instant::now() + self.stall_timeout;
+                    let socket = Socket {
+                        tcp,
+                        stall: self.stall_timeout,
+                        until: Some(self.deadline.map_or(head, |deadline| head.min(deadline))),
+                    };
+                    return if url.https {
+                        self.secure(socket, url)
+                    } else {
+                        Ok(Stream::Plain(socket))
+                    };
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    #[cfg(feature = "https")]
+    fn secure(&self, socket: Socket, url: &Url) -> io::Result<Stream> {
+        let name = url.bare_host().to_owned();
+        let name = rustls::pki_types::ServerName::try_from(name).map_err(invalid)?;
+        let config = tls_config(self.ca_file.as_deref())?;
+        let tls = rustls::ClientConnection::new(config.into(), name).map_err(invalid)?;
+        Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(tls, socket))))
+    }
+
+    #[cfg(not(feature = "https"))]
+    fn secure(&self, _: Socket, _: &Url) -> io::Result<Stream> {
+        Err(invalid(
+            "this build has no TLS, and cannot fetch from https",
+        ))
+    }
+}
+
+/// The system's bundle, on Alpine and on most others.
+#[cfg(feature = "https")]
+const CA_FILES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+];
+
+#[cfg(feature = "https")]
+fn tls_config(ca_file: Option<&std::path::Path>) -> io::Result<rustls::ClientConfig> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let system = || {
+        CA_FILES
+            .map(std::path::Path::new)
+            .into_iter()
+            .find(|p| p.exists())
+    };
+    let Some(path) = ca_file.or_else(system) else {
+        return Err(invalid(format!(
+            "no certificate authorities: none of {} is there",
+            CA_FILES.join(", ")
+        )));
+    };
+    let unreadable = |why: &dyn fmt::Display| {
+        let path = path.display();
+        invalid(format!(
+            "reading the certificate authorities in {path}: {why}"
+        ))
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable(&e))? {
+        let certificate = certificate.map_err(|e| unreadable(&e))?;
+        // Bundles hold ones that cannot be used; trust in the others does not depend on them.
+        roots.add_parsable_certificates([certificate]);
+    }
+    if roots.is_empty() {
+        return Err(unreadable(&"there is none in it"));
+    }
+    let provider = rustls::crypto::ring::default_provider();
+    Ok(rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .map_err(invalid)?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// An answer's body.
+pub struct Body {
+    reader: Option<BufReader<Stream>>,
+    framing: Framing,
+}
+
+enum Framing {
+    /// So many bytes are left.
+    Length(u64),
+    /// So many bytes are left of the chunk.
+    Chunked { left: u64, first: bool },
+    /// Until the server closes the connection.
+    Close,
+    /// Nothing is left.
+    Done,
+}
+
+impl Read for Body {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Some(reader) = &mut self.reader else {
+            return Ok(0);
+        };
+        if let Framing::Chunked { left: 0, first } = self.framing {
+            let left = next_chunk(reader, first)?;
+            self.framing = match left {
+                0 => Framing::Done,
+                _ => Framing::Chunked { left, first: false },
+            };
+        }
+        let left = match &mut self.framing {
+            Framing::Length(0) | Framing::Done => return Ok(0),
+            Framing::Close => return reader.read(into),
+            Framing::Length(left) | Framing::Chunked { left, .. } => left,
+        };
+        let most = into.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+        let n = reader.read(&mut into[..most])?;
+        if n == 0 && most > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("the connection was closed {left} bytes too early"),
+            ));
+        }
+        *left -= n as u64;
+        Ok(n)
+    }
+}
+
+/// The length of the next chunk; 0 after the last one.
+fn next_chunk(reader: &mut impl BufRead, first: bool) -> io::Result<u64> {
+    let mut limit = HEAD_LIMIT;
+    if !first && !read_line(reader, &mut limit)?.is_empty() {
+        return Err(invalid("a chunk that is longer than it says"));
+    }
+    let line = read_line(reader, &mut limit)?;
+    let size = line.split(';').next().unwrap_or_default().trim();
+    let digits = !size.is_empty() && size.bytes().all(|b| b.is_ascii_hexdigit());
+    let size = match u64::from_str_radix(size, 16) {
+        Ok(size) if digits => size,
+        _ => return Err(invalid("a chunk without a length")),
+    };
+    if size == 0 {
+        while !read_line(reader, &mut limit)?.is_empty() {}
+    }
+    Ok(size)
+}
+
+fn read_head(reader: &mut impl BufRead) -> io::Result<Response> {
+    let mut limit = HEAD_LIMIT;
+    let mut response = loop {
+        let response = read_one_head(reader, &mut limit)?;
+        // 1xx announces an answer that is still to come.
+        if response.status >= 200 {
+            break response;
+        }
+    };
+    if matches!(response.status, 204 | 304) {
+        response.body.framing = Framing::Done;
+    }
+    Ok(response)
+}
+
+fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Response> {
+    let line = read_line(reader, limit)?;
+    let status = line
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .filter(|status| status.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|status| status.parse().ok());
+    let Some(status) = status else {
+        return Err(invalid("the answer is not HTTP/1"));
+    };
+    let mut response = Response {
+        status,
+        length: None,
+        range: None,
+        location: None,
+        body: Body {
+            reader: None,
+            framing: Framing::Close,
+        },
+    };
+    let mut chunked = false;
+    loop {
+        let line = read_line(reader, limit)?;
+        if line.is_empty() {
+            break;
+        }
+        let Some((name, value)) = line.split_once(':') else {
+            return Err(invalid("a header without a colon"));
+        };
+        let value = value.trim();
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => {
+                let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+                match value.parse() {
+                    Ok(length) if digits && response.length.is_none_or(|l| l == length) => {
+                        response.length = Some(length);
+                    }
+                    _ => return Err(invalid("Content-Length is no number, or two")),
+                }
+            }
+            "transfer-encoding" if value.eq_ignore_ascii_case("chunked") && !chunked => {
+                chunked = true;
+            }
+            "transfer-encoding" => return Err(invalid("an unknown Transfer-Encoding")),
+            "content-encoding" if !value.eq_ignore_ascii_case("identity") => {
+                return Err(invalid("the body is encoded, which was not asked for"));
+            }
+            "content-range" => response.range = Some(value.to_owned()),
+            "location" => response.location = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    response.body.framing = match (chunked, response.length) {
+        (true, Some(_)) => return Err(invalid("both chunks and a Content-Length")),
+        (true, None) => Framing::Chunked {
+            left: 0,
+            first: true,
+        },
+        (false, Some(length)) => Framing::Length(length),
+        (false, None) => Framing::Close,
+    };
+    Ok(response)
+}
+
+/// A line without its end; what is not UTF-8 in it is replaced.
+fn read_line(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<String> {
+    let mut line = Vec::new();
+    let n = reader.take(*limit).read_until(b'\n', &mut line)? as u64;
+    *limit -= n;
+    if line.pop() != Some(b'\n') {
+        return Err(match *limit {
+            0 => invalid(format!(
+                "the answer's head is longer than {HEAD_LIMIT} bytes"
+            )),
+            _ => io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the connection was closed within the answer's head",
+            ),
+        });
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
+enum Stream {
+    Plain(Socket),
+    #[cfg(feature = "https")]
+    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, Socket>>),
+}
+
+impl Stream {
+    fn socket(&mut self) -> &mut Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            #[cfg(feature = "https")]
+            Stream::Tls(tls) => &mut tls.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.read(into),
+            #[cfg(feature = "https")]
+            Stream::Tls(tls) => tls.read(into),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(socket) => socket.write(bytes),
+            #[cfg(feature = "https")]
+            Stream::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Plain(socket) => socket.flush(),
+            #[cfg(feature = "https")]
+            Stream::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
+/// A connection on which no wait is longer than `stall`, nor goes beyond `until`.
+struct Socket {
+    tcp: TcpStream,
+    stall: Duration,
+    until: Option<Instant>,
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let patience = remaining(self.until, self.stall)?;
+        self.tcp.set_read_timeout(Some(patience))?;
+        self.tcp.read(into).map_err(timed_out)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let patience = remaining(self.until, self.stall)?;
+        self.tcp.set_write_timeout(Some(patience))?;
+        self.tcp.write(bytes).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
+    }
+}
+
+fn remaining(until: Option<Instant>, most: Duration) -> io::Result<Duration> {
+    match until.map(|until| until.saturating_duration_since(Instant::now())) {
+        Some(left) if left.is_zero() => Err(timed_out(io::ErrorKind::WouldBlock.into())),
+        Some(left) => Ok(left.min(most)),
+        None => Ok(most),
+    }
+}
+
+/// A time-out on a socket is reported as "would block", which says nothing to a reader.
+fn timed_out(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "timed out"),
+        _ => error,
+    }
+}
+
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_and_written() {
+        for (text, expected) in [
+            ("http://h", "http://h/"),
+            ("HTTP://h:80/a", "http://h/a"),
+            ("https://h:443?q", "https://h/?q"),
+            ("http://[::1]:8080/x#y", "http://[::1]:8080/x"),
+            ("http://[::1]", "http://[::1]/"),
+        ] {
+            assert_eq!(Url::parse(text).unwrap().to_string(), expected);
+        }
+        for bad in [
+            "h",
+            "ftp://h",
+            "http://",
+            "http://user@h/",
+            "http://h:x/",
+            "http://h:65536/",
+            "http://h/a b",
+            "http://h/a\r\nX: y",
+            "http://[::1",
+            "http://é/",
+        ] {
+            assert!(Url::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_encoded() {
+        let url = Url::parse("http://h/repo/").unwrap();
+        assert_eq!(
+            url.join("a/1.é+%2F ?#.json").to_string(),
+            "http://h/repo/a/1.%C3%A9%2B%252F%20%3F%23.json"
+        );
+    }
+
+    #[test]
+    fn redirects_are_resolved_and_never_leave_https() {
+        let url = Url::parse("https://h:8443/a/b?q").unwrap();
+        for (location, expected) in [
+            ("https://other/x", Some("https://other/x")),
+            ("//other/x", Some("https://other/x")),
+            ("/x", Some("https://h:8443/x")),
+            ("x", Some("https://h:8443/a/x")),
+            ("http://h/x", None),
+            ("file:///etc/passwd", None),
+        ] {
+            let url = url.redirected(location).ok().map(|u| u.to_string());
+            assert_eq!(url.as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn heads_that_mislead_are_refused() {
+        for head in [
+            "HTTP/2 200\r\n\r\n",
+            "ICY 200 OK\r\n\r\n",
+            "HTTP/1.1 abc\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+        ] {
+            let error = read_head(&mut head.as_bytes()).err().expect(head);
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{head}");
+        }
+        let endless = io::repeat(b'x').take(10 * HEAD_LIMIT);
+        let error = read_head(&mut BufReader::new(endless)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let early = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+        assert_eq!(read_head(&mut early.as_bytes()).unwrap().status, 200);
+    }
+
+    #[test]
+    fn chunks_are_joined_and_bad_ones_refused() {
+        let all = |text: &str| {
+            let mut reader = text.as_bytes();
+            let mut out = Vec::new();
+            let mut first = true;
+            loop {
+                match next_chunk(&mut reader, first)? {
+                    0 => return Ok::<_, io::Error>(out),
+                    n => (&mut reader).take(n).read_to_end(&mut out)?,
+                };
+                first = false;
+            }
+        };
+        assert_eq!(
+            all("3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: x\r\n\r\n")
+                .unwrap()
+                .len(),
+            13
+        );
+        for bad in [
+            "",
+            "x\r\n",
+            "-1\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "3\r\nab",
+            "3\r\nabc\r\n0\r\n",
+        ] {
+            assert!(all(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Processes: running a program under a time limit, and looking at what others run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::error::{Context, Error, Result};
+
+/// The longest line of a program's output that is kept whole, in bytes.
+const MAX_LINE: usize = 4096;
+/// How many lines of output are kept for a message.
+const TAIL: usize = 20;
+
+/// Which of a program's outputs a line came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+impl Stream {
+    /// As the log calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::Out => "stdout",
+            Stream::Err => "stderr",
+        }
+    }
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status; `None` if it was killed because its time was over.
+    pub status: Option<ExitStatus>,
+    /// The last lines of its output.
+    pub tail: Vec<String>,
+}
+
+impl Ended {
+    /// Whether it exited 0 in time.
+    pub fn ok(&self) -> bool {
+        self.status.is_some_and(|s| s.success())
+    }
+
+    /// How it ended, in words, its last line of output included.
+    pub fn describe(&self) -> String {
+        let how = match self.status {
+            None => "did not end in time and was killed".to_owned(),
+            Some(status) => match (
+                status.code(),
+                std::os::unix::process::ExitStatusExt::signal(&status),
+            ) {
+                (Some(code), _) => format!("exited {code}"),
+                (None, Some(signal)) => format!("was killed by signal {signal}"),
+                (None, None) => "ended".to_owned(),
+            },
+        };
+        match self.tail.last() {
+            Some(line) => format!("{how}: {line}"),
+            None => how,
+        }
+    }
+}
+
+/// Runs an argument vector in a clean environment (`PATH`, `HOME=/`, `LANG=C`) and a process group of its own,
+/// standard input empty. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are
+/// no text replaced. After `timeout` the whole group is killed. A program that leaves a daemon behind is not
+/// waited for longer than itself.
+pub fn run(
+    vector: &[String],
+    directory: &Path,
+    environment: &[(String, String)],
+    timeout: Duration,
+    on_line: &mut dyn FnMut(Stream, &str),
+) -> Result<Ended> {
+    let Some((program, arguments)) = vector.split_first() else {
+        return Err(Error::new(
+            "running a program: the argument vector is empty",
+        ));
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("HOME", "/")
+        .env("LANG", "C")
+        .envs(environment.iter().map(|(k, v)| (k, v)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .doing(|| format!("running {program}"))?;
+    let (sender, lines) = mpsc::channel();
+    if let Some(out) = child.stdout.take() {
+        read_lines(out, Stream::Out, sender.clone());
+    }
+    if let Some(err) = child.stderr.take() {
+        read_lines(err, Stream::Err, sender.clone());
+    }
+    drop(sender);
+    let mut tail = Vec::new();
+    let mut take = |(stream, line): (Stream, String)| {
+        on_line(stream, &line);
+        if tail.len() == TAIL {
+            tail.remove(0);
+        }
+        tail.push(line);
+    };
+    let deadline = Instant::now() + timeout;
+    let status = loop {
+        match lines.recv_timeout(Duration::from_millis(20)) {
+            Ok(line) => take(line),
+            Err(RecvTimeoutError::Timeout) => {}
+            // Both outputs are closed; the program may still run.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(20)),
+        }
+        if let Some(status) = child
+            .try_wait()
+            .doing(|| format!("waiting for {program}"))?
+        {
+            break Some(status);
+        }
+        if Instant::now() >= deadline {
+            if let Some(group) = Pid::from_raw(child.id() as i32) {
+                // Gone already is fine.
+                let _ = rustix::process::kill_process_group(group, Signal::KILL);
+            }
+            child.wait().doing(|| format!("waiting for {program}"))?;
+            break None;
+        }
+    };
+    // What it wrote last; a daemon that keeps the pipe open is not waited for.
+    let grace = Instant::now() + Duration::from_millis(300);
+    while let Ok(line) = lines.recv_timeout(grace.saturating_duration_since(Instant::now())) {
+        take(line);
+    }
+    Ok(Ended { status, tail })
+}
+
+fn read_lines(
+    from: impl Read + Send + 'static,
+    stream: Stream,
+    to: mpsc::Sender<(Stream, String)>,
+) {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(from);
+        let mut line = Vec::new();
+        // An endless line comes in pieces.
+        while let Ok(1..) = reader
+            .by_ref()
+            .take(MAX_LINE as u64)
+            .read_until(b'\n', &mut line)
+        {
+            let text = String::from_utf8_lossy(&line);
+            let text: String = text
+                .trim_end_matches(['\n', '\r'])
+                .chars()
+                .map(|c| {
+                    if c.is_control() && c != '\t' {
+                        '\u{fffd}'
+                    } else {
+                        c
+                    }
+                })
+                .collect();
+            line.clear();
+            if to.send((stream, text)).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// A file, whatever its name: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    /// Of the file that a path leads to.
+    pub fn of(path: &Path) -> io::Result<FileId> {
+        fs::metadata(path).map(|m| FileId {
+            device: m.dev(),
+            inode: m.ino(),
+        })
+    }
+}
+
+/// A path that leads to the file that a process executes, even if it was deleted.
+pub fn executable(pid: u32) -> PathBuf {
+    format!("/proc/{pid}/exe").into()
+}
+
+/// The name of the file that a process executes, as the kernel tells it.
+pub fn executable_name(pid: u32) -> String {
+    fs::read_link(executable(pid)).map_or_else(|_| "nothing".into(), |p| p.display().to_string())
+}
+
+/// Whether a process exists and is no zombie.
+pub fn alive(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+/// All processes.
+pub fn all() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The processes that execute this file.
+pub fn running(file: FileId) -> Vec<u32> {
+    all()
+        .into_iter()
+        .filter(|&pid| FileId::of(&executable(pid)).is_ok_and(|id| id == file) && alive(pid))
+        .collect()
+}
+
+/// A process and all that descend from it.
+pub fn family(pid: u32) -> BTreeSet<u32> {
+    let parents: Vec<(u32, u32)> = all()
+        .into_iter()
+        .filter_map(|p| stat(p).map(|(_, parent)| (p, parent)))
+        .collect();
+    let mut family = BTreeSet::from([pid]);
+    loop {
+        let before = family.len();
+        for (child, parent) in &parents {
+            if family.contains(parent) {
+                family.insert(*child);
+            }
+        }
+        if family.len() == before {
+            return family;
+        }
+    }
+}
+
+/// State letter and parent, from `/proc/PID/stat`; the name between them may hold anything.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+/// The processes that hold a listening TCP socket on this port, whatever its address.
+pub fn listeners(port: u16) -> BTreeSet<u32> {
+    let sockets: BTreeSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|table| {
+            table
+                .lines()
+                .filter_map(|line| listening_inode(line, port))
+                .collect::<Vec<_>>()
+        })
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    if sockets.is_empty() {
+        return BTreeSet::new();
+    }
+    let holds = |pid: &u32| {
+        fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
+            fds.flatten().any(|fd| {
+                fs::read_link(fd.path())
+                    .is_ok_and(|to| to.to_str().is_some_and(|to| sockets.contains(to)))
+            })
+        })
+    };
+    all().into_iter().filter(holds).collect()
+}
+
+/// `sl local_address rem_address st … uid timeout inode`: state 0A listens.
+fn listening_inode(line: &str, port: u16) -> Option<String> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let local = fields.get(1)?.rsplit_once(':')?.1;
+    let listens = *fields.get(3)? == "0A";
+    (listens && u16::from_str_radix(local, 16).ok()? == port)
+        .then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+}
+
+/// Whether a host name means this machine itself.
+pub fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host.parse::<Ipv4Addr>().is_ok_and(|a| a.is_loopback())
+        || host.parse::<Ipv6Addr>().is_ok_and(|a| a.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, timeout: Duration) -> (Ended, Vec<(Stream, String)>) {
+        let mut lines = Vec::new();
+        let vector = ["sh", "-c", script].map(str::to_owned);
+        let ended = run(&vector, Path::new("/"), &[], timeout, &mut |s, l| {
+            lines.push((s, l.to_owned()))
+        })
+        .unwrap();
+        (ended, lines)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn output_comes_line_by_line_with_its_stream() {
+        let (ended, mut lines) = sh("echo one; echo two >&2; printf three; exit 3", LONG);
+        lines.sort_by(|x, y| x.1.cmp(&y.1));
+        assert_eq!(ended.status.unwrap().code(), Some(3));
+        let expected = [
+            (Stream::Out, "one"),
+            (Stream::Out, "three"),
+            (Stream::Err, "two"),
+        ];
+        assert_eq!(lines, expected.map(|(s, l)| (s, l.to_owned())));
+        assert!(
+            ended.describe().starts_with("exited 3: "),
+            "{}",
+            ended.describe()
+        );
+    }
+
+    #[test]
+    fn garbage_and_endless_lines_do_no_harm() {
+        let (_, lines) = sh(
+            "printf '\\377\\001x\\n'; head -c 10000 /dev/zero | tr '\\0' y",
+            LONG,
+        );
+        assert_eq!(lines[0].1, "\u{fffd}\u{fffd}x");
+        assert_eq!(
+            lines
+                .iter()
+                .map(|l| l.1.matches('y').count())
+                .sum::<usize>(),
+            10000
+        );
+        assert!(lines.iter().all(|l| l.1.len() <= MAX_LINE));
+    }
+
+    #[test]
+    fn the_whole_group_is_killed_when_its_time_is_over() {
+        let (ended, lines) = sh("sleep 1000 & echo $!; wait", Duration::from_millis(300));
+        assert!(ended.status.is_none());
+        let child: u32 = lines[0].1.parse().unwrap();
+        let gone = Instant::now() + LONG;
+        while alive(child) {
+            assert!(Instant::now() < gone, "the grandchild {child} lives on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn a_daemon_left_behind_is_not_waited_for() {
+        let start = Instant::now();
+        let (ended, lines) = sh("sleep 100 & echo $!", LONG);
+        assert!(ended.ok());
+        assert!(start.elapsed() < Duration::from_secs(50));
+        let daemon = Pid::from_raw(lines[0].1.parse().unwrap()).unwrap();
+        rustix::process::kill_process(daemon, Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn this_process_is_found_by_its_file_and_by_its_port() {
+        let me = std::process::id();
+        let file = FileId::of(&std::env::current_exe().unwrap()).unwrap();
+        assert!(running(file).contains(&me));
+        assert!(family(me).contains(&me));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listeners(port).contains(&me));
+        drop(listener);
+        assert!(!listeners(port).contains(&me));
+    }
+}

@@ -1,0 +1,310 @@
+//! Services: OpenRC, or argument vectors from the configuration.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::config::Services;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::log::Log;
+use crate::manifest::Name;
+use crate::process;
+
+/// Controls services.
+pub struct Manager<'a> {
+    how: &'a Services,
+    host: &'a Host,
+    timeout: Duration,
+}
+
+impl<'a> Manager<'a> {
+    /// A start or a stop may take `timeout`.
+    pub fn new(how: &'a Services, host: &'a Host, timeout: Duration) -> Manager<'a> {
+        Manager { how, host, timeout }
+    }
+
+    /// Whether there are services to control. Those of the host are left alone when working on another root, unless
+    /// the configuration inside names commands.
+    pub fn controls(&self) -> bool {
+        match self.how {
+            Services::OpenRc { .. } => self.host.is_running_system(),
+            Services::Commands { .. } => true,
+            Services::None {} => false,
+        }
+    }
+
+    /// Whether processes and ports of this machine are the appliance's own.
+    pub fn may_look(&self) -> bool {
+        self.host.is_running_system() || self.controls()
+    }
+
+    /// Of these services, in order of starting, those that are to run now; then those that depend on one of them and
+    /// run. A service that crashed counts: it is meant to run.
+    pub fn started(&self, names: &[Name]) -> Vec<Name> {
+        if !self.controls() {
+            return Vec::new();
+        }
+        let mut started: Vec<Name> = names
+            .iter()
+            .filter(|n| self.is_started(n))
+            .cloned()
+            .collect();
+        if let Services::OpenRc { .. } = self.how {
+            let tree = fs::read_to_string("/run/openrc/deptree").unwrap_or_default();
+            for name in dependents(&tree, &started) {
+                if self.is_started(&name) {
+                    started.push(name);
+                }
+            }
+        }
+        started
+    }
+
+    fn is_started(&self, name: &Name) -> bool {
+        match self.how {
+            Services::OpenRc { .. } => {
+                fs::symlink_metadata(format!("/run/openrc/started/{name}")).is_ok()
+            }
+            _ => self.runs(name).is_ok(),
+        }
+    }
+
+    /// Whether the service manager says that a service runs; if not, what it says.
+    pub fn runs(&self, name: &Name) -> Result<(), String> {
+        let vector = match self.how {
+            Services::OpenRc { .. } => openrc(name, "status"),
+            Services::Commands { status, .. } => with_name(status, name),
+            Services::None {} => return Err("there is no service manager".into()),
+        };
+        match process::run(&vector, Path::new("/"), &[], self.timeout, &mut |_, _| {}) {
+            Ok(ended) if ended.ok() => Ok(()),
+            Ok(ended) => Err(format!("its status command {}", ended.describe())),
+            Err(e) => Err(e.chain()),
+        }
+    }
+
+    /// Starts a service.
+    pub fn start(&self, name: &Name, log: &mut Log) -> Result<()> {
+        match self.how {
+            Services::OpenRc { .. } => self.command(openrc(name, "start"), "starting", name, log),
+            Services::Commands { start, .. } => {
+                self.command(with_name(start, name), "starting", name, log)
+            }
+            Services::None {} => Ok(()),
+        }
+    }
+
+    /// Stops a service; afterwards none of its processes remain.
+    pub fn stop(&self, name: &Name, log: &mut Log) -> Result<()> {
+        let before = self.pid(name).map(process::family).unwrap_or_default();
+        let stopped = match self.how {
+            Services::OpenRc { .. } => self.command(openrc(name, "stop"), "stopping", name, log),
+            Services::Commands { stop, .. } => {
+                self.command(with_name(stop, name), "stopping", name, log)
+            }
+            Services::None {} => Ok(()),
+        };
+        if let Err(e) = &stopped {
+            log.warning("services", e.chain());
+        }
+        end_processes(&before, self.timeout, log)?;
+        // OpenRC keeps a crashed service that it could not stop as started, and would not start it again.
+        if stopped.is_err() && matches!(self.how, Services::OpenRc { .. }) {
+            self.command(openrc(name, "zap"), "resetting", name, log)?;
+        }
+        Ok(())
+    }
+
+    fn command(&self, vector: Vec<String>, doing: &str, name: &Name, log: &mut Log) -> Result<()> {
+        log.info("services", format!("{doing} {name}"));
+        let ended = process::run(&vector, Path::new("/"), &[], self.timeout, &mut |_, _| {})?;
+        if ended.ok() {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "{doing} {name}: {} {}",
+            vector.join(" "),
+            ended.describe()
+        )))
+    }
+
+    /// The process id in a service's pidfile, if that process lives.
+    pub fn pid(&self, name: &Name) -> Option<u32> {
+        let read = |path: &Path| -> Option<u32> {
+            let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+            process::alive(pid).then_some(pid)
+        };
+        let configured = match self.how {
+            Services::OpenRc { pidfile } | Services::Commands { pidfile, .. } => pidfile.as_deref(),
+            Services::None {} => None,
+        };
+        if let Some(template) = configured {
+            return read(&self.host.path(&template.replace("{name}", name.as_str())));
+        }
+        if let Services::OpenRc { .. } = self.how {
+            let recorded = openrc_pidfiles(name);
+            let usual = [
+                format!("/run/{name}.pid"),
+                format!("/run/supervise-{name}.pid"),
+            ];
+            return recorded
+                .iter()
+                .chain(&usual)
+                .find_map(|path| read(Path::new(path)));
+        }
+        None
+    }
+
+    /// Waits until OpenRC is not in the middle of a runlevel: calling it from inside one would wait for ever.
+    pub fn wait_for_runlevel(&self, log: &mut Log) {
+        if !matches!(self.how, Services::OpenRc { .. }) || !self.controls() {
+            return;
+        }
+        let busy = || fs::metadata("/run/openrc/rc.starting").is_ok();
+        if busy() {
+            log.info("services", "waiting for the runlevel to be complete");
+        }
+        while busy() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn openrc(name: &Name, verb: &str) -> Vec<String> {
+    vec!["rc-service".into(), name.to_string(), verb.into()]
+}
+
+fn with_name(vector: &[String], name: &Name) -> Vec<String> {
+    vector
+        .iter()
+        .map(|arg| arg.replace("{name}", name.as_str()))
+        .collect()
+}
+
+/// What OpenRC wrote down when it started the service: an option `pidfile`, and lines `pidfile=/run/x.pid` for each daemon.
+fn openrc_pidfiles(name: &Name) -> Vec<String> {
+    let option = fs::read_to_string(format!("/run/openrc/options/{name}/pidfile"));
+    let mut found: Vec<String> = option.iter().map(|path| path.trim().to_owned()).collect();
+    for entry in fs::read_dir(format!("/run/openrc/daemons/{name}"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        found.extend(
+            text.lines()
+                .filter_map(|line| line.strip_prefix("pidfile="))
+                .map(str::to_owned),
+        );
+    }
+    found.retain(|path| !path.is_empty());
+    found
+}
+
+/// Whatever is left of these processes is given `timeout`, then killed.
+fn end_processes(pids: &BTreeSet<u32>, timeout: Duration, log: &mut Log) -> Result<()> {
+    let me = std::process::id();
+    let left = || -> Vec<u32> {
+        let mine = |pid: &u32| *pid != me && process::alive(*pid);
+        pids.iter().copied().filter(mine).collect()
+    };
+    let wait = |until: Instant| {
+        while !left().is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait(Instant::now() + timeout.min(Duration::from_secs(10)));
+    for pid in left() {
+        log.warning(
+            "services",
+            format!(
+                "killing process {pid} ({}), which outlived its service",
+                process::executable_name(pid)
+            ),
+        );
+        if let Some(pid) = Pid::from_raw(pid as i32) {
+            // Gone in this instant is fine.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+    wait(Instant::now() + timeout);
+    match left().first() {
+        None => Ok(()),
+        Some(pid) => Err(Error::new(format!(
+            "stopping services: process {pid} cannot be killed"
+        ))),
+    }
+}
+
+/// Every service that needs one of these, directly or not, from OpenRC's dependency cache: lines
+/// `depinfo_3_service='x'` and `depinfo_3_needsme_0='y'`.
+fn dependents(deptree: &str, names: &[Name]) -> Vec<Name> {
+    let mut needs: Vec<(String, String)> = Vec::new();
+    let mut service = String::new();
+    for line in deptree.lines() {
+        let Some((key, value)) = line.split_once('=') else {
+            continue;
+        };
+        let value = value.trim_matches('\'');
+        let mut parts = key.split('_').skip(2);
+        match parts.next() {
+            Some("service") => service = value.to_owned(),
+            Some("needsme") => needs.push((service.clone(), value.to_owned())),
+            _ => {}
+        }
+    }
+    let mut found: Vec<Name> = Vec::new();
+    let mut open: Vec<String> = names.iter().map(Name::to_string).collect();
+    while let Some(needed) = open.pop() {
+        for (_, dependent) in needs.iter().filter(|(of, _)| *of == needed) {
+            if let Ok(name) = dependent.parse::<Name>()
+                && !names.contains(&name)
+                && !found.contains(&name)
+            {
+                open.push(dependent.clone());
+                found.push(name);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependents_are_found_through_others() {
+        let tree = "depinfo_0_service='db'\ndepinfo_0_needsme_0='node'\ndepinfo_0_needsme_1='web'\n\
+                    depinfo_0_iafter_0='net'\ndepinfo_1_service='node'\ndepinfo_1_needsme_0='console'\n\
+                    depinfo_2_service='net'\ndepinfo_2_needsme_0='other'\n";
+        let name = |s: &str| s.parse::<Name>().unwrap();
+        let mut found = dependents(tree, &[name("db")]);
+        found.sort();
+        assert_eq!(found, ["console", "node", "web"].map(name));
+        assert_eq!(dependents(tree, &[name("console")]), []);
+        assert_eq!(dependents("", &[name("db")]), []);
+    }
+
+    #[test]
+    fn the_host_is_left_alone_with_another_root() {
+        let other = Host::new(&std::env::temp_dir()).unwrap();
+        let vector = || vec!["true".to_owned()];
+        let commands = Services::Commands {
+            start: vector(),
+            stop: vector(),
+            status: vector(),
+            pidfile: None,
+        };
+        let openrc = Services::default();
+        let timeout = Duration::from_secs(1);
+        assert!(!Manager::new(&openrc, &other, timeout).controls());
+        assert!(!Manager::new(&openrc, &other, timeout).may_look());
+        assert!(Manager::new(&commands, &other, timeout).controls());
+        assert!(Manager::new(&commands, &other, timeout).may_look());
+    }
+}

@@ -1,0 +1,473 @@
+//! What `status` tells: what runs, as observed and not as hoped; what was tried last and how it ended; what to do now.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::{Config, Services};
+use crate::decision::Loaded;
+use crate::digest::Digest;
+use crate::error::{Exit, Result};
+use crate::host::Host;
+use crate::manifest::{Component, Manifest, Name};
+use crate::process::{self, FileId};
+use crate::service::Manager;
+use crate::slot::{Installed, Link, Set};
+use crate::state::{Attempt, Idle, OperationKind, Phase, Record, Refusal, RefusalKind};
+use crate::store::{self, Holder, Store};
+
+/// The answer. As JSON it is documented in `docs/formats.md`.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// 1.
+    pub format: u32,
+    /// When this was observed (RFC 3339).
+    pub time: String,
+    /// The appliance's product and channel, if the configuration can be read.
+    pub product: Option<Name>,
+    /// See `product`.
+    pub channel: Option<Name>,
+    /// The set that init scripts find.
+    pub running: Installed,
+    /// Since when it runs (RFC 3339), where the record knows.
+    pub since: Option<String>,
+    /// What the appliance is in the middle of: `idle`, `staging`, `staged`, `switching`, `trial`, `reverting`, or
+    /// `unknown` if there is no readable record.
+    pub phase: &'static str,
+    /// The open operation.
+    pub operation: Option<Open>,
+    /// What is used if the running set is damaged.
+    pub fallback: Option<Installed>,
+    /// The last operation that ended.
+    pub last: Option<Attempt>,
+    /// The running set's services.
+    pub services: Vec<ServiceState>,
+    /// Releases that are not tried again by themselves.
+    pub refused: Vec<Refusal>,
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+    /// Whether the appliance cannot help itself.
+    pub needs_person: bool,
+    /// The process that holds the lock.
+    pub busy: Option<Holder>,
+    /// What to do now, a sentence each.
+    pub advice: Vec<String>,
+}
+
+/// An operation that has not ended.
+#[derive(Debug, Serialize)]
+pub struct Open {
+    /// Its id, as in the log.
+    pub id: String,
+    /// What it does.
+    pub kind: OperationKind,
+    /// What is to run.
+    pub to: Installed,
+    /// When it began (RFC 3339).
+    pub started: String,
+    /// How many further boots its trial has seen.
+    pub boots: u32,
+}
+
+/// A service, as its process shows it.
+#[derive(Debug, Serialize)]
+pub struct ServiceState {
+    /// As the service manager knows it.
+    pub name: Name,
+    /// `installed`: its process runs the installed file; `other`: another file; `stopped`: no process.
+    pub state: &'static str,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// The file that the process runs.
+    pub runs: Option<String>,
+    /// The file that it should run.
+    pub installed: PathBuf,
+}
+
+impl Status {
+    /// Looks. Takes no lock and writes nothing.
+    pub fn observe(host: &Host, store: &Store, config: &Result<Config>) -> Status {
+        let loaded = store.load();
+        let record = match &loaded {
+            Loaded::Record(record) => Some(&**record),
+            Loaded::Absent | Loaded::Unreadable(_) => None,
+        };
+        let (running, manifest) = running(store);
+        let mut problems = problems(&loaded, store, config);
+        let recorded = record.map(recorded);
+        if let Some((set, _)) = &recorded
+            && *set != running.set
+            && store.holder().is_none()
+        {
+            problems.push(format!(
+                "the record says that the {set} runs, and init scripts find the {}",
+                running.set
+            ));
+        }
+        let trouble = match record.map(|r| &r.phase) {
+            Some(Phase::Idle(Idle {
+                trouble: Some(trouble),
+                ..
+            })) => Some(trouble),
+            _ => None,
+        };
+        problems.extend(trouble.map(|t| t.what.clone()));
+        problems.dedup();
+        let default = Services::default();
+        let how = config.as_ref().map_or(&default, |c| &c.services);
+        let manager = Manager::new(how, host, Duration::from_secs(5));
+        let services = match &manifest {
+            Some(manifest) if manager.controls() => services(&running, manifest, store, &manager),
+            _ => Vec::new(),
+        };
+        let mut status = Status {
+            format: 1,
+            time: host.timestamp(),
+            product: config.as_ref().ok().map(|c| c.product.clone()),
+            channel: config.as_ref().ok().map(|c| c.channel.clone()),
+            since: recorded.and_then(|(set, since)| (set == running.set).then_some(since)),
+            running,
+            phase: record.map_or("unknown", |r| r.phase.name()),
+            operation: record.and_then(open),
+            fallback: record.and_then(fallback),
+            last: record.and_then(|r| r.last.clone()),
+            services,
+            refused: store.refusals().unwrap_or_default(),
+            needs_person: trouble.is_some_and(|t| t.needs_person),
+            busy: store.holder(),
+            problems,
+            advice: Vec::new(),
+        };
+        status.advice = advice(&status);
+        status
+    }
+}
+
+/// The set that init scripts find, and its manifest.
+fn running(store: &Store) -> (Installed, Option<Manifest>) {
+    let linked = match store.link() {
+        Link::To(slot) => store
+            .manifest(slot.into())
+            .ok()
+            .flatten()
+            .map(|(m, d)| (Set::from(slot), m, d)),
+        Link::Absent | Link::Foreign(_) => None,
+    };
+    // The fixed link counts as much as the priority link; a slot may be hidden for this boot.
+    let reachable = |set: Set| {
+        let slot = set.slot().map(|slot| store.slot(slot).join("bin"));
+        let seen = FileId::of(&store.path("bin")).ok();
+        slot.and_then(|path| FileId::of(&path).ok())
+            .is_none_or(|id| seen == Some(id))
+    };
+    match linked {
+        Some((set, manifest, digest)) if reachable(set) => {
+            (store::installed(set, &manifest, digest), Some(manifest))
+        }
+        _ => {
+            let manifest = store.manifest(Set::Factory).ok().flatten().map(|(m, _)| m);
+            (store.factory().0, manifest)
+        }
+    }
+}
+
+fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Err(e) = config {
+        problems.push(e.chain());
+    }
+    if let Some(note) = store.boot_note() {
+        problems.extend(note.problems);
+    }
+    match loaded {
+        Loaded::Unreadable(why) => problems.push(format!("the update state is unreadable: {why}")),
+        Loaded::Absent if !store.path("update").exists() => {
+            problems.push(format!(
+                "{} is not there: is the data partition mounted?",
+                store.path("update").display()
+            ));
+        }
+        _ => {}
+    }
+    problems.extend(store.factory().1);
+    problems
+}
+
+/// What the record says is running, and since when.
+fn recorded(record: &Record) -> (Set, String) {
+    match &record.phase {
+        Phase::Idle(idle) => (idle.active.set, idle.since.clone()),
+        Phase::Trial { op, since, .. } => (op.to.set, since.clone()),
+        Phase::Staging { op }
+        | Phase::Staged { op }
+        | Phase::Switching { op, .. }
+        | Phase::Reverting { op, .. } => (op.from().set, op.before.since.clone()),
+    }
+}
+
+fn open(record: &Record) -> Option<Open> {
+    let op = record.operation()?;
+    let boots = match record.phase {
+        Phase::Trial { boots, .. } => boots,
+        _ => 0,
+    };
+    Some(Open {
+        id: op.id.clone(),
+        kind: op.kind,
+        to: op.to.clone(),
+        started: op.started.clone(),
+        boots,
+    })
+}
+
+fn fallback(record: &Record) -> Option<Installed> {
+    match &record.phase {
+        Phase::Idle(idle) => idle.fallback.clone(),
+        Phase::Trial { op, .. } => Some(op.from().clone()),
+        _ => record.operation().and_then(|op| op.back(None).fallback),
+    }
+}
+
+fn services(
+    running: &Installed,
+    manifest: &Manifest,
+    store: &Store,
+    manager: &Manager,
+) -> Vec<ServiceState> {
+    let mut found = Vec::new();
+    for service in &manifest.services {
+        let Some(component) = manifest.at(&service.runs) else {
+            continue;
+        };
+        let installed = store.component(running.set, component);
+        let wanted = FileId::of(&installed).ok();
+        let pid = match manager.pid(&service.name) {
+            Some(pid) => {
+                let family = process::family(pid);
+                let exact = family
+                    .iter()
+                    .find(|p| FileId::of(&process::executable(**p)).ok() == wanted);
+                // A supervisor's child is the service; a lone process is itself.
+                exact
+                    .or_else(|| family.iter().rfind(|p| **p != pid))
+                    .copied()
+                    .or(Some(pid))
+            }
+            None => wanted.and_then(|id| process::running(id).first().copied()),
+        };
+        let state = match pid {
+            None => "stopped",
+            Some(pid) if runs(pid, wanted, component) => "installed",
+            Some(_) => "other",
+        };
+        found.push(ServiceState {
+            name: service.name.clone(),
+            state,
+            pid,
+            runs: pid.map(process::executable_name),
+            installed,
+        });
+    }
+    found
+}
+
+/// Same inode, or the same bytes: a service that did not change is not restarted, and runs where it was installed first.
+fn runs(pid: u32, wanted: Option<FileId>, component: &Component) -> bool {
+    let exe = process::executable(pid);
+    if FileId::of(&exe).ok().is_some_and(|id| Some(id) == wanted) {
+        return true;
+    }
+    same_bytes(&exe, component)
+}
+
+fn same_bytes(path: &Path, component: &Component) -> bool {
+    let file = std::fs::File::open(path);
+    file.and_then(Digest::of_reader)
+        .is_ok_and(|(digest, _)| digest == component.sha256)
+}
+
+fn advice(status: &Status) -> Vec<String> {
+    let mut advice = Vec::new();
+    if let Some(holder) = &status.busy {
+        advice.push(format!(
+            "wait: process {} ({}) is at work since {}; `qx-update log` shows how far it is",
+            holder.pid, holder.command, holder.since
+        ));
+        return advice;
+    }
+    match status.phase {
+        "trial" | "reverting" | "switching" | "staging" => advice.push(format!(
+            "an operation was interrupted while {}: `qx-update confirm` takes it up again (so does the next boot)",
+            status.phase
+        )),
+        "staged" => advice.push("a release is staged: `qx-update apply` switches to it".into()),
+        _ => {}
+    }
+    if status.needs_person {
+        advice.push(
+            "a person is needed: see the problem above; when it is dealt with, `qx-update reset`"
+                .into(),
+        );
+    }
+    for service in status.services.iter().filter(|s| s.state == "stopped") {
+        advice.push(format!(
+            "{} has no process: start it, and look at its own log",
+            service.name
+        ));
+    }
+    for service in status.services.iter().filter(|s| s.state == "other") {
+        advice.push(format!(
+            "{} runs {}, not {}: restart it, and look at which path its init script takes",
+            service.name,
+            service.runs.as_deref().unwrap_or("nothing"),
+            service.installed.display()
+        ));
+    }
+    if let Some(last) = &status.last {
+        let to = last.to.as_ref().and_then(|to| to.version.as_ref());
+        let given_up = matches!(last.result, Exit::BackToPrevious | Exit::BackToFactory);
+        if let (true, Some(version)) = (given_up, to) {
+            advice.push(format!(
+                "{version} is not tried again by itself: publish a release with a higher version, or, if the cause lay \
+                 elsewhere, `qx-update apply {version} --retry`"
+            ));
+        } else if matches!(last.result, Exit::Failed | Exit::Refused) {
+            advice.push(
+                "nothing was changed: mend what the last attempt names, then `qx-update apply`"
+                    .into(),
+            );
+        } else if last.result == Exit::NoSpace {
+            advice.push("make room in the data directory, then `qx-update apply`".into());
+        }
+    }
+    if advice.is_empty() {
+        let calm = if status.problems.is_empty() {
+            "nothing to do"
+        } else {
+            "see what is named above"
+        };
+        advice.push(calm.into());
+    }
+    advice
+}
+
+/// The answer as text.
+pub fn for_people(status: &Status) -> String {
+    let mut lines = Vec::new();
+    let mut add = |name: &str, text: String| lines.push(format!("{name:<10}{text}"));
+    let since = status
+        .since
+        .as_ref()
+        .map(|s| format!(", since {s}"))
+        .unwrap_or_default();
+    add("running", format!("{}{since}", status.running));
+    for service in &status.services {
+        let told = match (service.state, service.pid, &service.runs) {
+            ("installed", Some(pid), Some(path)) => format!("process {pid} runs {path}"),
+            (_, Some(pid), Some(path)) => {
+                format!(
+                    "process {pid} runs {path}, NOT {}",
+                    service.installed.display()
+                )
+            }
+            _ => "NOT RUNNING".into(),
+        };
+        add("service", format!("{}: {told}", service.name));
+    }
+    match &status.fallback {
+        Some(fallback) => add("fallback", fallback.to_string()),
+        None => add("fallback", "factory set".into()),
+    }
+    if let Some(open) = &status.operation {
+        let boots = match open.boots {
+            0 => String::new(),
+            n => format!(", boot {n}"),
+        };
+        add(
+            "phase",
+            format!(
+                "{}: {} to {}, since {}{boots}",
+                status.phase,
+                verb(open.kind),
+                open.to,
+                open.started
+            ),
+        );
+    } else if status.phase == "unknown" {
+        add("phase", "unknown: there is no readable record".into());
+    }
+    match &status.last {
+        None => add("last", "nothing was tried yet".into()),
+        Some(last) => {
+            let to = last
+                .to
+                .as_ref()
+                .map_or("an unknown release".into(), ToString::to_string);
+            add(
+                "last",
+                format!("{} from {} to {to}", verb(last.kind), last.from),
+            );
+            add(
+                "",
+                format!(
+                    "began {}, ended {}: {}",
+                    last.started,
+                    last.ended,
+                    result(last.result)
+                ),
+            );
+            if let Some(reason) = &last.reason {
+                add("reason", reason.clone());
+            }
+        }
+    }
+    for refused in &status.refused {
+        let version = refused
+            .version
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let kind = match refused.kind {
+            RefusalKind::Quarantined => "quarantined",
+            RefusalKind::Held => "held",
+        };
+        add(
+            "refused",
+            format!(
+                "{version} is {kind} since {}: {}",
+                refused.at, refused.reason
+            ),
+        );
+    }
+    for problem in &status.problems {
+        add("problem", problem.clone());
+    }
+    for advice in &status.advice {
+        add("now", advice.clone());
+    }
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+fn verb(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Install => "install",
+        OperationKind::Rollback => "rollback",
+        OperationKind::Factory => "return",
+    }
+}
+
+fn result(exit: Exit) -> String {
+    let text = match exit {
+        Exit::Done => "done, proved healthy",
+        Exit::BackToPrevious => "FAILED; the previous release runs again",
+        Exit::BackToFactory => "FAILED; the factory set runs",
+        Exit::NeedsPerson => "FAILED, and needs a person",
+        Exit::NoSpace => "failed for lack of space; nothing changed",
+        Exit::Refused => "refused; nothing changed",
+        _ => "failed; nothing changed",
+    };
+    format!("{text} (exit {})", exit.code())
+}

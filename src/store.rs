@@ -1,0 +1,582 @@
+//! What lies under the data directory: the record, the lock, the links, the slots and their seals, the releases that
+//! are not tried again. Every change is durable when a function returns.
+
+use std::cell::Cell;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::decision::Loaded;
+use crate::digest::Digest;
+use crate::durable;
+use crate::error::{Context, Error, Exit, Result};
+use crate::host::Host;
+use crate::manifest::{self, Component, Manifest, RelPath};
+use crate::repository::Versions;
+use crate::slot::{Installed, Link, Set, Slot, Verdict};
+use crate::state::{self, Record, Refusal};
+use crate::tree;
+
+/// What a path that a release removed holds: executable, so that init scripts do not take the factory's, and
+/// nothing that starts.
+pub const STUB: &[u8] = b"#!/bin/false\n";
+/// How many releases are remembered as not to be tried.
+const MAX_REFUSALS: usize = 200;
+const MANIFEST: &str = "release.json";
+
+/// The appliance's data directory and factory set.
+pub struct Store {
+    host: Host,
+    data: PathBuf,
+    factory: PathBuf,
+    sequence: Cell<u64>,
+}
+
+/// Held while an operation runs; the kernel drops it with the process.
+pub struct Lock {
+    _file: File,
+}
+
+/// Who holds the lock.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// What it does.
+    pub command: String,
+    /// Since when (RFC 3339).
+    pub since: String,
+}
+
+/// Binds a slot to the signatures it came with. Kept outside the slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Seal {
+    /// 1.
+    pub format: u32,
+    /// The digest of the release's manifest.
+    pub manifest: Digest,
+    /// The versions of the TUF metadata that led to it.
+    pub trust: Versions,
+}
+
+/// What the link stage found in this boot; kept in `/run`, so that it is told even if `/data` cannot be written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BootNote {
+    /// Which boot.
+    pub boot_id: String,
+    /// When (RFC 3339).
+    pub time: String,
+    /// What was to be used.
+    pub show: Set,
+    /// What a person should know.
+    pub problems: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Refusals {
+    format: u32,
+    refusals: Vec<Refusal>,
+}
+
+impl Store {
+    /// The store in a data directory (`/data`), with the factory set's manifest (absolute paths of the appliance).
+    pub fn new(host: &Host, data_dir: &str, factory: &str) -> Store {
+        Store {
+            data: host.path(data_dir),
+            factory: host.path(factory),
+            host: host.clone(),
+            sequence: Cell::new(0),
+        }
+    }
+
+    /// A path below the data directory.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.data.join(below)
+    }
+
+    /// The directory of a slot.
+    pub fn slot(&self, slot: Slot) -> PathBuf {
+        self.data.join("slots").join(slot.name())
+    }
+
+    /// The directory in which a slot's next content is staged.
+    pub fn next(&self, slot: Slot) -> PathBuf {
+        self.data.join("slots").join(format!("{slot}.next"))
+    }
+
+    /// Where a set's component is installed.
+    pub fn component(&self, set: Set, component: &Component) -> PathBuf {
+        match (set.slot(), &component.factory_path) {
+            (Some(slot), _) => self.slot(slot).join(&component.install_path),
+            (None, Some(path)) => self.host.path(path),
+            (None, None) => self.host.path(&format!("/usr/{}", component.install_path)),
+        }
+    }
+
+    /// Makes the directories and checks that nobody else can write to them.
+    pub fn prepare(&self) -> Result<()> {
+        durable::create_dir(&self.path("slots"), 0o755)?;
+        for below in ["update", "update/seals", "update/trust", "update/downloads"] {
+            durable::create_dir(&self.path(below), 0o700)?;
+        }
+        let me = rustix::process::geteuid().as_raw();
+        for path in [self.data.clone(), self.path("slots"), self.path("update")] {
+            let meta = fs::metadata(&path).doing(|| format!("looking at {}", path.display()))?;
+            if meta.uid() != me || meta.mode() & 0o022 != 0 {
+                return Err(Error::with(
+                    Exit::NeedsPerson,
+                    format!(
+                        "using {}: it belongs to user {} with mode {:04o}; it must be root's, and not writable for \
+                         others (chown root, chmod go-w)",
+                        path.display(),
+                        meta.uid(),
+                        meta.mode() & 0o7777
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the lock for this process.
+    pub fn lock(&self, command: &str) -> Result<Lock> {
+        let path = self.path("update/lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .doing(|| format!("opening the lock {}", path.display()))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let who = match self.holder() {
+                    Some(h) => format!("process {} ({}, since {})", h.pid, h.command, h.since),
+                    None => "another process".to_owned(),
+                };
+                return Err(Error::with(
+                    Exit::Busy,
+                    format!(
+                        "starting {command}: {who} holds the lock {}",
+                        path.display()
+                    ),
+                ));
+            }
+            Err(e) => return Err(e).doing(|| format!("locking {}", path.display())),
+        }
+        let holder = Holder {
+            pid: std::process::id(),
+            command: command.to_owned(),
+            since: self.host.timestamp(),
+        };
+        // For messages only; what counts is the kernel's lock.
+        let mut note = || -> io::Result<()> {
+            file.rewind()?;
+            file.set_len(0)?;
+            file.write_all(&serde_json::to_vec(&holder)?)
+        };
+        let _ = note();
+        Ok(Lock { _file: file })
+    }
+
+    /// Who holds the lock, if a live process does.
+    pub fn holder(&self) -> Option<Holder> {
+        let path = self.path("update/lock");
+        let mut file = File::open(path).ok()?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            _ => return None,
+        }
+        let mut text = String::new();
+        // It may not have written its name yet.
+        for _ in 0..20 {
+            text.clear();
+            file.rewind().ok()?;
+            file.read_to_string(&mut text).ok()?;
+            if let Ok(holder) = serde_json::from_str(&text) {
+                return Some(holder);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        None
+    }
+
+    /// Loads the newest intact copy of the record.
+    pub fn load(&self) -> Loaded {
+        let mut newest: Option<(u64, Record)> = None;
+        let mut faults = Vec::new();
+        for path in self.copies() {
+            match read_if_there(&path, 1 << 20) {
+                Ok(None) => {}
+                Ok(Some(bytes)) => match state::decode(&bytes) {
+                    Ok((sequence, record)) => {
+                        if newest.as_ref().is_none_or(|(s, _)| sequence > *s) {
+                            newest = Some((sequence, record));
+                        }
+                    }
+                    Err(why) => faults.push(format!("{}: {why}", path.display())),
+                },
+                Err(e) => faults.push(e.chain()),
+            }
+        }
+        match newest {
+            Some((sequence, record)) => {
+                self.sequence.set(sequence);
+                Loaded::Record(Box::new(record))
+            }
+            None if faults.is_empty() => Loaded::Absent,
+            None => Loaded::Unreadable(faults.join("; ")),
+        }
+    }
+
+    /// Writes the record over the older copy.
+    pub fn save(&self, record: &Record) -> Result<()> {
+        let sequence = self.sequence.get() + 1;
+        let path = &self.copies()[(sequence % 2) as usize];
+        durable::write(path, &state::encode(record, sequence))?;
+        self.sequence.set(sequence);
+        Ok(())
+    }
+
+    fn copies(&self) -> [PathBuf; 2] {
+        [self.path("update/state.0"), self.path("update/state.1")]
+    }
+
+    /// Where the priority link points.
+    pub fn link(&self) -> Link {
+        match fs::read_link(self.path("current")) {
+            Ok(target) => match target.to_str() {
+                Some("slots/a") => Link::To(Slot::A),
+                Some("slots/b") => Link::To(Slot::B),
+                _ => Link::Foreign(target.display().to_string()),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Link::Absent,
+            Err(e) => Link::Foreign(e.to_string()),
+        }
+    }
+
+    /// Points the priority link at a set: the one commit point.
+    pub fn set_link(&self, set: Set) -> Result<()> {
+        let current = self.path("current");
+        match set.slot() {
+            Some(slot) => durable::link(&current, &format!("slots/{slot}")),
+            None => durable::remove(&current),
+        }
+    }
+
+    /// Puts the fixed links in order: `bin` and `share` look through the priority link.
+    pub fn repair_fixed_links(&self) -> Result<()> {
+        for (name, target) in [("bin", "current/bin"), ("share", "current/share")] {
+            let path = self.path(name);
+            match fs::symlink_metadata(&path) {
+                Ok(meta) if !meta.is_symlink() => {
+                    return Err(Error::with(
+                        Exit::NeedsPerson,
+                        format!(
+                            "using {}: it is no link to {target}; move it away, it hides every release",
+                            path.display()
+                        ),
+                    ));
+                }
+                Ok(_) if fs::read_link(&path).is_ok_and(|to| to == Path::new(target)) => {}
+                _ => durable::link(&path, target)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a slot directory exists.
+    pub fn has_slots(&self) -> bool {
+        Slot::BOTH.iter().any(|slot| self.slot(*slot).exists())
+    }
+
+    /// Deletes what an operation was staging.
+    pub fn drop_leftovers(&self) -> Result<()> {
+        Slot::BOTH
+            .iter()
+            .try_for_each(|slot| durable::remove_tree(&self.next(*slot)))
+    }
+
+    /// A set's manifest, and its digest. For the factory set `None`, if the image has no manifest.
+    pub fn manifest(&self, set: Set) -> Result<Option<(Manifest, Digest)>> {
+        match set.slot() {
+            Some(slot) => {
+                read_manifest(&self.slot(slot).join(MANIFEST)).and_then(|found| match found {
+                    Some(found) => Ok(Some(found)),
+                    None => Err(Error::new(format!(
+                        "reading the manifest of slot {slot}: there is none"
+                    ))),
+                })
+            }
+            None => read_manifest(&self.factory),
+        }
+    }
+
+    /// The factory set. A manifest that cannot be read makes it one of unknown version, and is reported.
+    pub fn factory(&self) -> (Installed, Option<String>) {
+        match self.manifest(Set::Factory) {
+            Ok(Some((manifest, digest))) => (installed(Set::Factory, &manifest, digest), None),
+            Ok(None) => (Installed::unknown_factory(), None),
+            Err(e) => (Installed::unknown_factory(), Some(e.chain())),
+        }
+    }
+
+    /// Verifies a slot: files against manifest, manifest against seal. Reads all of it.
+    pub fn verify(&self, slot: Slot) -> Verdict {
+        let directory = self.slot(slot);
+        if !directory.exists() {
+            return Verdict::Empty;
+        }
+        let check = || -> Result<Installed, String> {
+            let bytes = read_if_there(&directory.join(MANIFEST), manifest::MAX_BYTES)
+                .map_err(|e| e.chain())?
+                .ok_or("it has no manifest")?;
+            let digest = Digest::of(&bytes);
+            self.seal_of(digest)?;
+            let manifest = Manifest::parse(&bytes)?;
+            verify_files(&manifest, &directory, tree::matches)?;
+            Ok(installed(slot.into(), &manifest, digest))
+        };
+        match check() {
+            Ok(installed) => Verdict::Good(installed),
+            Err(why) => Verdict::Damaged(why),
+        }
+    }
+
+    /// Verifies what the medium holds of a set that was staged and synced.
+    pub fn verify_staged(&self, slot: Slot, manifest: &Manifest) -> Result<()> {
+        verify_files(manifest, &self.next(slot), tree::matches_medium).map_err(|why| {
+            Error::new(format!(
+                "verifying {} as it lies on the medium: {why}",
+                self.next(slot).display()
+            ))
+        })
+    }
+
+    /// Writes the seal of a release, and drops those that no slot has any more.
+    pub fn seal(&self, manifest: Digest, trust: Versions) -> Result<()> {
+        let seal = Seal {
+            format: 1,
+            manifest,
+            trust,
+        };
+        let text = serde_json::to_vec(&seal).doing(|| "writing a seal")?;
+        durable::write(&self.seal_path(manifest), &text)
+    }
+
+    /// Drops the seals of releases that are in no slot.
+    pub fn prune_seals(&self) -> Result<()> {
+        let kept: Vec<PathBuf> = Slot::BOTH
+            .iter()
+            .filter_map(|slot| self.manifest((*slot).into()).ok()?)
+            .map(|(_, digest)| self.seal_path(digest))
+            .collect();
+        let directory = self.path("update/seals");
+        let entries =
+            fs::read_dir(&directory).doing(|| format!("reading {}", directory.display()))?;
+        for entry in entries {
+            let path = entry
+                .doing(|| format!("reading {}", directory.display()))?
+                .path();
+            if !kept.contains(&path) {
+                durable::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn seal_path(&self, manifest: Digest) -> PathBuf {
+        self.path("update/seals").join(format!("{manifest}.json"))
+    }
+
+    /// The seal of a release.
+    fn seal_of(&self, manifest: Digest) -> Result<Seal, String> {
+        let bytes = read_if_there(&self.seal_path(manifest), 64 * 1024)
+            .map_err(|e| e.chain())?
+            .ok_or_else(|| format!("its manifest {manifest} has no seal"))?;
+        let seal: Seal = serde_json::from_slice(&bytes).map_err(|e| format!("its seal: {e}"))?;
+        if seal.format != 1 || seal.manifest != manifest {
+            return Err("its seal is another release's".into());
+        }
+        Ok(seal)
+    }
+
+    /// The releases that are not tried again by themselves.
+    pub fn refusals(&self) -> Result<Vec<Refusal>> {
+        let path = self.path("update/quarantine");
+        let Some(bytes) = read_if_there(&path, 1 << 20)? else {
+            return Ok(Vec::new());
+        };
+        let list: Refusals =
+            serde_json::from_slice(&bytes).doing(|| format!("reading {}", path.display()))?;
+        if list.format != 1 {
+            return Err(Error::new(format!(
+                "reading {}: format {} is not known",
+                path.display(),
+                list.format
+            )));
+        }
+        Ok(list.refusals)
+    }
+
+    /// Adds a release to those that are not tried again, or renews its reason.
+    pub fn refuse(&self, refusal: Refusal) -> Result<()> {
+        // An unreadable list is begun anew: the newest entry matters most.
+        let mut refusals = self.refusals().unwrap_or_default();
+        refusals.retain(|r| r.manifest != refusal.manifest);
+        refusals.push(refusal);
+        if refusals.len() > MAX_REFUSALS {
+            refusals.remove(0);
+        }
+        self.write_refusals(refusals)
+    }
+
+    /// Takes a release off the list: it was confirmed after all.
+    pub fn pardon(&self, manifest: Digest) -> Result<()> {
+        let mut refusals = self.refusals()?;
+        let before = refusals.len();
+        refusals.retain(|r| r.manifest != manifest);
+        if refusals.len() == before {
+            return Ok(());
+        }
+        self.write_refusals(refusals)
+    }
+
+    fn write_refusals(&self, refusals: Vec<Refusal>) -> Result<()> {
+        let path = self.path("update/quarantine");
+        let text = serde_json::to_vec_pretty(&Refusals {
+            format: 1,
+            refusals,
+        })
+        .doing(|| format!("writing {}", path.display()))?;
+        durable::write(&path, &text)
+    }
+
+    /// Leaves a note about this boot in `/run`.
+    pub fn write_boot_note(&self, note: &BootNote) -> Result<()> {
+        let path = self.host.path("/run/qx-update/boot.json");
+        let directory = path.parent().unwrap_or(&path);
+        durable::create_dir(directory, 0o755)?;
+        let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
+        durable::write_with_mode(&path, &text, 0o644)
+    }
+
+    /// The note about this boot.
+    pub fn boot_note(&self) -> Option<BootNote> {
+        let bytes = read_if_there(&self.host.path("/run/qx-update/boot.json"), 1 << 20).ok()??;
+        let note: BootNote = serde_json::from_slice(&bytes).ok()?;
+        (note.boot_id == self.host.boot_id().ok()?).then_some(note)
+    }
+
+    /// The link cannot be changed: mounts an empty file system over the slot that it selects, for this boot.
+    pub fn hide(&self, slot: Slot) -> Result<()> {
+        let path = self.slot(slot);
+        rustix::mount::mount(
+            c"qx-update-hidden",
+            &path,
+            c"tmpfs",
+            rustix::mount::MountFlags::RDONLY | rustix::mount::MountFlags::NODEV,
+            Some(c"size=4k,mode=755"),
+        )
+        .doing(|| format!("hiding {} for this boot", path.display()))
+    }
+}
+
+/// The bytes of a set's manifest as they are installed.
+pub fn manifest_path(slot_directory: &Path) -> PathBuf {
+    slot_directory.join(MANIFEST)
+}
+
+/// A set as its manifest describes it.
+pub fn installed(set: Set, manifest: &Manifest, digest: Digest) -> Installed {
+    Installed {
+        set,
+        version: Some(manifest.version.clone()),
+        manifest: Some(digest),
+    }
+}
+
+fn verify_files(
+    manifest: &Manifest,
+    directory: &Path,
+    matches: fn(&Component, &Path) -> Result<(), String>,
+) -> Result<(), String> {
+    for component in &manifest.components {
+        matches(component, &directory.join(&component.install_path))?;
+    }
+    for path in &manifest.removed {
+        let stub = directory.join(path);
+        let found = fs::read(&stub).map_err(|e| format!("{}: {e}", stub.display()))?;
+        if found != STUB {
+            return Err(format!(
+                "{} is not the stub of a removed component",
+                stub.display()
+            ));
+        }
+    }
+    // A file more in bin would be started by the init script of its name.
+    let bin = directory.join("bin");
+    let expected = |name: &str| {
+        let path: Result<RelPath, _> = format!("bin/{name}").parse();
+        path.is_ok_and(|path| {
+            let installed = manifest.components.iter().map(|c| &c.install_path);
+            installed
+                .chain(&manifest.removed)
+                .any(|p| p.below(&path).is_some())
+        })
+    };
+    if let Ok(entries) = fs::read_dir(&bin) {
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if !name.to_str().is_some_and(expected) {
+                return Err(format!(
+                    "{} belongs to no component",
+                    entry.path().display()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_manifest(path: &Path) -> Result<Option<(Manifest, Digest)>> {
+    let Some(bytes) = read_if_there(path, manifest::MAX_BYTES)? else {
+        return Ok(None);
+    };
+    let manifest = Manifest::parse(&bytes)
+        .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
+    Ok(Some((manifest, Digest::of(&bytes))))
+}
+
+/// A whole small file; `None` if there is none. More than `limit` bytes is an error.
+pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => return Err(e).doing(|| format!("opening {}", path.display())),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .doing(|| format!("reading {}", path.display()))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new(format!(
+            "reading {}: it is longer than {limit} bytes",
+            path.display()
+        )));
+    }
+    Ok(Some(bytes))
+}

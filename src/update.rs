@@ -1,0 +1,580 @@
+//! The procedure: what happens in which order. The steps themselves are elsewhere; the crate's documentation numbers
+//! them.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use semver::Version;
+
+use crate::config::Config;
+use crate::decision::Loaded;
+use crate::durable;
+use crate::error::{Context, Error, Exit, Result};
+use crate::fetch::{Options, Source};
+use crate::host::Host;
+use crate::log::Log;
+use crate::manifest::Name;
+use crate::plan::{self, Ground, Plan};
+use crate::recover;
+use crate::repository::Repository;
+use crate::select::{self, Candidate, Choice, Request};
+use crate::service::Manager;
+use crate::slot::{Installed, Set};
+use crate::stage::Stage;
+use crate::state::{Attempt, Idle, Operation, OperationKind, Phase, Record};
+use crate::store::{self, Lock, Store};
+use crate::switch::Switch;
+
+/// The appliance, as the procedure needs it.
+pub struct Appliance {
+    /// The machine.
+    pub host: Host,
+    /// What the appliance decides.
+    pub config: Config,
+    /// What lies under the data directory.
+    pub store: Store,
+    /// The update log.
+    pub log: Log,
+}
+
+/// Where a person wants to go back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Back {
+    /// The set that ran before.
+    Previous,
+    /// The factory set.
+    Factory,
+}
+
+/// What `apply` is asked for.
+#[derive(Debug, Default)]
+pub struct Apply {
+    /// This version instead of the highest eligible one.
+    pub version: Option<Version>,
+    /// A URL or a directory instead of the configured source.
+    pub from: Option<String>,
+    /// Show the plan and change nothing.
+    pub dry_run: bool,
+    /// Try the named version even if it is quarantined or held.
+    pub retry: bool,
+}
+
+impl Appliance {
+    /// Installs the highest eligible release, and proves it.
+    pub fn apply(&mut self, request: &Apply) -> Result<Exit> {
+        let (lock, record) = self.begin("apply")?;
+        let record = match self.resume(record)? {
+            Resumed::Ready(record) => *record,
+            Resumed::Failed(exit) => return Ok(exit),
+        };
+        let result = self.install(request, &record, &lock);
+        if let Err(e) = &result
+            && !request.dry_run
+        {
+            self.remember_failure(&record, e);
+        }
+        result
+    }
+
+    /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
+    pub fn check(&mut self, from: Option<&str>) -> Result<Exit> {
+        self.store.prepare()?;
+        let _lock = self.store.lock("check")?;
+        let record = self.current_record();
+        let (repository, source) = self.refresh(from)?;
+        let request = Request {
+            version: None,
+            retry: false,
+        };
+        match self.select(&repository, &source, &record, &request)? {
+            Choice::NothingNewer(running) => {
+                self.log
+                    .info("select", format!("nothing newer than {running} is offered"));
+                Ok(Exit::NothingNewer)
+            }
+            Choice::Take(candidate) => {
+                let manifest = &candidate.manifest;
+                self.log.info(
+                    "select",
+                    format!(
+                        "{} {} is available (running: {})",
+                        manifest.product,
+                        manifest.version,
+                        running(&record)
+                    ),
+                );
+                Ok(Exit::Available)
+            }
+        }
+    }
+
+    /// Goes back to the previous release or the factory set because a person says so.
+    pub fn rollback(&mut self, back: Back) -> Result<Exit> {
+        let (_lock, record) = self.begin("rollback")?;
+        let record = match self.resume(record)? {
+            Resumed::Ready(record) => *record,
+            Resumed::Failed(exit) => return Ok(exit),
+        };
+        let idle = idle_of(&record);
+        if idle.active.set == Set::Factory {
+            self.log.info(
+                "rollback",
+                format!(
+                    "{} runs already; there is nothing to go back to",
+                    idle.active
+                ),
+            );
+            return Ok(Exit::NothingNewer);
+        }
+        let wanted = match back {
+            Back::Previous => idle
+                .fallback
+                .clone()
+                .unwrap_or_else(|| self.store.factory().0),
+            Back::Factory => self.store.factory().0,
+        };
+        let to = recover::choose(&self.store, &wanted, &mut self.log);
+        if to != wanted && back == Back::Previous {
+            return Err(Error::new(format!(
+                "going back to {wanted}: it no longer verifies; `rollback --to factory` goes back to the factory set"
+            )));
+        }
+        let kind = if to.set == Set::Factory {
+            OperationKind::Factory
+        } else {
+            OperationKind::Rollback
+        };
+        let op = self.operation(kind, idle, to)?;
+        self.log.operation(&op.id);
+        self.log.info(
+            "rollback",
+            format!(
+                "going back from {} to {}, as a person asked",
+                op.from(),
+                op.to
+            ),
+        );
+        self.switch(op, &record)
+    }
+
+    /// Ends an open trial: proves it, or goes back. `force` asserts what would have been proved.
+    pub fn confirm(&mut self, force: bool) -> Result<Exit> {
+        let services = self.config.services.clone();
+        let host = self.host.clone();
+        Manager::new(&services, &host, Duration::ZERO).wait_for_runlevel(&mut self.log);
+        let (_lock, record) = self.begin("confirm")?;
+        if let (true, Phase::Trial { op, .. }) = (force, &record.phase) {
+            self.log.operation(&op.id);
+            self.log.warning(
+                "confirm",
+                format!("{} is confirmed by a person, without a proof", op.to),
+            );
+            return self.going(op.clone()).confirmed(&record);
+        }
+        match self.resume(record)? {
+            Resumed::Failed(exit) => Ok(exit),
+            Resumed::Ready(record) => match &idle_of(&record).trouble {
+                Some(trouble) => {
+                    self.log.warning("confirm", trouble.what.clone());
+                    Ok(if trouble.needs_person {
+                        Exit::NeedsPerson
+                    } else {
+                        Exit::Done
+                    })
+                }
+                None => {
+                    self.log.info(
+                        "confirm",
+                        format!("{} runs; nothing is on trial", idle_of(&record).active),
+                    );
+                    Ok(Exit::Done)
+                }
+            },
+        }
+    }
+
+    /// Forgets what a person has dealt with: quarantine, held releases, trouble, a staged release, downloads. What runs
+    /// is not touched.
+    pub fn reset(&mut self) -> Result<Exit> {
+        let (_lock, record) = self.begin("reset")?;
+        if matches!(record.phase, Phase::Trial { .. } | Phase::Reverting { .. }) {
+            return Err(Error::with(
+                Exit::NeedsPerson,
+                format!(
+                    "resetting: a {} is open; `qx-update confirm` ends it",
+                    record.phase.name()
+                ),
+            ));
+        }
+        let mut idle = idle_of(&record);
+        idle.trouble = None;
+        self.store.save(&record.with(Phase::Idle(idle)))?;
+        durable::remove(&self.store.path("update/quarantine"))?;
+        durable::remove_tree(&self.store.path("update/downloads"))?;
+        self.store.drop_leftovers()?;
+        self.log.info(
+            "reset",
+            "quarantine, held releases, staged release and downloads are forgotten",
+        );
+        Ok(Exit::Done)
+    }
+
+    /// Step 1: the lock, then what earlier boots and operations left.
+    fn begin(&mut self, command: &str) -> Result<(Lock, Record)> {
+        self.store.prepare()?;
+        let lock = self.store.lock(command)?;
+        let outcome = recover::link_stage(&self.host, &self.store, &mut self.log)?;
+        if !outcome.durable {
+            return Err(Error::new(format!(
+                "starting {command}: {}",
+                outcome.problems.join("; ")
+            )));
+        }
+        Ok((lock, outcome.record))
+    }
+
+    /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end, services that were
+    /// stopped are started.
+    fn resume(&mut self, record: Record) -> Result<Resumed> {
+        if record.operation().is_some_and(|op| !op.ran.is_empty()) {
+            leave_caller(&mut self.log);
+        }
+        match record.phase.clone() {
+            Phase::Idle(_) | Phase::Staging { .. } | Phase::Switching { .. } => {
+                Ok(Resumed::Ready(Box::new(record)))
+            }
+            Phase::Staged { op } => {
+                let from = op.from().set;
+                self.going(op).start_services(from);
+                Ok(Resumed::Ready(Box::new(record)))
+            }
+            Phase::Trial { op, .. } => {
+                self.log
+                    .info("prove", format!("the trial of {} is taken up again", op.to));
+                match self.going(op).conclude_trial(&record)? {
+                    Exit::Done => Ok(Resumed::Ready(Box::new(self.current_record()))),
+                    exit => Ok(Resumed::Failed(exit)),
+                }
+            }
+            Phase::Reverting { op, cause, .. } => {
+                self.log.info(
+                    "revert",
+                    format!("the return from {} is taken up again", op.to),
+                );
+                Ok(Resumed::Failed(
+                    self.going(op).conclude_revert(&cause, &record)?,
+                ))
+            }
+        }
+    }
+
+    /// Steps 2 to 10 of an install.
+    fn install(&mut self, request: &Apply, record: &Record, _lock: &Lock) -> Result<Exit> {
+        let (repository, source) = self.refresh(request.from.as_deref())?;
+        let wanted = Request {
+            version: request.version.clone(),
+            retry: request.retry,
+        };
+        let candidate = match self.select(&repository, &source, record, &wanted)? {
+            Choice::NothingNewer(running) => {
+                self.log
+                    .info("select", format!("nothing newer than {running} is offered"));
+                return Ok(Exit::NothingNewer);
+            }
+            Choice::Take(candidate) => candidate,
+        };
+        self.log_candidate(&candidate);
+        // A release that lies staged, and is still what the repository offers, is not staged again.
+        if let Phase::Staged { op } = &record.phase
+            && op.to.manifest == Some(candidate.digest)
+            && recover::choose(&self.store, &op.to, &mut self.log) == op.to
+        {
+            self.log.operation(&op.id);
+            self.log
+                .info("stage", format!("{} is staged and verified already", op.to));
+            if request.dry_run {
+                return Ok(Exit::Done);
+            }
+            let op = op.clone();
+            return self.switch(op, record);
+        }
+        let idle = idle_of(record);
+        let plan = self.plan(&candidate, &idle, &repository, &source)?;
+        for line in plan.describe() {
+            self.log.info("plan", line);
+        }
+        if request.dry_run {
+            return Ok(Exit::Done);
+        }
+        let to = store::installed(
+            idle.active.set.alternate().into(),
+            &candidate.manifest,
+            candidate.digest,
+        );
+        let op = self.operation(OperationKind::Install, idle, to)?;
+        self.log.operation(&op.id);
+        let (op, staged) = Stage {
+            host: &self.host,
+            store: &self.store,
+            log: &mut self.log,
+            candidate: &candidate,
+            plan: &plan,
+            repository: &repository,
+            source: &source,
+        }
+        .run(op, record)?;
+        self.switch(op, &staged)
+    }
+
+    /// Steps 6 to 10, in a process that nobody's end takes with it.
+    fn switch(&mut self, op: Operation, record: &Record) -> Result<Exit> {
+        leave_caller(&mut self.log);
+        self.going(op).run(record)
+    }
+
+    fn going(&mut self, op: Operation) -> Switch<'_> {
+        Switch::new(&self.host, &self.store, &mut self.log, op)
+    }
+
+    /// Step 2, first half: trust.
+    fn refresh(&mut self, from: Option<&str>) -> Result<(Repository, Source)> {
+        let root_path = self.host.path(&self.config.trust_root);
+        let root = store::read_if_there(&root_path, 1 << 20)?.ok_or_else(|| {
+            Error::with(
+                Exit::Usage,
+                format!(
+                    "reading the trust root {}: there is none",
+                    root_path.display()
+                ),
+            )
+        })?;
+        let limits = &self.config.limits;
+        let options = Options {
+            ca_file: self
+                .config
+                .ca_file
+                .as_deref()
+                .map(|path| self.host.path(path)),
+            connect_timeout: Duration::from_secs(limits.connect_timeout_s),
+            stall_timeout: Duration::from_secs(limits.stall_timeout_s),
+            retries: limits.retries,
+        };
+        let spec = from.unwrap_or(&self.config.sources[0]);
+        let source = if spec.contains("://") {
+            Source::open(spec, &options)?
+        } else {
+            Source::open(&self.host.path(spec).display().to_string(), &options)?
+        };
+        let doing = || format!("refreshing trust from {spec}");
+        let repository = Repository::refresh(
+            &source,
+            &self.store.path("update/trust"),
+            &root,
+            self.host.now(),
+        )
+        .doing(doing)?;
+        let v = repository.versions();
+        self.log.info(
+            "trust",
+            format!(
+                "{spec} is trusted: root {}, timestamp {}, snapshot {}, targets {}",
+                v.root, v.timestamp, v.snapshot, v.targets
+            ),
+        );
+        Ok((repository, source))
+    }
+
+    /// Step 2, second half: which release.
+    fn select(
+        &mut self,
+        repository: &Repository,
+        source: &Source,
+        record: &Record,
+        request: &Request,
+    ) -> Result<Choice> {
+        let refusals = self.store.refusals()?;
+        let factory = self.store.manifest(Set::Factory).ok().flatten();
+        let active = running(record);
+        let ground = select::Ground {
+            product: &self.config.product,
+            channel: &self.config.channel,
+            arch: &machine()?,
+            running: &active,
+            schemas: &record.schemas,
+            refusals: &refusals,
+            factory: factory.as_ref().map(|(manifest, _)| manifest),
+        };
+        select::select(&ground, request, &repository.releases(), &mut |offer| {
+            repository.manifest(source, offer)
+        })
+    }
+
+    /// Step 3.
+    fn plan(
+        &mut self,
+        candidate: &Candidate,
+        idle: &Idle,
+        repository: &Repository,
+        source: &Source,
+    ) -> Result<Plan> {
+        let mut sets = Vec::new();
+        for set in [
+            idle.active.set,
+            Set::from(idle.active.set.alternate()),
+            Set::Factory,
+        ] {
+            if let Ok(Some((manifest, _))) = self.store.manifest(set) {
+                sets.push((set, manifest));
+            }
+        }
+        let ground = Ground {
+            sets: &sets,
+            active: idle.active.set,
+            copies_artifacts: source.copies_artifacts(),
+            release_bytes: self.config.limits.release_bytes,
+            slots: self.store.path("slots"),
+            alternate: self.store.slot(idle.active.set.alternate()),
+        };
+        plan::plan(&candidate.manifest, &ground, repository)
+    }
+
+    /// A new operation.
+    fn operation(&mut self, kind: OperationKind, before: Idle, to: Installed) -> Result<Operation> {
+        let config = &self.config;
+        Ok(Operation {
+            id: self.host.random_id()?,
+            kind,
+            started: self.host.timestamp(),
+            before,
+            to,
+            attempts: 0,
+            services: Vec::new(),
+            ran: Vec::new(),
+            manager: config.services.clone(),
+            service_timeout_s: config.limits.service_timeout_s,
+            trial_boots: config.limits.trial_boots,
+            trial_max_age_s: config.limits.trial_max_age_s,
+        })
+    }
+
+    /// So that `status` tells of an attempt that ended before it staged anything.
+    fn remember_failure(&mut self, record: &Record, error: &Error) {
+        if matches!(error.exit, Exit::Usage | Exit::Busy) {
+            return;
+        }
+        let current = self.current_record();
+        // Staging has told of itself; anything further is not a failure before the switch.
+        if current.phase != record.phase || current.last != record.last {
+            return;
+        }
+        let now = self.host.timestamp();
+        let attempt = Attempt {
+            id: String::new(),
+            kind: OperationKind::Install,
+            from: running(record),
+            to: None,
+            started: now.clone(),
+            ended: now,
+            result: error.exit,
+            reason: Some(error.chain()),
+        };
+        let told = Record {
+            last: Some(attempt),
+            ..current
+        };
+        if let Err(e) = self.store.save(&told) {
+            self.log.warning("apply", e.chain());
+        }
+    }
+
+    fn log_candidate(&mut self, candidate: &Candidate) {
+        let manifest = &candidate.manifest;
+        let details = serde_json::json!({
+            "product": manifest.product,
+            "version": manifest.version,
+            "channel": manifest.channel,
+            "arch": manifest.arch,
+            "released": manifest.released,
+            "release_notes": manifest.release_notes,
+            "manifest": candidate.digest,
+            "components": manifest.components.iter().map(|c| serde_json::json!({
+                "name": c.name, "install_path": c.install_path, "sha256": c.sha256, "size_bytes": c.size_bytes,
+            })).collect::<Vec<_>>(),
+        });
+        self.log.info_with(
+            "select",
+            format!("taking {} {}", manifest.product, manifest.version),
+            details,
+        );
+    }
+
+    fn current_record(&mut self) -> Record {
+        match self.store.load() {
+            Loaded::Record(record) => *record,
+            _ => Record::idle(self.store.factory().0, None, &self.host.timestamp()),
+        }
+    }
+}
+
+enum Resumed {
+    /// Nothing is open any more.
+    Ready(Box<Record>),
+    /// What was open ended badly.
+    Failed(Exit),
+}
+
+/// What runs, if nothing more happens to an open operation.
+fn idle_of(record: &Record) -> Idle {
+    match &record.phase {
+        Phase::Idle(idle) => idle.clone(),
+        Phase::Staging { op } => op.before.clone(),
+        Phase::Staged { op } | Phase::Switching { op, .. } | Phase::Reverting { op, .. } => {
+            op.back(None)
+        }
+        Phase::Trial { op, .. } => Idle {
+            active: op.to.clone(),
+            fallback: Some(op.from().clone()),
+            ..op.back(None)
+        },
+    }
+}
+
+fn running(record: &Record) -> Installed {
+    idle_of(record).active
+}
+
+/// The machine's architecture as the kernel names it.
+fn machine() -> Result<Name> {
+    let uname = rustix::system::uname();
+    let machine = uname.machine().to_string_lossy();
+    machine
+        .parse()
+        .map_err(|why| Error::new(format!("asking the kernel for its architecture: {why}")))
+}
+
+/// Step 7: what asked for this operation may be what is restarted. This process leaves its session and its control
+/// group; it may have left them before.
+fn leave_caller(log: &mut Log) {
+    if rustix::process::getsid(None).ok() != Some(rustix::process::getpid())
+        && let Err(e) = rustix::process::setsid()
+    {
+        log.warning("switch", format!("leaving the caller's session: {e}"));
+    }
+    let pid = std::process::id().to_string();
+    for group in [
+        "/sys/fs/cgroup/cgroup.procs",
+        "/sys/fs/cgroup/unified/cgroup.procs",
+        "/sys/fs/cgroup/openrc/cgroup.procs",
+    ] {
+        let path = Path::new(group);
+        if path.exists()
+            && let Err(e) = fs::write(path, &pid)
+        {
+            log.warning(
+                "switch",
+                format!("leaving the caller's control group through {group}: {e}"),
+            );
+        }
+    }
+}

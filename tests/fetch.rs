@@ -1,0 +1,797 @@
+//! Downloads from a web server that misbehaves in every way that was thought of, on loopback.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use qx_update::digest::Digest;
+use qx_update::error::{Error, Exit};
+use qx_update::fetch::{self, Options, Source};
+
+/// What a request asked for: its path, and the first byte of its range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Asked {
+    path: String,
+    from: Option<usize>,
+}
+
+struct Server {
+    url: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Server {
+    /// `answer` is given the number of the request, counted from 0. The connection is closed after it.
+    fn start(answer: impl Fn(usize, &Asked, &mut TcpStream) + Send + Sync + 'static) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        let answer = Arc::new(answer);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let request = read_request(&mut stream);
+                let number = {
+                    let mut log = log.lock().unwrap();
+                    log.push(request.clone());
+                    log.len() - 1
+                };
+                let answer = answer.clone();
+                std::thread::spawn(move || answer(number, &request, &mut stream));
+            }
+        });
+        Server { url, asked }
+    }
+
+    /// The first bytes that were asked for, request by request.
+    fn ranges(&self) -> Vec<Option<usize>> {
+        self.asked.lock().unwrap().iter().map(|a| a.from).collect()
+    }
+
+    fn source(&self) -> Source {
+        Source::open(&self.url, &patience()).unwrap()
+    }
+}
+
+fn patience() -> Options {
+    Options {
+        ca_file: None,
+        connect_timeout: Duration::from_secs(5),
+        stall_timeout: Duration::from_secs(1),
+        retries: 2,
+    }
+}
+
+fn read_request(stream: &mut TcpStream) -> Asked {
+    let mut lines = BufReader::new(stream)
+        .lines()
+        .map(|l| l.unwrap_or_default());
+    let first = lines.next().unwrap_or_default();
+    let headers: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
+    let range = headers
+        .iter()
+        .find_map(|h| h.strip_prefix("Range: bytes=")?.strip_suffix('-'));
+    Asked {
+        path: first.split(' ').nth(1).unwrap_or_default().to_owned(),
+        from: range.map(|r| r.parse().unwrap()),
+    }
+}
+
+/// The client may be gone before all is said.
+fn say(stream: &mut TcpStream, bytes: impl AsRef<[u8]>) {
+    let _ = stream.write_all(bytes.as_ref());
+}
+
+/// What a good server answers; `cut` bytes of the body at most.
+fn serve(stream: &mut TcpStream, asked: &Asked, content: &[u8], cut: usize) {
+    let total = content.len();
+    let body = &content[asked.from.unwrap_or(0)..];
+    match asked.from {
+        None => say(
+            stream,
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {total}\r\n\r\n"),
+        ),
+        Some(from) => say(
+            stream,
+            format!(
+                "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{}/{total}\r\n\r\n",
+                body.len(),
+                total - 1
+            ),
+        ),
+    }
+    say(stream, &body[..cut.min(body.len())]);
+}
+
+fn content() -> Vec<u8> {
+    (0..300_000u32)
+        .flat_map(|n| (n ^ (n >> 7)).to_le_bytes())
+        .collect()
+}
+
+fn download(source: &Source, content: &[u8], downloads: &Path) -> Result<Vec<u8>, Error> {
+    let mut seen = 0;
+    let mut file = source.artifact(
+        "targets/x.tar.gz",
+        content.len() as u64,
+        &Digest::of(content),
+        downloads,
+        &mut |bytes| seen = bytes,
+    )?;
+    assert_eq!(seen, content.len() as u64, "the last progress is all of it");
+    let mut got = Vec::new();
+    file.read_to_end(&mut got).unwrap();
+    Ok(got)
+}
+
+fn part(downloads: &Path, content: &[u8]) -> std::path::PathBuf {
+    downloads.join(format!("{}.part", Digest::of(content)))
+}
+
+fn complete(downloads: &Path, content: &[u8]) -> std::path::PathBuf {
+    downloads.join(Digest::of(content).to_string())
+}
+
+#[test]
+fn a_download_is_kept_and_not_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, asked, stream| serve(stream, asked, &body, usize::MAX));
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges(), [None]);
+    assert!(!part(dir.path(), &content).exists());
+
+    // What lies there is checked, not believed.
+    fs::write(complete(dir.path(), &content), vec![0; content.len()]).unwrap();
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges(), [None, None]);
+}
+
+#[test]
+fn a_cut_transfer_goes_on_where_it_was_cut_however_often() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, asked, stream| serve(stream, asked, &body, 300_000));
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    let asked = [None, Some(300_000), Some(600_000), Some(900_000)];
+    assert_eq!(server.ranges(), asked);
+}
+
+#[test]
+fn what_a_killed_process_left_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, asked, stream| serve(stream, asked, &body, usize::MAX));
+    fs::write(part(dir.path(), &content), &content[..700_000]).unwrap();
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges(), [Some(700_000)]);
+
+    // All of it was there, only not yet under its name.
+    fs::rename(complete(dir.path(), &content), part(dir.path(), &content)).unwrap();
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges(), [Some(700_000)]);
+}
+
+#[test]
+fn a_damaged_or_over_long_part_is_begun_anew() {
+    let content = content();
+    let mut damaged = content[..700_000].to_vec();
+    damaged[5] ^= 1;
+    let longer = [&content[..], b"x"].concat();
+    for (left, asked) in [(damaged, vec![Some(700_000), None]), (longer, vec![None])] {
+        let dir = tempfile::tempdir().unwrap();
+        let body = content.clone();
+        let server = Server::start(move |_, asked, stream| serve(stream, asked, &body, usize::MAX));
+        fs::write(part(dir.path(), &content), left).unwrap();
+        assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+        assert_eq!(server.ranges(), asked);
+    }
+}
+
+#[test]
+fn a_link_in_place_of_a_download_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, asked, stream| serve(stream, asked, &body, usize::MAX));
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    std::os::unix::fs::symlink(&victim, part(dir.path(), &content)).unwrap();
+    download(&server.source(), &content, dir.path()).unwrap_err();
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[test]
+fn a_server_without_ranges_is_asked_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |number, asked, stream| {
+        let asked = Asked {
+            from: None,
+            ..asked.clone()
+        };
+        serve(
+            stream,
+            &asked,
+            &body,
+            if number == 0 { 500_000 } else { usize::MAX },
+        );
+    });
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges(), [None, Some(500_000)]);
+}
+
+#[test]
+fn starting_again_for_ever_is_no_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, asked, stream| {
+        let asked = Asked {
+            from: None,
+            ..asked.clone()
+        };
+        serve(stream, &asked, &body, 500_000);
+    });
+    let error = download(&server.source(), &content, dir.path()).unwrap_err();
+    assert!(error.chain().contains("too early"), "{}", error.chain());
+    // The first got somewhere; two more tries did not get further.
+    assert_eq!(server.ranges().len(), 3);
+}
+
+#[test]
+fn a_body_without_a_length_that_ends_early_is_tried_again_but_not_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, _, stream| {
+        say(stream, "HTTP/1.1 200 OK\r\n\r\n");
+        say(stream, &body[..1000]);
+    });
+    let error = download(&server.source(), &content, dir.path()).unwrap_err();
+    assert!(error.chain().contains("too early"), "{}", error.chain());
+    assert_eq!(server.ranges().len(), 3);
+}
+
+#[test]
+fn nothing_beyond_the_part_begins_it_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, asked, stream| match asked.from {
+        Some(_) => say(stream, "HTTP/1.1 416 Range Not Satisfiable\r\n\r\n"),
+        None => serve(stream, asked, &body, usize::MAX),
+    });
+    fs::write(part(dir.path(), &content), &content[..7]).unwrap();
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges(), [Some(7), None]);
+}
+
+#[test]
+fn chunks_are_as_good_as_a_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |_, _, stream| {
+        say(
+            stream,
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        );
+        for chunk in body.chunks(99_999) {
+            say(stream, format!("{:x}\r\n", chunk.len()));
+            say(stream, chunk);
+            say(stream, "\r\n");
+        }
+        say(stream, "0\r\n\r\n");
+    });
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+}
+
+#[test]
+fn a_server_that_recovers_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let body = content.clone();
+    let server = Server::start(move |number, asked, stream| match number {
+        0 => say(stream, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"),
+        1 => {} // closes the connection at once
+        _ => serve(stream, asked, &body, usize::MAX),
+    });
+    assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
+    assert_eq!(server.ranges().len(), 3);
+}
+
+#[test]
+fn a_slow_but_steady_transfer_lives_and_a_stalled_one_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"slow but steady".to_vec();
+    let body = content.clone();
+    // Altogether far longer than the stall time-out.
+    let steady = Server::start(move |_, asked, stream| {
+        serve(stream, asked, &body, 0);
+        for byte in &body {
+            say(stream, [*byte]);
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    });
+    let start = Instant::now();
+    assert!(download(&steady.source(), &content, dir.path()).unwrap() == content);
+    assert!(start.elapsed() > patience().stall_timeout * 2);
+    assert_eq!(steady.ranges(), [None]);
+
+    fs::remove_file(complete(dir.path(), &content)).unwrap();
+    let body = content.clone();
+    let stalled = Server::start(move |_, asked, stream| {
+        serve(stream, asked, &body, 4);
+        std::thread::sleep(Duration::from_secs(600));
+    });
+    let start = Instant::now();
+    assert!(download(&stalled.source(), &content, dir.path()).unwrap() == content);
+    // Four bytes at a time.
+    assert_eq!(stalled.ranges(), [None, Some(4), Some(8), Some(12)]);
+    assert!(start.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn a_head_that_drips_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(|_, _, stream| {
+        say(stream, "HTTP/1.1 200 OK\r\nX: ");
+        for _ in 0..6000 {
+            say(stream, "x");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let start = Instant::now();
+    let error = download(&server.source(), b"abc", dir.path()).unwrap_err();
+    assert!(error.chain().ends_with("timed out"), "{}", error.chain());
+    assert!(start.elapsed() < Duration::from_secs(60));
+}
+
+/// Answers that are final: one request, one sentence, and nothing under the artifact's name.
+#[test]
+fn lies_are_refused_at_once() {
+    let cases: [(&str, &str, Option<Exit>); 12] = [
+        (
+            "200 OK\r\nContent-Length: 11\r\n\r\nhello world",
+            "11 bytes long instead of 10",
+            Some(Exit::Refused),
+        ),
+        (
+            "200 OK\r\nContent-Length: 99999999999999\r\n\r\n",
+            "instead of 10",
+            Some(Exit::Refused),
+        ),
+        (
+            "200 OK\r\nContent-Length: 9\r\n\r\n123456789",
+            "9 bytes long instead of 10",
+            Some(Exit::Refused),
+        ),
+        (
+            "200 OK\r\n\r\nhello world",
+            "longer than 10 bytes",
+            Some(Exit::Refused),
+        ),
+        (
+            "200 OK\r\nTransfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\n\r\n",
+            "longer than 10 bytes",
+            Some(Exit::Refused),
+        ),
+        (
+            "200 OK\r\nContent-Length: 10\r\n\r\nhello worl",
+            "tampered",
+            Some(Exit::Refused),
+        ),
+        (
+            "206 Partial\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789",
+            "answered with the range",
+            Some(Exit::Refused),
+        ),
+        (
+            "404 Not Found\r\nContent-Length: 0\r\n\r\n",
+            "answered 404",
+            None,
+        ),
+        (
+            "416 Range\r\nContent-Length: 0\r\n\r\n",
+            "answered 416",
+            None,
+        ),
+        ("200 OK\r\nContent-Encoding: gzip\r\n\r\n", "encoded", None),
+        ("302 Found\r\n\r\n", "redirect to nowhere", None),
+        (
+            "302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+            "not followed",
+            None,
+        ),
+    ];
+    for (answer, why, exit) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(move |_, _, stream| say(stream, format!("HTTP/1.1 {answer}")));
+        let error = download(&server.source(), b"0123456789", dir.path()).unwrap_err();
+        let chain = error.chain();
+        assert!(
+            chain.contains(why) && chain.contains(&server.url),
+            "{answer}: {chain}"
+        );
+        assert_eq!(error.exit, exit.unwrap_or(Exit::Failed), "{answer}");
+        assert_eq!(server.ranges().len(), 1, "{answer}");
+        assert!(!complete(dir.path(), b"0123456789").exists());
+        // A part that can never become right is not kept.
+        let left = fs::read(part(dir.path(), b"0123456789")).unwrap_or_default();
+        assert!(
+            b"0123456789".starts_with(&left),
+            "{answer}: {left:?} is kept"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_range_is_refused() {
+    for range in [
+        "bytes 3-9/10",
+        "bytes 0-9/10",
+        "bytes 4-10/10",
+        "bytes 4-9/11",
+        "bytes 4-x/10",
+        "bytes */10",
+        "lines 4-9/10",
+        "",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(part(dir.path(), b"0123456789"), b"0123").unwrap();
+        let server = Server::start(move |_, _, stream| {
+            say(
+                stream,
+                format!("HTTP/1.1 206 Partial\r\nContent-Range: {range}\r\n\r\n456789"),
+            );
+        });
+        let error = download(&server.source(), b"0123456789", dir.path()).unwrap_err();
+        assert!(
+            error.chain().contains("range"),
+            "{range}: {}",
+            error.chain()
+        );
+        assert_eq!(server.ranges(), [Some(4)], "{range}");
+    }
+}
+
+#[test]
+fn an_endless_body_is_cut_at_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(|_, _, stream| {
+        say(stream, "HTTP/1.1 200 OK\r\n\r\n");
+        while stream.write_all(&[b'x'; 65536]).is_ok() {}
+    });
+    let error = download(&server.source(), b"0123456789", dir.path()).unwrap_err();
+    assert!(
+        error.chain().contains("longer than 10 bytes"),
+        "{}",
+        error.chain()
+    );
+    let error = server.source().small("a", 1000).unwrap_err();
+    assert!(
+        error.chain().contains("longer than 1000 bytes"),
+        "{}",
+        error.chain()
+    );
+    assert_eq!(error.exit, Exit::Refused);
+    let error = fetch::get(&server.url, Duration::from_secs(60), 1000).unwrap_err();
+    assert!(
+        error.chain().contains("longer than 1000 bytes"),
+        "{}",
+        error.chain()
+    );
+}
+
+#[test]
+fn small_files_are_there_or_not_or_too_long() {
+    let server = Server::start(|_, asked, stream| match asked.path.as_str() {
+        "/metadata/a%20b.json" => say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+        "/long" => say(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n",
+        ),
+        "/forbidden" => say(
+            stream,
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+        ),
+        "/gone" => say(stream, "HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"),
+        _ => say(
+            stream,
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        ),
+    });
+    let source = server.source();
+    assert_eq!(
+        source.small("metadata/a b.json", 2).unwrap(),
+        Some(b"{}".to_vec())
+    );
+    assert!(source.small("metadata/a b.json", 1).is_err());
+    assert_eq!(source.small("missing", 2).unwrap(), None);
+    assert_eq!(source.small("forbidden", 2).unwrap(), None);
+    let error = source.small("long", 1 << 20).unwrap_err();
+    assert!(
+        error.chain().contains("longer than 1048576 bytes"),
+        "{}",
+        error.chain()
+    );
+    assert!(
+        source
+            .small("gone", 2)
+            .unwrap_err()
+            .chain()
+            .contains("answered 410")
+    );
+}
+
+#[test]
+fn a_small_file_that_is_cut_is_not_taken_for_whole() {
+    let server = Server::start(|number, _, stream| {
+        let body = if number == 0 { "{" } else { "{}" };
+        say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+        say(stream, body);
+    });
+    assert_eq!(server.source().small("x", 2).unwrap(), Some(b"{}".to_vec()));
+    assert_eq!(server.ranges().len(), 2);
+
+    let server = Server::start(|_, _, stream| {
+        say(
+            stream,
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{",
+        );
+    });
+    for error in [
+        server.source().small("x", 2).unwrap_err(),
+        fetch::get(&server.url, Duration::from_secs(60), 2).unwrap_err(),
+    ] {
+        assert!(error.chain().contains("too early"), "{}", error.chain());
+    }
+}
+
+#[test]
+fn redirects_are_followed_but_not_for_ever() {
+    let server = Server::start(|_, asked, stream| match asked.path.as_str() {
+        "/5" => say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+        path => {
+            let number: u32 = path[1..].parse().unwrap();
+            let next = number + 1;
+            say(
+                stream,
+                format!("HTTP/1.1 302 Found\r\nLocation: {next}\r\n\r\n"),
+            );
+        }
+    });
+    assert_eq!(server.source().small("0", 2).unwrap(), Some(b"{}".to_vec()));
+    let error = server.source().small("6", 2).unwrap_err();
+    assert!(
+        error.chain().contains("more than 5 redirects"),
+        "{}",
+        error.chain()
+    );
+    assert_eq!(server.ranges().len(), 6 + 6);
+}
+
+#[test]
+fn a_dead_server_is_one_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let error = Source::open(
+        &url,
+        &Options {
+            retries: 0,
+            ..patience()
+        },
+    )
+    .unwrap()
+    .small("timestamp.json", 10)
+    .unwrap_err();
+    let expected = format!("fetching {url}/timestamp.json: Connection refused (os error 111)");
+    assert_eq!(error.chain(), expected);
+}
+
+#[test]
+fn a_health_check_asks_once_and_has_a_time_out() {
+    let server = Server::start(|_, asked, stream| match asked.path.as_str() {
+        "/health" => say(stream, "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"),
+        "/elsewhere" => say(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: /health\r\nContent-Length: 0\r\n\r\n",
+        ),
+        _ => {
+            say(stream, "HTTP/1.1 200 OK\r\n\r\n");
+            for _ in 0..6000 {
+                say(stream, "x");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    });
+    let get = |path: &str, ms| {
+        let url = format!("{}{path}", server.url);
+        fetch::get(&url, Duration::from_millis(ms), 100_000)
+    };
+    assert_eq!(get("/health", 60_000).unwrap(), (503, b"busy".to_vec()));
+    assert_eq!(get("/elsewhere", 60_000).unwrap().0, 302);
+    let start = Instant::now();
+    let error = get("/drips", 300).unwrap_err();
+    assert!(error.chain().ends_with("timed out"), "{}", error.chain());
+    assert!(start.elapsed() < Duration::from_secs(60));
+    assert_eq!(server.ranges().len(), 3);
+    assert!(fetch::get("https://localhost/", Duration::from_secs(1), 1).is_err());
+}
+
+#[test]
+fn a_directory_is_a_source() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("targets")).unwrap();
+    fs::write(dir.path().join("targets/x.tar.gz"), "0123456789").unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe"), 0o600.into()).unwrap();
+    let open = || Source::open(dir.path().to_str().unwrap(), &patience()).unwrap();
+    let source = open();
+    assert!(download(&source, b"0123456789", dir.path()).unwrap() == b"0123456789");
+    let error = download(&source, b"012345678", dir.path()).unwrap_err();
+    assert!(
+        error.chain().contains("10 bytes long instead of 9"),
+        "{}",
+        error.chain()
+    );
+    assert_eq!(error.exit, Exit::Refused);
+    let small = |path: &str, limit| source.small(path, limit);
+    assert_eq!(
+        small("targets/x.tar.gz", 10).unwrap(),
+        Some(b"0123456789".to_vec())
+    );
+    assert_eq!(small("targets/y", 10).unwrap(), None);
+    for (path, why) in [
+        ("targets/x.tar.gz", "longer than 9"),
+        ("pipe", "no regular file"),
+        ("targets", "no regular file"),
+        ("../x", "not a relative path"),
+        ("/etc/passwd", "not a relative path"),
+    ] {
+        let error = small(path, 9).unwrap_err().chain();
+        assert!(error.contains(why), "{path}: {error}");
+    }
+}
+
+#[test]
+fn a_source_that_cannot_be_one_is_named() {
+    for (spec, exit) in [
+        ("/nonexistent/repository", Exit::Failed),
+        ("/etc/hostname", Exit::Failed),
+        ("ftp://host/", Exit::Usage),
+        ("http://user@host/", Exit::Usage),
+        ("http://host/?repository=1", Exit::Usage),
+    ] {
+        let error = Source::open(spec, &patience()).err().expect(spec);
+        assert_eq!(error.exit, exit, "{}", error.chain());
+        assert!(error.chain().contains(spec), "{}", error.chain());
+    }
+}
+
+#[cfg(not(feature = "https"))]
+#[test]
+fn without_tls_an_https_source_is_one_error() {
+    let error = Source::open("https://localhost/", &patience())
+        .err()
+        .unwrap();
+    assert!(error.chain().contains("has no TLS"), "{}", error.chain());
+}
+
+#[cfg(feature = "https")]
+mod tls {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+
+    /// A server whose certificate is for `localhost`, that certificate in PEM, and
+    /// the number of connections so far.
+    fn start(answer: &'static str) -> (u16, String, Arc<AtomicUsize>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                count.fetch_add(1, Ordering::Relaxed);
+                let tls = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(tls, stream.unwrap());
+                let request = BufReader::new(&mut stream).lines();
+                // A client that distrusts us goes away in the handshake.
+                if request.map_while(Result::ok).any(|line| line.is_empty()) {
+                    let _ = stream.write_all(answer.as_bytes());
+                    stream.conn.send_close_notify();
+                    let _ = stream.flush();
+                }
+            }
+        });
+        (port, made.cert.pem(), connections)
+    }
+
+    fn source(url: &str, ca_file: &Path) -> Source {
+        let ca_file = Some(ca_file.to_owned());
+        Source::open(
+            url,
+            &Options {
+                ca_file,
+                ..patience()
+            },
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_configured_authority_is_trusted_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (port, pem, connections) = start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        let (_, other, _) = start("");
+        let [right, wrong, empty] = ["right", "wrong", "empty"].map(|n| dir.path().join(n));
+        fs::write(&right, pem).unwrap();
+        fs::write(&wrong, other).unwrap();
+        fs::write(&empty, "").unwrap();
+        let url = format!("https://localhost:{port}");
+        assert_eq!(
+            source(&url, &right).small("x", 2).unwrap(),
+            Some(b"{}".to_vec())
+        );
+        let body = download(&source(&url, &right), b"{}", dir.path()).unwrap();
+        assert_eq!(body, b"{}");
+        for (url, ca_file, why) in [
+            (url.clone(), &wrong, "invalid peer certificate"),
+            (
+                format!("https://127.0.0.1:{port}"),
+                &right,
+                "not valid for name",
+            ),
+            (url.clone(), &empty, "there is none in it"),
+            (
+                url.clone(),
+                &dir.path().join("missing"),
+                "certificate authorities",
+            ),
+        ] {
+            let before = connections.load(Ordering::Relaxed);
+            let error = source(&url, ca_file).small("x", 2).unwrap_err().chain();
+            assert!(error.contains(why) && error.contains(&url), "{error}");
+            // Final: nothing was tried again.
+            assert!(connections.load(Ordering::Relaxed) <= before + 1, "{error}");
+        }
+        // The system's authorities do not vouch for it either.
+        let system = Source::open(&url, &patience()).unwrap();
+        let error = system.small("x", 2).unwrap_err().chain();
+        assert!(error.contains("certificate"), "{error}");
+    }
+
+    #[test]
+    fn a_redirect_does_not_leave_https() {
+        let dir = tempfile::tempdir().unwrap();
+        let (port, pem, _) = start("HTTP/1.1 302 Found\r\nLocation: http://localhost/x\r\n\r\n");
+        let ca_file = dir.path().join("ca");
+        fs::write(&ca_file, pem).unwrap();
+        let url = format!("https://localhost:{port}");
+        let error = source(&url, &ca_file).small("x", 2).unwrap_err().chain();
+        assert!(error.contains("would leave https"), "{error}");
+    }
+}
