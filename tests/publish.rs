@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use qx_update::digest::{Digest, TreeDigest, TreeEntry};
 use qx_update::error::{Context, Exit, Result};
+use qx_update::fetch::{Options, Source};
 use qx_update::manifest::{Kind, Manifest};
 use qx_update::publish;
 use qx_update::repository::{Fetch, Repository};
@@ -973,6 +974,49 @@ fn the_server_serves_ranges_and_nothing_outside() {
     // An appliance's first requests, over the network.
     assert_eq!(get("/metadata/1.root.json", "").2, place.root());
     assert_eq!(get("/metadata/2.root.json", "").0, "HTTP/1.1 404 Not Found");
+}
+
+#[test]
+fn what_was_published_arrives_over_the_network_and_from_a_directory() {
+    let place = Place::ready();
+    place.recipe("1.0.0", |_| {});
+    place.release();
+    let server = Server::start(&place);
+    let options = Options {
+        ca_file: None,
+        connect_timeout: Duration::from_secs(10),
+        stall_timeout: Duration::from_secs(10),
+        retries: 0,
+    };
+    let web = format!("http://{}", server.1);
+    for (number, spec) in [web.as_str(), place.path("repo").to_str().unwrap()]
+        .iter()
+        .enumerate()
+    {
+        let source = Source::open(spec, &options).unwrap();
+        let work = place.path(&format!("appliance{number}"));
+        fs::create_dir(&work).unwrap();
+        let now = SystemTime::now();
+        let repository =
+            Repository::refresh(&source, &work.join("trust"), &place.root(), now).unwrap();
+        let (manifest, ..) = repository
+            .manifest(&source, &repository.releases()[0])
+            .unwrap();
+        for component in &manifest.components {
+            let target = repository
+                .target(component.artifact.as_ref().unwrap())
+                .unwrap();
+            let downloads = work.join("downloads");
+            let (length, sha256) = (target.length, &target.sha256);
+            let file = source
+                .artifact(&target.path, length, sha256, &downloads, &mut |_| {})
+                .unwrap();
+            let staging = work.join("slot");
+            qx_update::unpack::unpack(component, file, length, sha256, &staging, &mut |_| {})
+                .unwrap_or_else(|e| panic!("{}", e.chain()));
+            qx_update::tree::matches(component, &staging.join(&component.install_path)).unwrap();
+        }
+    }
 }
 
 #[test]
