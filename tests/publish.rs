@@ -670,7 +670,7 @@ fn two_publishers_do_not_run_at_once() {
     let place = Place::ready();
     place.recipe("1.0.0", |_| {});
     let held = fs::File::open(place.path("repo/metadata")).unwrap();
-    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockShared).unwrap();
     let error = place.fails(RELEASE, Exit::Busy);
     assert!(error.contains("another qx-publish"), "{error}");
     // Readers are not kept out.
