@@ -529,7 +529,7 @@ fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     for problem in &outcome.problems {
         eprintln!("qx-update: {problem}");
     }
-    print(&format!("qx-update: the {} is used\n", outcome.show));
+    print(&format!("qx-update: init scripts find: {}\n", outcome.show));
     Ok(Exit::Done)
 }
 

@@ -135,10 +135,15 @@ fn process_of(
         return match process::running(wanted).first() {
             Some(pid) => Ok(*pid),
             None => Err(format!(
-                "service {}: no process runs the installed {}{}",
+                "service {}: no process runs the installed {}{}{}",
                 service.name,
                 installed.display(),
-                namesake(&service.runs)
+                namesake(&service.runs),
+                manager
+                    .runs(&service.name)
+                    .err()
+                    .map(|why| format!("; {why}"))
+                    .unwrap_or_default()
             )),
         };
     };

@@ -26,6 +26,9 @@ pub struct Record {
     /// The last operation that ended, and how.
     #[serde(default)]
     pub last: Option<Attempt>,
+    /// An `apply` since then that failed before it had an operation: the network, trust, space.
+    #[serde(default)]
+    pub failure: Option<Failure>,
     /// The schema number of each data set, as the last confirmed release left it.
     #[serde(default)]
     pub schemas: BTreeMap<Name, u64>,
@@ -198,8 +201,8 @@ pub struct Attempt {
     pub kind: OperationKind,
     /// What ran before.
     pub from: Installed,
-    /// What was to run; unknown if it failed before that was decided.
-    pub to: Option<Installed>,
+    /// What was to run.
+    pub to: Installed,
     /// When it began (RFC 3339).
     pub started: String,
     /// When it ended (RFC 3339).
@@ -209,6 +212,17 @@ pub struct Attempt {
     /// Why, where it did not end well.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// An attempt that failed before anything was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// When (RFC 3339).
+    pub at: String,
+    /// As what, as the exit code said.
+    pub result: Exit,
+    /// Why.
+    pub reason: String,
 }
 
 impl Record {
@@ -222,6 +236,7 @@ impl Record {
                 trouble: None,
             }),
             last: None,
+            failure: None,
             schemas: BTreeMap::new(),
         }
     }
@@ -251,6 +266,7 @@ impl Record {
         Record {
             phase: Phase::Idle(idle),
             last: Some(attempt),
+            failure: None,
             schemas: self.schemas.clone(),
         }
     }
@@ -277,7 +293,7 @@ impl Operation {
             id: self.id.clone(),
             kind: self.kind,
             from: self.from().clone(),
-            to: Some(self.to.clone()),
+            to: self.to.clone(),
             started: self.started.clone(),
             ended: now.to_owned(),
             result,

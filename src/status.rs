@@ -14,7 +14,7 @@ use crate::manifest::{Component, Manifest, Name};
 use crate::process::{self, FileId};
 use crate::service::Manager;
 use crate::slot::{Installed, Link, Set};
-use crate::state::{Attempt, Idle, OperationKind, Phase, Record, Refusal, RefusalKind};
+use crate::state::{Attempt, Failure, Idle, OperationKind, Phase, Record, Refusal, RefusalKind};
 use crate::store::{self, Holder, Store};
 
 /// The answer. As JSON it is documented in `docs/formats.md`.
@@ -41,6 +41,8 @@ pub struct Status {
     pub fallback: Option<Installed>,
     /// The last operation that ended.
     pub last: Option<Attempt>,
+    /// An `apply` since then that failed before it had an operation.
+    pub failure: Option<Failure>,
     /// The running set's services.
     pub services: Vec<ServiceState>,
     /// Releases that are not tried again by themselves.
@@ -101,7 +103,7 @@ impl Status {
             && store.holder().is_none()
         {
             problems.push(format!(
-                "the record says that the {set} runs, and init scripts find the {}",
+                "the record says that the {set} runs, and init scripts find: {}",
                 running.set
             ));
         }
@@ -132,6 +134,7 @@ impl Status {
             operation: record.and_then(open),
             fallback: record.and_then(fallback),
             last: record.and_then(|r| r.last.clone()),
+            failure: record.and_then(|r| r.failure.clone()),
             services,
             refused: store.refusals().unwrap_or_default(),
             needs_person: trouble.is_some_and(|t| t.needs_person),
@@ -324,21 +327,23 @@ fn advice(status: &Status) -> Vec<String> {
             service.installed.display()
         ));
     }
+    if let Some(failure) = &status.failure {
+        advice.push(match failure.result {
+            Exit::NoSpace => "make room in the data directory, then `qx-update apply`".into(),
+            _ => "mend what the failed attempt names, then `qx-update apply`: nothing was changed by it".into(),
+        });
+    }
     if let Some(last) = &status.last {
-        let to = last.to.as_ref().and_then(|to| to.version.as_ref());
         let given_up = matches!(last.result, Exit::BackToPrevious | Exit::BackToFactory);
-        if let (true, Some(version)) = (given_up, to) {
-            advice.push(format!(
+        match &last.to.version {
+            Some(version) if given_up => advice.push(format!(
                 "{version} is not tried again by itself: publish a release with a higher version, or, if the cause lay \
                  elsewhere, `qx-update apply {version} --retry`"
-            ));
-        } else if matches!(last.result, Exit::Failed | Exit::Refused) {
-            advice.push(
-                "nothing was changed: mend what the last attempt names, then `qx-update apply`"
-                    .into(),
-            );
-        } else if last.result == Exit::NoSpace {
-            advice.push("make room in the data directory, then `qx-update apply`".into());
+            )),
+            _ if matches!(last.result, Exit::Failed | Exit::Refused | Exit::NoSpace) => {
+                advice.push("nothing was changed: mend what the last attempt names, then `qx-update apply`".into());
+            }
+            _ => {}
         }
     }
     if advice.is_empty() {
@@ -400,13 +405,9 @@ pub fn for_people(status: &Status) -> String {
     match &status.last {
         None => add("last", "nothing was tried yet".into()),
         Some(last) => {
-            let to = last
-                .to
-                .as_ref()
-                .map_or("an unknown release".into(), ToString::to_string);
             add(
                 "last",
-                format!("{} from {} to {to}", verb(last.kind), last.from),
+                format!("{} from {} to {}", verb(last.kind), last.from, last.to),
             );
             add(
                 "",
@@ -421,6 +422,13 @@ pub fn for_people(status: &Status) -> String {
                 add("reason", reason.clone());
             }
         }
+    }
+    if let Some(failure) = &status.failure {
+        add(
+            "since then",
+            format!("{}: an attempt {}", failure.at, result(failure.result)),
+        );
+        add("reason", failure.reason.clone());
     }
     for refused in &status.refused {
         let version = refused

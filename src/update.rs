@@ -22,7 +22,7 @@ use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
 use crate::stage::Stage;
-use crate::state::{Attempt, Idle, Operation, OperationKind, Phase, Record};
+use crate::state::{Failure, Idle, Operation, OperationKind, Phase, Record};
 use crate::store::{self, Lock, Store};
 use crate::switch::Switch;
 
@@ -68,13 +68,7 @@ impl Appliance {
             Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
         };
-        let result = self.install(request, &record, &lock);
-        if let Err(e) = &result
-            && !request.dry_run
-        {
-            self.remember_failure(&record, e);
-        }
-        result
+        self.install(request, &record, &lock)
     }
 
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
@@ -271,7 +265,8 @@ impl Appliance {
 
     /// Steps 2 to 10 of an install.
     fn install(&mut self, request: &Apply, record: &Record, _lock: &Lock) -> Result<Exit> {
-        let (repository, source) = self.refresh(request.from.as_deref())?;
+        let refreshed = self.refresh(request.from.as_deref());
+        let (repository, source) = self.remember(refreshed, request, record)?;
         let wanted = Request {
             version: request.version.clone(),
             retry: request.retry,
@@ -300,7 +295,8 @@ impl Appliance {
             return self.switch(op, record);
         }
         let idle = idle_of(record);
-        let plan = self.plan(&candidate, &idle, &repository, &source)?;
+        let planned = self.plan(&candidate, &idle, &repository, &source);
+        let plan = self.remember(planned, request, record)?;
         for line in plan.describe() {
             self.log.info("plan", line);
         }
@@ -458,34 +454,24 @@ impl Appliance {
         })
     }
 
-    /// So that `status` tells of an attempt that ended before it staged anything.
-    fn remember_failure(&mut self, record: &Record, error: &Error) {
-        if matches!(error.exit, Exit::Usage | Exit::Busy) {
-            return;
+    /// So that `status` tells of an attempt that failed before it had an operation. A release that is refused is none: its
+    /// reason stands in the list of refused releases, and in the record of the attempt that put it there.
+    fn remember<T>(&mut self, result: Result<T>, request: &Apply, record: &Record) -> Result<T> {
+        if let (Err(e), false) = (&result, request.dry_run) {
+            let failure = Failure {
+                at: self.host.timestamp(),
+                result: e.exit,
+                reason: e.chain(),
+            };
+            let told = Record {
+                failure: Some(failure),
+                ..record.clone()
+            };
+            if let Err(e) = self.store.save(&told) {
+                self.log.warning("apply", e.chain());
+            }
         }
-        let current = self.current_record();
-        // Staging has told of itself; anything further is not a failure before the switch.
-        if current.phase != record.phase || current.last != record.last {
-            return;
-        }
-        let now = self.host.timestamp();
-        let attempt = Attempt {
-            id: String::new(),
-            kind: OperationKind::Install,
-            from: running(record),
-            to: None,
-            started: now.clone(),
-            ended: now,
-            result: error.exit,
-            reason: Some(error.chain()),
-        };
-        let told = Record {
-            last: Some(attempt),
-            ..current
-        };
-        if let Err(e) = self.store.save(&told) {
-            self.log.warning("apply", e.chain());
-        }
+        result
     }
 
     fn log_candidate(&mut self, candidate: &Candidate) {
