@@ -4,6 +4,7 @@
 //! A test that fails says where it leaves the appliance's console and logs: `target/qemu-tests/NAME/`.
 
 mod base64;
+mod broken;
 mod built;
 mod release;
 mod update;

@@ -38,7 +38,7 @@ fn v1_then_v2(name: &str, file_system: &str) {
     repository.publish(&v2);
     let poll = appliance.spawn(
         r#"while [ ! -e /tmp/enough ]; do
-            wget -q -T 1 -O /dev/null http://127.0.0.1:8080/health.json && seen=1 || seen=0
+            wget -q -O /dev/null http://127.0.0.1:8080/health.json && seen=1 || seen=0
             read -r now _ </proc/uptime
             echo "$now $seen"
         done"#,
