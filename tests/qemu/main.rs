@@ -4,8 +4,10 @@
 //! A test that fails says where it leaves the appliance's console and logs: `target/qemu-tests/NAME/`.
 
 mod base64;
+mod boot;
 mod broken;
 mod built;
+mod cut;
 mod release;
 mod update;
 mod vm;

@@ -1,5 +1,6 @@
 //! Updates that go well.
 
+use crate::built;
 use crate::release::{Release, Repository};
 use crate::vm::Appliance;
 
@@ -95,4 +96,135 @@ fn longest_gap(poll: &str) -> f64 {
         }
     }
     longest
+}
+
+/// Intent: where one component of three changes, only its service is restarted, and proved. The next update replaces the
+/// slot from which the two others still run: no ETXTBSY, and the active slot is not touched until the switch.
+#[test]
+fn a_partial_update_restarts_only_what_changed() {
+    let (partial, v2) = (Release::named("partial"), Release::named("v2"));
+    let repository = Repository::with_v1("partial-repository", &[&partial]);
+    let mut appliance = Appliance::with_v1("partial").options(&["--repo", &repository.url]);
+    appliance.boot();
+    let services = ["quantix-node", "quantix-controlplane", "quantix-console"];
+    let pids = |a: &Appliance| services.map(|service| a.pid(service));
+    let before = pids(&appliance);
+    let said = appliance.qx_update("apply", 0);
+    assert_eq!(said.matches("stopping ").count(), 1, "{said}");
+    let after = pids(&appliance);
+    assert_eq!(
+        after[..2],
+        before[..2],
+        "a service that did not change was restarted"
+    );
+    assert_ne!(after[2], before[2], "the console was not restarted");
+    appliance.assert_runs(&partial);
+    let from = appliance.ok(&format!("readlink /proc/{}/exe", after[0]));
+    let (active, other) = if from.starts_with("/data/slots/a/") {
+        ("b", "a")
+    } else {
+        ("a", "b")
+    };
+    assert_eq!(appliance.status()["running"]["set"], active, "{from}");
+
+    // Staging v2 goes into the slot that the node agent runs from.
+    repository.publish(&v2);
+    let files =
+        format!("cd /data/slots/{active} && find . -exec stat -c '%n %i %s %Y %Z' {{}} + | sort");
+    let untouched = appliance.ok(&files);
+    // A control plane that is frozen keeps the update between staging and the switch.
+    appliance.ok("kill -STOP $(cat /run/quantix-controlplane.pid)");
+    let applying = appliance.spawn("qx-update apply");
+    appliance.wait_for("v2 to be staged", |a| (a.phase() == "staged").then_some(()));
+    assert_eq!(
+        appliance.ok(&files),
+        untouched,
+        "the active slot was touched"
+    );
+    assert_eq!(appliance.pid("quantix-node"), after[0]);
+    let replaced = appliance.ok(&format!("readlink /proc/{}/exe", after[0]));
+    assert_ne!(
+        replaced,
+        format!("/data/slots/{other}/bin/qx-node"),
+        "it still has its file"
+    );
+    appliance.ok("kill -CONT $(cat /run/quantix-controlplane.pid)");
+    let said = applying.exits(0);
+    assert!(!said.contains("Text file busy"), "{said}");
+    appliance.assert_runs(&v2);
+}
+
+/// Intent: of two operations at once the second says who is at work, and with which process, and exits 6; the first is
+/// not disturbed.
+#[test]
+fn the_second_of_two_applies_is_told_of_the_first() {
+    let partial = Release::named("partial");
+    let repository = Repository::with_v1("two-repository", &[&partial]);
+    let mut appliance = Appliance::with_v1("two").options(&["--repo", &repository.url]);
+    appliance.boot();
+    let first = appliance.spawn("qx-update apply");
+    let worker = appliance.wait_for("the first to be at work", |a| {
+        a.status()["busy"]["pid"].as_u64()
+    });
+    let said = appliance.qx_update("apply", 6);
+    assert!(said.contains(&format!("process {worker} ")), "{said}");
+    first.exits(0);
+    appliance.assert_runs(&partial);
+}
+
+/// Intent: an updater that a service started, in that service's session and control group, outlives the restart of that
+/// service, which ends everything in its control group.
+#[test]
+fn the_updater_survives_the_restart_of_its_caller() {
+    let v2 = Release::named("v2");
+    let repository = Repository::with_v1("caller-repository", &[&v2]);
+    let mut appliance = Appliance::with_v1("caller").options(&["--repo", &repository.url]);
+    appliance.boot();
+    appliance.ok("echo 'rc_cgroup_cleanup=\"yes\"' >>/etc/rc.conf");
+    // The service restarts the updater's parent, too: `apply` runs below the shell in the group.
+    let caller = appliance.spawn(
+        r#"group=$(sed -n 's/^0:://p' /proc/$(cat /run/quantix-controlplane.pid)/cgroup)
+        case $group in *quantix-controlplane*) ;; *) echo "no group of its own: $group"; exit 99 ;; esac
+        echo $$ >/sys/fs/cgroup$group/cgroup.procs || exit 99
+        qx-update apply
+        echo "the caller goes on""#,
+    );
+    appliance.wait_for("v2 to be proved", |a| {
+        a.log()
+            .contains("1.2.0 (slot b) runs and is proved healthy")
+            .then_some(())
+    });
+    let output = caller.wait();
+    assert_ne!(output.code, 0, "the caller was not killed: {output:?}");
+    assert!(!output.out.contains("the caller goes on"), "{output:?}");
+    appliance.settled();
+    appliance.assert_runs(&v2);
+}
+
+/// Intent: the update log can be somewhere else, on a tmpfs too, and goes on over a fall back.
+#[test]
+fn the_log_can_be_elsewhere() {
+    let overlay = built::directory("log-overlay");
+    let etc = overlay.join("etc/qx-update");
+    std::fs::create_dir_all(&etc).unwrap();
+    let config = built::top().join("qemu/root/etc/qx-update/config.json");
+    let config = std::fs::read_to_string(config).unwrap();
+    let path = "/var/log/quantix-vdc/update.log";
+    let config = config.replacen('{', &format!("{{\n  \"log\": {{\"path\": \"{path}\"}},"), 1);
+    std::fs::write(etc.join("config.json"), config).unwrap();
+    built::other_image("log", &["--overlay", overlay.to_str().unwrap()]);
+
+    let crash = Release::named("crash");
+    let repository = Repository::with_v1("log-repository", &[&crash]);
+    let mut appliance =
+        Appliance::new("log").options(&["--root", "log", "--repo", &repository.url]);
+    appliance.boot();
+    appliance.qx_update("apply", 9);
+    appliance.assert_runs(&Release::named("factory"));
+    let log = appliance.ok(&format!("cat {path}"));
+    for step in ["taking quantix-os 1.3.0", "is given up", "runs again"] {
+        assert!(log.contains(step), "no '{step}' in {log}");
+    }
+    assert_eq!(appliance.log().lines().count(), log.lines().count());
+    appliance.ok("! ls /data/update/log");
 }

@@ -1,0 +1,180 @@
+//! What a boot makes of a slot, an image or a data partition that is not what it was.
+
+use serde_json::Value;
+
+use crate::built;
+use crate::release::{Release, Repository};
+use crate::vm::Appliance;
+
+/// Intent: one flipped bit in the active slot is found at boot: the fallback runs, and when that has one too, the
+/// factory set does. `status` names the file each time.
+#[test]
+fn a_flipped_bit_is_left_behind() {
+    let (v1, v2) = (Release::named("v1"), Release::named("v2"));
+    let repository = Repository::with_v1("flipped-bit-repository", &[&v2]);
+    let mut appliance = Appliance::with_v1("flipped-bit").options(&["--repo", &repository.url]);
+    appliance.boot();
+    appliance.qx_update("apply", 0);
+    appliance.assert_runs(&v2);
+
+    let file = flip_a_bit(&appliance);
+    appliance.reboot();
+    appliance.assert_runs(&v1);
+    assert_told(&appliance, &file);
+
+    let file = flip_a_bit(&appliance);
+    appliance.reboot();
+    appliance.assert_runs(&Release::named("factory"));
+    assert_told(&appliance, &file);
+    // And it is mended by the next update.
+    appliance.qx_update("apply", 0);
+    appliance.assert_runs(&v2);
+}
+
+/// Intent: an image that is newer than the slot is not shadowed by it.
+#[test]
+fn a_newer_image_is_not_shadowed() {
+    let v2 = Release::named("v2");
+    let factory = built::top().join("qemu/releases/v2");
+    built::other_image("newer", &["--factory", factory.to_str().unwrap()]);
+    let repository = Repository::with_v1("newer-repository", &[&v2]);
+    let mut appliance = Appliance::with_v1("newer");
+    appliance.set_options(&["--repo", &repository.url]);
+    appliance.boot();
+    appliance.assert_runs(&Release::named("v1"));
+    appliance.power_off();
+    appliance.set_options(&["--repo", &repository.url, "--root", "newer"]);
+    appliance.boot();
+    let status = appliance.settled();
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    appliance.assert_runs(&v2);
+    appliance.qx_update("apply", 3);
+}
+
+/// Intent: without a data partition the factory set runs, and `status` says what is missing.
+#[test]
+fn no_data_partition() {
+    let mut appliance = Appliance::new("no-data").options(&["--no-data"]);
+    appliance.boot();
+    appliance.assert_runs(&Release::named("factory"));
+    let status = appliance.status();
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    assert!(!problems(&status).is_empty(), "{status:#}");
+}
+
+/// Intent: a data partition that cannot be written keeps a release that verifies; one that was damaged is hidden, and
+/// the factory set runs. `status` says so, and nothing can be installed.
+#[test]
+fn a_read_only_data_partition() {
+    let mut appliance = Appliance::with_v1("read-only");
+    appliance.set_options(&["--ro-data"]);
+    appliance.boot();
+    appliance.assert_runs(&Release::named("v1"));
+    let status = appliance.status();
+    assert!(problems(&status).contains("ead-only"), "{status:#}");
+    appliance.qx_update("apply", 1);
+    appliance.kill();
+
+    appliance.set_options(&[]);
+    appliance.boot();
+    let file = flip_a_bit(&appliance);
+    appliance.power_off();
+    appliance.set_options(&["--ro-data"]);
+    appliance.boot();
+    appliance.assert_runs(&Release::named("factory"));
+    let status = appliance.status();
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    assert!(problems(&status).contains("ead-only"), "{status:#}");
+    assert!(problems(&status).contains(&file), "{status:#}");
+}
+
+/// Intent: a full data partition stops no boot: empty but for what fills it, the factory set runs; with a release, that
+/// does. An update says that there is no space, and changes nothing.
+#[test]
+fn a_full_data_partition() {
+    let v2 = Release::named("v2");
+    let repository = Repository::with_v1("full-repository", &[&v2]);
+    let fill =
+        "dd if=/dev/zero of=/data/filler bs=1M; dd if=/dev/zero of=/data/filler2 bs=512; sync";
+
+    let mut appliance = Appliance::with_v1("full").options(&["--repo", &repository.url]);
+    appliance.boot();
+    appliance.run(fill);
+    appliance.reboot();
+    appliance.assert_runs(&Release::named("v1"));
+    appliance.qx_update("apply", 7);
+    appliance.assert_runs(&Release::named("v1"));
+    appliance.ok("rm /data/filler /data/filler2");
+    appliance.qx_update("apply", 0);
+    appliance.assert_runs(&v2);
+    drop(appliance);
+
+    let mut appliance = Appliance::new("full-empty");
+    // The first boot with this partition already finds it full.
+    appliance.set_options(&["--repo", &repository.url, "--append", "qx.data=none"]);
+    appliance.boot();
+    appliance.ok("mount -t ext4 /dev/vdb /data");
+    appliance.run(fill);
+    appliance.power_off();
+    appliance.set_options(&["--repo", &repository.url]);
+    appliance.boot();
+    appliance.assert_runs(&Release::named("factory"));
+    let status = appliance.status();
+    assert!(problems(&status).contains("space"), "{status:#}");
+    appliance.qx_update("apply", 7);
+    appliance.assert_runs(&Release::named("factory"));
+}
+
+/// Intent: with an unreadable state a slot that verifies goes on running; one that does not, does not. `status` says
+/// both.
+#[test]
+fn an_unreadable_state() {
+    let mut appliance = Appliance::with_v1("unreadable");
+    appliance.boot();
+    let spoil = "for f in /data/update/state.*; do echo nonsense >$f; done; sync";
+    appliance.ok(spoil);
+    appliance.reboot();
+    appliance.assert_runs(&Release::named("v1"));
+    let status = appliance.settled();
+    assert!(problems(&status).contains("unreadable"), "{status:#}");
+
+    appliance.ok(spoil);
+    flip_a_bit(&appliance);
+    appliance.reboot();
+    appliance.assert_runs(&Release::named("factory"));
+    let status = appliance.settled();
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    assert!(problems(&status).contains("unreadable"), "{status:#}");
+    assert_eq!(status["needs_person"], true, "{status:#}");
+    appliance.qx_update("reset", 0);
+    let status = appliance.status();
+    assert_eq!(status["needs_person"], false, "{status:#}");
+}
+
+/// Flips one bit in the middle of a program of the active slot, and says in which file.
+fn flip_a_bit(appliance: &Appliance) -> String {
+    let slot = appliance.ok("readlink /data/current");
+    let file = format!("{slot}/bin/qx-console");
+    // A running file cannot be opened for writing.
+    appliance.ok(&format!(
+        r#"rc-service quantix-console stop >/dev/null 2>&1
+        at=4000000
+        byte=$(dd if=/data/{file} bs=1 skip=$at count=1 2>/dev/null | od -An -tu1)
+        printf "\\$(printf %o $((byte ^ 1)))" | dd of=/data/{file} bs=1 seek=$at conv=notrunc 2>/dev/null
+        sync"#
+    ));
+    file
+}
+
+fn assert_told(appliance: &Appliance, file: &str) {
+    let status = appliance.settled();
+    assert!(problems(&status).contains(file), "{status:#}");
+    let for_people = appliance.qx_update("status", 0);
+    assert!(for_people.contains(file), "{for_people}");
+}
+
+fn problems(status: &Value) -> String {
+    let problems = status["problems"].as_array().unwrap();
+    let lines: Vec<&str> = problems.iter().filter_map(Value::as_str).collect();
+    lines.join("\n")
+}
