@@ -129,12 +129,12 @@ impl Stage<'_> {
         let Err(why) = reused else {
             self.log.info(
                 "stage",
-                format!("{} is reused from the {set}", component.name),
+                format!("{} is reused from {set}", component.name),
             );
             return Ok(true);
         };
         let what = format!(
-            "{} cannot be reused from the {set} and is fetched: {why}",
+            "{} cannot be reused from {set} and is fetched: {why}",
             component.name
         );
         self.log.warning("stage", what);
