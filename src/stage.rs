@@ -127,10 +127,8 @@ impl Stage<'_> {
             .map_err(|e| e.chain())
             .and_then(|()| tree::matches(component, &place));
         let Err(why) = reused else {
-            self.log.info(
-                "stage",
-                format!("{} is reused from {set}", component.name),
-            );
+            self.log
+                .info("stage", format!("{} is reused from {set}", component.name));
             return Ok(true);
         };
         let what = format!(
