@@ -138,7 +138,7 @@ impl Plan {
         let mut lines = Vec::new();
         for (name, origin) in self.names.iter().zip(&self.origins) {
             lines.push(match origin {
-                Origin::Reuse { set, .. } => format!("{name}: reuse from the {set}"),
+                Origin::Reuse { set, .. } => format!("{name}: reuse from {set}"),
                 Origin::Fetch { length } => format!("{name}: fetch {length} bytes"),
             });
         }

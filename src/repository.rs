@@ -7,14 +7,14 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::fetch::Source;
-use crate::manifest::{self, Manifest, Name, RelPath};
+use crate::manifest::{self, Manifest, RelPath};
+use crate::select::{Candidate, Offer};
 use crate::trust::metadata::TargetFile;
 use crate::trust::{self, MAX_ROTATIONS, Role, TrustedSet};
 
@@ -47,21 +47,6 @@ pub struct Versions {
     pub snapshot: u64,
     /// Of the targets.
     pub targets: u64,
-}
-
-/// A release that the repository offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    /// The product it is for.
-    pub product: Name,
-    /// The channel it is published on.
-    pub channel: Name,
-    /// The architecture it is for.
-    pub arch: Name,
-    /// Its version.
-    pub version: Version,
-    /// The target that holds its manifest.
-    pub target: RelPath,
 }
 
 /// A target and where its bytes are.
@@ -129,11 +114,7 @@ impl Repository {
     }
 
     /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest.
-    pub fn manifest(
-        &self,
-        source: &impl Fetch,
-        offer: &Offer,
-    ) -> Result<(Manifest, Vec<u8>, Digest)> {
+    pub fn manifest(&self, source: &impl Fetch, offer: &Offer) -> Result<Candidate> {
         let refused = |why: String| {
             Error::with(
                 Exit::Refused,
@@ -173,26 +154,10 @@ impl Repository {
                 )));
             }
         }
-        Ok((manifest, bytes, target.sha256))
-    }
-}
-
-impl Offer {
-    /// The release whose manifest has this target name: `PRODUCT/CHANNEL/ARCH/VERSION/release.json`.
-    pub fn of(target: &RelPath) -> Option<Offer> {
-        let mut segments = target.as_str().split('/');
-        let mut name = || segments.next()?.parse::<Name>().ok();
-        let (product, channel, arch) = (name()?, name()?, name()?);
-        let version = Version::parse(segments.next()?).ok()?;
-        if segments.next()? != "release.json" || segments.next().is_some() {
-            return None;
-        }
-        Some(Offer {
-            product,
-            channel,
-            arch,
-            version,
-            target: target.clone(),
+        Ok(Candidate {
+            manifest,
+            bytes,
+            digest: target.sha256,
         })
     }
 }
@@ -576,7 +541,11 @@ mod tests {
         let versions: Vec<_> = offers.iter().map(|o| o.version.to_string()).collect();
         assert_eq!(versions, ["1.0.0", "1.10.0", "2.0.0-rc.1+b.5"]);
         for offer in &offers {
-            let (manifest, bytes, digest) = repository.manifest(&appliance.source, offer).unwrap();
+            let Candidate {
+                manifest,
+                bytes,
+                digest,
+            } = repository.manifest(&appliance.source, offer).unwrap();
             assert_eq!(manifest.version, offer.version);
             assert_eq!(digest, Digest::of(&bytes));
         }

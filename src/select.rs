@@ -6,8 +6,7 @@ use semver::Version;
 
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Result};
-use crate::manifest::{Manifest, Name};
-use crate::repository::Offer;
+use crate::manifest::{Manifest, Name, RelPath};
 use crate::slot::{Installed, Set};
 use crate::state::{Refusal, RefusalKind};
 
@@ -38,6 +37,21 @@ pub struct Request {
     pub retry: bool,
 }
 
+/// A release that the repository offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// The product it is for.
+    pub product: Name,
+    /// The channel it is published on.
+    pub channel: Name,
+    /// The architecture it is for.
+    pub arch: Name,
+    /// Its version.
+    pub version: Version,
+    /// The target that holds its manifest.
+    pub target: RelPath,
+}
+
 /// A release that may be installed.
 #[derive(Debug)]
 pub struct Candidate {
@@ -47,6 +61,26 @@ pub struct Candidate {
     pub bytes: Vec<u8>,
     /// Their digest.
     pub digest: Digest,
+}
+
+impl Offer {
+    /// The release whose manifest has this target name: `PRODUCT/CHANNEL/ARCH/VERSION/release.json`.
+    pub fn of(target: &RelPath) -> Option<Offer> {
+        let mut segments = target.as_str().split('/');
+        let mut name = || segments.next()?.parse::<Name>().ok();
+        let (product, channel, arch) = (name()?, name()?, name()?);
+        let version = Version::parse(segments.next()?).ok()?;
+        if segments.next()? != "release.json" || segments.next().is_some() {
+            return None;
+        }
+        Some(Offer {
+            product,
+            channel,
+            arch,
+            version,
+            target: target.clone(),
+        })
+    }
 }
 
 /// The outcome.
@@ -67,7 +101,7 @@ pub fn select(
     ground: &Ground,
     request: &Request,
     offers: &[Offer],
-    manifest: &mut dyn FnMut(&Offer) -> Result<(Manifest, Vec<u8>, Digest)>,
+    manifest: &mut dyn FnMut(&Offer) -> Result<Candidate>,
 ) -> Result<Choice> {
     let running = ground.running;
     if let Some(version) = &request.version {
@@ -95,12 +129,8 @@ pub fn select(
         let found = match not_for_this_appliance(ground, offer) {
             Some(why) => Err(why),
             None => match manifest(offer) {
-                Ok((manifest, bytes, digest)) => match refuse(ground, request, &manifest, digest) {
-                    None => Ok(Candidate {
-                        manifest,
-                        bytes,
-                        digest,
-                    }),
+                Ok(candidate) => match refuse(ground, request, &candidate) {
+                    None => Ok(candidate),
                     Some(why) => Err(why),
                 },
                 Err(e) if e.exit == Exit::Refused => Err(e.chain()),
@@ -156,12 +186,10 @@ fn not_for_this_appliance(ground: &Ground, offer: &Offer) -> Option<String> {
 }
 
 /// Why a release must not be installed here, if so.
-fn refuse(
-    ground: &Ground,
-    request: &Request,
-    manifest: &Manifest,
-    digest: Digest,
-) -> Option<String> {
+fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<String> {
+    let Candidate {
+        manifest, digest, ..
+    } = candidate;
     if let Some(min) = &manifest.min_version {
         let old = match &ground.running.version {
             Some(running) => running.cmp_precedence(min).is_lt(),
@@ -187,7 +215,7 @@ fn refuse(
     if let Some(missing) = lacks(ground, manifest) {
         return Some(missing);
     }
-    let refusal = ground.refusals.iter().find(|r| r.manifest == digest)?;
+    let refusal = ground.refusals.iter().find(|r| r.manifest == *digest)?;
     if request.retry {
         return None;
     }
@@ -203,9 +231,7 @@ fn refuse(
 
 /// Init scripts take the factory's file where a release has none: a release must have each, or say that it is gone.
 fn lacks(ground: &Ground, manifest: &Manifest) -> Option<String> {
-    let has = |path: &crate::manifest::RelPath| {
-        manifest.at(path).is_some() || manifest.removed.contains(path)
-    };
+    let has = |path: &RelPath| manifest.at(path).is_some() || manifest.removed.contains(path);
     let missing = ground
         .factory?
         .components
@@ -221,7 +247,6 @@ fn lacks(ground: &Ground, manifest: &Manifest) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::RelPath;
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
@@ -295,11 +320,12 @@ mod tests {
             select(&ground, request, offers, &mut |offer| {
                 let min = self.min.filter(|_| offer.version.major == 2);
                 let manifest = manifest(&offer.version.to_string(), min, &["bin/qx-node"]);
-                Ok((
+                let digest = Digest::of(offer.version.to_string().as_bytes());
+                Ok(Candidate {
                     manifest,
-                    Vec::new(),
-                    Digest::of(offer.version.to_string().as_bytes()),
-                ))
+                    bytes: Vec::new(),
+                    digest,
+                })
             })
         }
 

@@ -127,14 +127,12 @@ impl Stage<'_> {
             .map_err(|e| e.chain())
             .and_then(|()| tree::matches(component, &place));
         let Err(why) = reused else {
-            self.log.info(
-                "stage",
-                format!("{} is reused from the {set}", component.name),
-            );
+            self.log
+                .info("stage", format!("{} is reused from {set}", component.name));
             return Ok(true);
         };
         let what = format!(
-            "{} cannot be reused from the {set} and is fetched: {why}",
+            "{} cannot be reused from {set} and is fetched: {why}",
             component.name
         );
         self.log.warning("stage", what);

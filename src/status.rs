@@ -103,7 +103,7 @@ impl Status {
             && store.holder().is_none()
         {
             problems.push(format!(
-                "the record says that the {set} runs, and init scripts find: {}",
+                "the record says that {set} runs, and init scripts find: {}",
                 running.set
             ));
         }

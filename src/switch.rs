@@ -345,7 +345,7 @@ impl<'a> Switch<'a> {
         let Some(manifest) = manifest else {
             self.log.warning(
                 "prove",
-                format!("the {set} has no manifest: nothing can be proved of it"),
+                format!("{set} has no manifest: nothing can be proved of it"),
             );
             return Ok(());
         };

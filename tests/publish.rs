@@ -190,7 +190,12 @@ impl Place {
     fn manifests(&self) -> Vec<Manifest> {
         let repository = self.appliance("store");
         let offers = repository.releases();
-        let read = |offer| repository.manifest(&self.directory(), offer).unwrap().0;
+        let read = |offer| {
+            repository
+                .manifest(&self.directory(), offer)
+                .unwrap()
+                .manifest
+        };
         offers.iter().map(read).collect()
     }
 }
@@ -714,7 +719,10 @@ fn a_reader_never_sees_a_part_of_a_publication() {
                 assert!(offers.len() >= seen);
                 seen = offers.len();
                 for offer in &offers {
-                    let (manifest, ..) = repository.manifest(&place.directory(), offer).unwrap();
+                    let manifest = repository
+                        .manifest(&place.directory(), offer)
+                        .unwrap()
+                        .manifest;
                     for component in &manifest.components {
                         let target = repository
                             .target(component.artifact.as_ref().unwrap())
@@ -999,9 +1007,10 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
         let now = SystemTime::now();
         let repository =
             Repository::refresh(&source, &work.join("trust"), &place.root(), now).unwrap();
-        let (manifest, ..) = repository
+        let manifest = repository
             .manifest(&source, &repository.releases()[0])
-            .unwrap();
+            .unwrap()
+            .manifest;
         for component in &manifest.components {
             let target = repository
                 .target(component.artifact.as_ref().unwrap())

@@ -11,7 +11,7 @@ use super::store::{State, usable};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Kind, Manifest};
-use crate::repository::Offer;
+use crate::select::Offer;
 use crate::trust::Role;
 use crate::trust::metadata::Expires;
 
