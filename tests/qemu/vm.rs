@@ -122,10 +122,11 @@ impl Appliance {
         self.dir.join("data.img")
     }
 
-    /// Boots it until the default runlevel is complete.
+    /// Boots it until the default runlevel is complete and what that started to prove an open trial has ended.
     pub fn boot(&mut self) {
         self.start();
         self.wait_console(BOOT_COMPLETE);
+        self.wait_confirm();
     }
 
     /// Boots it until scripts can be run; services are still to come.
@@ -195,13 +196,17 @@ impl Appliance {
             .wait("the greeting after a restart", |c| {
                 (c.boots.len() > boots).then_some(())
             });
-        let complete = self.console_text().matches(BOOT_COMPLETE).count();
-        // It may be that the boot is complete already.
-        if complete <= boots {
-            self.wait_for("the boot to be complete", |a| {
-                (a.console_text().matches(BOOT_COMPLETE).count() > boots).then_some(())
-            });
-        }
+        self.wait_for("the boot to be complete", |a| {
+            (a.console_text().matches(BOOT_COMPLETE).count() > boots).then_some(())
+        });
+        self.wait_confirm();
+    }
+
+    /// It holds the lock for a moment even where it has nothing to do.
+    fn wait_confirm(&self) {
+        self.wait_for("the end of confirm", |a| {
+            (a.run("pgrep -f 'qx-update.* confirm'").code != 0).then_some(())
+        });
     }
 
     /// An orderly end: what was written is on the disk.
@@ -497,11 +502,9 @@ fn listen(stream: UnixStream, line: &Line) {
         let mut came = line.came.lock().unwrap();
         let words: Vec<&str> = text.split(' ').collect();
         match words[..] {
-            ["hello", boot] => {
-                if came.boots.last().is_none_or(|last| last != boot) {
-                    came.boots.push(boot.to_owned());
-                }
-            }
+            // There is one for each connection, too.
+            ["hello", boot] if came.boots.last().is_some_and(|last| last == boot) => {}
+            ["hello", boot] => came.boots.push(boot.to_owned()),
             [id, code, out, err] => {
                 let decode = |text: &str| {
                     let bytes = base64::decode(text.trim_start_matches(':'));
