@@ -129,7 +129,7 @@ fn a_trial_that_hangs_every_boot_ends_at_the_limit() {
         appliance.start();
         // The script that hangs is the control plane's own.
         appliance.wait_for("the boot to hang", |a| {
-            let started = a.run("pgrep -f 'sleep 86400'");
+            let started = a.run("ps | grep -q '[s]leep 86400'");
             (started.code == 0).then_some(())
         });
         let status = appliance.status();

@@ -205,7 +205,7 @@ impl Appliance {
     /// It holds the lock for a moment even where it has nothing to do.
     fn wait_confirm(&self) {
         self.wait_for("the end of confirm", |a| {
-            (a.run("pgrep -f 'qx-update.* confirm'").code != 0).then_some(())
+            (a.run("ps | grep -q '[q]x-update.* confirm'").code != 0).then_some(())
         });
     }
 
