@@ -230,6 +230,18 @@ pub fn all() -> Vec<u32> {
         .collect()
 }
 
+/// The processes whose environment has this entry, `NAME=VALUE`.
+pub fn marked(entry: &str) -> Vec<u32> {
+    let has = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|all| all.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
+    };
+    all()
+        .into_iter()
+        .filter(|pid| has(pid) && alive(*pid))
+        .collect()
+}
+
 /// The processes that execute this file.
 pub fn running(file: FileId) -> Vec<u32> {
     all()
