@@ -235,7 +235,7 @@ fn fallback(record: &Record) -> Option<Installed> {
     match &record.phase {
         Phase::Idle(idle) => idle.fallback.clone(),
         Phase::Trial { op, .. } => Some(op.from().clone()),
-        _ => record.operation().and_then(|op| op.back(None).fallback),
+        _ => record.operation().and_then(|op| op.back().fallback),
     }
 }
 

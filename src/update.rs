@@ -531,12 +531,12 @@ fn idle_of(record: &Record) -> Idle {
         Phase::Idle(idle) => idle.clone(),
         Phase::Staging { op } => op.before.clone(),
         Phase::Staged { op } | Phase::Switching { op, .. } | Phase::Reverting { op, .. } => {
-            op.back(None)
+            op.back()
         }
         Phase::Trial { op, .. } => Idle {
             active: op.to.clone(),
             fallback: Some(op.from().clone()),
-            ..op.back(None)
+            ..op.back()
         },
     }
 }
