@@ -86,7 +86,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
                 .insert(0, format!("staging {} was interrupted", op.to));
             decision
         }
-        Phase::Staged { op } => settle(observed, record, &op.back(None), Some(op)),
+        Phase::Staged { op } => settle(observed, record, &op.back(), Some(op)),
         Phase::Switching { op, data } if observed.link.selects(op.to.set) => {
             // The power went between the flip and the next record.
             let trial = record.with(Phase::Trial {
@@ -268,7 +268,7 @@ fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Decision {
     let mut decision = settle(
         observed,
         record,
-        &op.back(None),
+        &op.back(),
         (install && !held).then_some(&op),
     );
     decision.notes.insert(0, what.clone());

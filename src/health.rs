@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::fetch;
@@ -13,8 +13,13 @@ use crate::service::Manager;
 /// A health check's answer is at most this long, in bytes.
 const MAX_BODY: u64 = 1 << 20;
 
-/// Tries a check once; `directory` is the set's own, for programs. `Err` is one sentence.
-pub fn try_once(check: &Check, directory: &Path, manager: &Manager) -> Result<(), String> {
+/// Tries a check once. `find` tells where a program of the set is, `directory` is where it runs. `Err` is one sentence.
+pub fn try_once(
+    check: &Check,
+    find: &dyn Fn(&str) -> Option<PathBuf>,
+    directory: &Path,
+    manager: &Manager,
+) -> Result<(), String> {
     let timeout = Duration::from_secs(check.timeout_s);
     match &check.probe {
         Probe::Http { url, status, json } => {
@@ -40,7 +45,8 @@ pub fn try_once(check: &Check, directory: &Path, manager: &Manager) -> Result<()
         Probe::Exec { run } => {
             let mut vector = run.clone();
             if let Some(program) = vector.first_mut() {
-                *program = directory.join(&*program).display().to_string();
+                let path = find(program).ok_or_else(|| format!("{program} is in no component"))?;
+                *program = path.display().to_string();
             }
             match process::run(&vector, directory, &[], timeout, &mut |_, _| {}) {
                 Ok(ended) if ended.ok() => Ok(()),

@@ -16,6 +16,10 @@ pub const FORMAT: u32 = 1;
 pub const MAX_BYTES: u64 = 1024 * 1024;
 /// A release has at most this many components, services, checks, and removed paths, each.
 pub const MAX_ITEMS: usize = 1000;
+/// How many failed tries in a row a health check may allow.
+pub const MAX_RETRIES: u32 = 1000;
+/// A component has at most this many files, directories and links: each is a line in memory while it is measured.
+pub const MAX_ENTRIES: u64 = 50_000;
 /// The longest time-out or interval a manifest may ask for, in seconds (a day).
 pub const MAX_SECONDS: u64 = 86_400;
 
@@ -509,6 +513,9 @@ impl Manifest {
         ] {
             seconds(&format!("health.{what}"), value)?;
         }
+        if check.retries > MAX_RETRIES {
+            return Err(format!("health.retries: {} are more than {MAX_RETRIES}", check.retries));
+        }
         if check.interval_s == 0 || check.timeout_s == 0 {
             return Err("health: interval_s and timeout_s are at least 1".into());
         }
@@ -527,6 +534,9 @@ impl Manifest {
 
 impl Component {
     fn check(&self) -> Result<(), String> {
+        if self.entries > MAX_ENTRIES {
+            return Err(format!("components: {}: {} entries are more than {MAX_ENTRIES}", self.name, self.entries));
+        }
         let path = self.install_path.as_str();
         let placed = match self.kind {
             Kind::Bin => path.contains('/'),

@@ -2,13 +2,21 @@
 //! still selects the old set.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
 
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::manifest::Migrate;
 use crate::process;
 use crate::slot::Installed;
+
+/// Names the new release's directory in the environment of a migration, and of all that it starts.
+const SLOT: &str = "QX_UPDATE_SLOT";
+
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
 
 /// Runs the migration of the release in `slot`. Every line of its output goes to the log.
 ///
@@ -34,7 +42,7 @@ pub fn run(
     let environment = [
         ("QX_UPDATE_FROM".to_owned(), version(from)),
         ("QX_UPDATE_TO".to_owned(), version(to)),
-        ("QX_UPDATE_SLOT".to_owned(), slot.display().to_string()),
+        (SLOT.to_owned(), slot.display().to_string()),
     ];
     log.info("migrate", format!("running {}", vector.join(" ")));
     let timeout = Duration::from_secs(migrate.timeout_s);
@@ -54,4 +62,33 @@ pub fn run(
         migrate.run.join(" "),
         ended.describe()
     )))
+}
+
+/// Ends what is left of a migration to the release in `slot` whose updater was killed: it would go on changing the data
+/// under the old set, or beside the next migration. Its processes are known by their environment.
+pub fn end_orphans(slot: &Path, log: &mut Log) -> Result<()> {
+    let mark = format!("{SLOT}={}", slot.display());
+    let deadline = Instant::now() + GONE;
+    loop {
+        let orphans = process::marked(&mark);
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(format!(
+                "ending the migration that an earlier updater left running: processes {orphans:?} stay"
+            )));
+        }
+        for pid in orphans {
+            log.warning(
+                "migrate",
+                format!("killing process {pid}, left by a migration whose updater was killed"),
+            );
+            if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+                // Gone already is fine.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

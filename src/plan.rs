@@ -282,6 +282,8 @@ impl Reserve {
     pub fn new(directory: &Path, bytes: u64) -> Result<Reserve> {
         let path = directory.join(".reserve");
         let doing = || format!("reserving {bytes} bytes in {}", directory.display());
+        // One that a killed process left.
+        let _ = fs::remove_file(&path);
         let file = File::create_new(&path).doing(doing)?;
         let reserve = Reserve {
             file,

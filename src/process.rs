@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use crate::error::{Context, Error, Result};
 
 /// The longest line of a program's output that is kept whole, in bytes.
 const MAX_LINE: usize = 4096;
+/// How long a program's output is read on after its end, as long as more comes.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How many lines of output are kept for a message.
 const TAIL: usize = 20;
 
@@ -90,24 +92,14 @@ pub fn run(
             "running a program: the argument vector is empty",
         ));
     };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .current_dir(directory)
-        .env_clear()
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
-        .env("HOME", "/")
-        .env("LANG", "C")
+    let mut child = clean(program, arguments, directory)
         .envs(environment.iter().map(|(k, v)| (k, v)))
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
         .spawn()
         .doing(|| format!("running {program}"))?;
-    let (sender, lines) = mpsc::channel();
+    // Bounded: a program that writes faster than its lines are logged waits.
+    let (sender, lines) = mpsc::sync_channel(64);
     if let Some(out) = child.stdout.take() {
         read_lines(out, Stream::Out, sender.clone());
     }
@@ -123,41 +115,65 @@ pub fn run(
         }
         tail.push(line);
     };
+    let status = wait(child, program, timeout, &lines, &mut take)?;
+    // What it wrote last; a daemon that keeps the pipe open is not waited for.
+    let enough = Instant::now() + LAST_WORDS;
+    while Instant::now() < enough
+        && let Ok(line) = lines.recv_timeout(Duration::from_millis(300))
+    {
+        take(line);
+    }
+    Ok(Ended { status, tail })
+}
+
+fn clean(program: &str, arguments: &[String], directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/")
+        .env("LANG", "C")
+        .stdin(Stdio::null())
+        .process_group(0);
+    command
+}
+
+/// Waits for a program, taking its lines; `None` if its group had to be killed.
+fn wait(
+    mut child: Child,
+    program: &str,
+    timeout: Duration,
+    lines: &mpsc::Receiver<(Stream, String)>,
+    take: &mut dyn FnMut((Stream, String)),
+) -> Result<Option<ExitStatus>> {
     let deadline = Instant::now() + timeout;
-    let status = loop {
+    loop {
         match lines.recv_timeout(Duration::from_millis(20)) {
             Ok(line) => take(line),
             Err(RecvTimeoutError::Timeout) => {}
             // Both outputs are closed; the program may still run.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(20)),
         }
-        if let Some(status) = child
-            .try_wait()
-            .doing(|| format!("waiting for {program}"))?
-        {
-            break Some(status);
+        if let Some(status) = child.try_wait().doing(|| format!("waiting for {program}"))? {
+            return Ok(Some(status));
         }
         if Instant::now() >= deadline {
-            if let Some(group) = Pid::from_raw(child.id() as i32) {
+            if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
                 // Gone already is fine.
                 let _ = rustix::process::kill_process_group(group, Signal::KILL);
             }
             child.wait().doing(|| format!("waiting for {program}"))?;
-            break None;
+            return Ok(None);
         }
-    };
-    // What it wrote last; a daemon that keeps the pipe open is not waited for.
-    let grace = Instant::now() + Duration::from_millis(300);
-    while let Ok(line) = lines.recv_timeout(grace.saturating_duration_since(Instant::now())) {
-        take(line);
     }
-    Ok(Ended { status, tail })
 }
 
 fn read_lines(
     from: impl Read + Send + 'static,
     stream: Stream,
-    to: mpsc::Sender<(Stream, String)>,
+    to: mpsc::SyncSender<(Stream, String)>,
 ) {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(from);
@@ -186,6 +202,20 @@ fn read_lines(
             }
         }
     });
+}
+
+/// Runs an argument vector like [`run`], with its output thrown away: what it starts may live on and keep writing.
+pub fn run_silently(vector: &[String], timeout: Duration) -> Result<Ended> {
+    let Some((program, arguments)) = vector.split_first() else {
+        return Err(Error::new("running a program: the argument vector is empty"));
+    };
+    let child = clean(program, arguments, Path::new("/"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .doing(|| format!("running {program}"))?;
+    let (_, nothing) = mpsc::sync_channel(0);
+    wait(child, program, timeout, &nothing, &mut |_| {}).map(|status| Ended { status, tail: Vec::new() })
 }
 
 /// A file, whatever its name: device and inode.
@@ -217,7 +247,7 @@ pub fn executable_name(pid: u32) -> String {
 
 /// Whether a process exists and is no zombie.
 pub fn alive(pid: u32) -> bool {
-    stat(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+    stat(pid).is_some_and(|stat| stat.lives())
 }
 
 /// All processes.
@@ -230,6 +260,18 @@ pub fn all() -> Vec<u32> {
         .collect()
 }
 
+/// The processes whose environment has this entry, `NAME=VALUE`.
+pub fn marked(entry: &str) -> Vec<u32> {
+    let has = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|all| all.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
+    };
+    all()
+        .into_iter()
+        .filter(|pid| has(pid) && alive(*pid))
+        .collect()
+}
+
 /// The processes that execute this file.
 pub fn running(file: FileId) -> Vec<u32> {
     all()
@@ -238,45 +280,83 @@ pub fn running(file: FileId) -> Vec<u32> {
         .collect()
 }
 
-/// A process and all that descend from it.
-pub fn family(pid: u32) -> BTreeSet<u32> {
-    let parents: Vec<(u32, u32)> = all()
-        .into_iter()
-        .filter_map(|p| stat(p).map(|(_, parent)| (p, parent)))
-        .collect();
-    let mut family = BTreeSet::from([pid]);
-    loop {
-        let before = family.len();
-        for (child, parent) in &parents {
-            if family.contains(parent) {
-                family.insert(*child);
-            }
-        }
-        if family.len() == before {
-            return family;
-        }
+/// A process and all that descend from it, the nearest first.
+pub fn family(pid: u32) -> Vec<u32> {
+    let mut parents: Vec<(u32, u32)> = all().into_iter().filter_map(|p| stat(p).map(|s| (p, s.parent))).collect();
+    parents.sort_unstable();
+    let mut family = vec![pid];
+    let mut next = 0;
+    while next < family.len() {
+        let children = parents.iter().filter(|(_, parent)| *parent == family[next]).map(|(child, _)| *child);
+        let new: Vec<u32> = children.filter(|child| !family.contains(child)).collect();
+        family.extend(new);
+        next += 1;
+    }
+    family
+}
+
+/// This process and those that it descends from.
+pub fn ancestors() -> Vec<u32> {
+    let mut line = vec![std::process::id()];
+    while let Some(stat) = line.last().and_then(|pid| stat(*pid))
+        && stat.parent != 0
+        && !line.contains(&stat.parent)
+    {
+        line.push(stat.parent);
+    }
+    line
+}
+
+/// A process that is still the same one as long as its start time is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its id; ids are given again.
+    pub pid: u32,
+    started: u64,
+}
+
+impl Identity {
+    /// Of a process that lives.
+    pub fn of(pid: u32) -> Option<Identity> {
+        let stat = stat(pid).filter(Stat::lives)?;
+        Some(Identity { pid, started: stat.started })
+    }
+
+    /// Whether it still lives.
+    pub fn lives(self) -> bool {
+        Identity::of(self.pid) == Some(self)
     }
 }
 
-/// State letter and parent, from `/proc/PID/stat`; the name between them may hold anything.
-fn stat(pid: u32) -> Option<(char, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.next()?.parse().ok()?))
+struct Stat {
+    state: char,
+    parent: u32,
+    started: u64,
 }
 
-/// The processes that hold a listening TCP socket on this port, whatever its address.
+impl Stat {
+    fn lives(&self) -> bool {
+        self.state != 'Z' && self.state != 'X'
+    }
+}
+
+/// From `/proc/PID/stat` (proc(5)); the name in its second field may hold anything.
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// The processes that hold a TCP socket which listens on this port of the loopback interface: on its address, or on all.
 pub fn listeners(port: u16) -> BTreeSet<u32> {
     let sockets: BTreeSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .into_iter()
         .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| {
-            table
-                .lines()
-                .filter_map(|line| listening_inode(line, port))
-                .collect::<Vec<_>>()
-        })
+        .flat_map(|table| table.lines().filter_map(|line| listening_inode(line, port)).collect::<Vec<_>>())
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     if sockets.is_empty() {
@@ -284,10 +364,8 @@ pub fn listeners(port: u16) -> BTreeSet<u32> {
     }
     let holds = |pid: &u32| {
         fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
-            fds.flatten().any(|fd| {
-                fs::read_link(fd.path())
-                    .is_ok_and(|to| to.to_str().is_some_and(|to| sockets.contains(to)))
-            })
+            fds.flatten()
+                .any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_str().is_some_and(|to| sockets.contains(to))))
         })
     };
     all().into_iter().filter(holds).collect()
@@ -296,10 +374,28 @@ pub fn listeners(port: u16) -> BTreeSet<u32> {
 /// `sl local_address rem_address st … uid timeout inode`: state 0A listens.
 fn listening_inode(line: &str, port: u16) -> Option<String> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let local = fields.get(1)?.rsplit_once(':')?.1;
-    let listens = *fields.get(3)? == "0A";
-    (listens && u16::from_str_radix(local, 16).ok()? == port)
-        .then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+    let (address, local) = fields.get(1)?.rsplit_once(':')?;
+    let listens = *fields.get(3)? == "0A" && u16::from_str_radix(local, 16).ok()? == port;
+    (listens && serves_loopback(address)).then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+}
+
+/// Whether a socket bound to this address is reached through the loopback interface. The kernel prints an address as
+/// 32-bit words, each as a number of the machine's own byte order.
+fn serves_loopback(address: &str) -> bool {
+    let words = address.as_bytes().chunks(8).map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
+    let Some(words) = words.collect::<Option<Vec<u32>>>() else {
+        return false;
+    };
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let v4 = |a: Ipv4Addr| a.is_loopback() || a.is_unspecified();
+    if let Ok(four) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return v4(four.into());
+    }
+    let Ok(sixteen) = <[u8; 16]>::try_from(bytes.as_slice()) else {
+        return false;
+    };
+    let v6 = Ipv6Addr::from(sixteen);
+    v6.is_loopback() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some_and(v4)
 }
 
 /// Whether a host name means this machine itself.
@@ -313,6 +409,30 @@ pub fn is_loopback(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_sockets_that_loopback_reaches_count() {
+        let text = |bytes: &[u8]| -> String {
+            bytes.chunks(4).map(|w| format!("{:08X}", u32::from_ne_bytes(w.try_into().unwrap()))).collect()
+        };
+        for (address, reached) in [
+            ("127.0.0.1", true),
+            ("0.0.0.0", true),
+            ("10.0.0.5", false),
+            ("::1", true),
+            ("::", true),
+            ("::ffff:127.0.0.1", true),
+            ("::ffff:10.0.0.5", false),
+            ("fe80::1", false),
+        ] {
+            let hex = match address.parse().unwrap() {
+                std::net::IpAddr::V4(a) => text(&a.octets()),
+                std::net::IpAddr::V6(a) => text(&a.octets()),
+            };
+            assert_eq!(serves_loopback(&hex), reached, "{address} as {hex}");
+        }
+        assert!(!serves_loopback("not hex"));
+    }
 
     fn sh(script: &str, timeout: Duration) -> (Ended, Vec<(Stream, String)>) {
         let mut lines = Vec::new();
@@ -394,5 +514,8 @@ mod tests {
         assert!(listeners(port).contains(&me));
         drop(listener);
         assert!(!listeners(port).contains(&me));
+        assert!(ancestors().contains(&me) && ancestors().len() > 1);
+        assert!(Identity::of(me).unwrap().lives());
+        assert!(!Identity { started: 0, ..Identity::of(me).unwrap() }.lives(), "the id of another process");
     }
 }

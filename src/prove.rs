@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::digest::Digest;
 use crate::health;
 use crate::log::Log;
-use crate::manifest::{Check, Manifest, Name, Service};
+use crate::manifest::{Check, Manifest, Name, RelPath, Service};
 use crate::process::{self, FileId};
 use crate::service::Manager;
 use crate::slot::Set;
@@ -54,7 +54,7 @@ pub fn baseline(set: Set, manifest: &Manifest, store: &Store, manager: &Manager,
         return;
     }
     for check in &manifest.health {
-        match health::try_once(check, &directory(set, store), manager) {
+        match try_check(check, set, manifest, store, manager) {
             Ok(()) => log.info(
                 "baseline",
                 format!("before the switch {} passes", check.probe),
@@ -154,7 +154,7 @@ fn process_of(
     let family = process::family(pid);
     family.iter().copied().find(same).ok_or_else(|| {
         // A supervisor's child is the service; a lone process is itself.
-        let seen = family.iter().rfind(|p| **p != pid).copied().unwrap_or(pid);
+        let seen = family.get(1).copied().unwrap_or(pid);
         format!(
             "service {} runs {} (process {seen}), not the installed {}",
             service.name,
@@ -165,7 +165,7 @@ fn process_of(
 }
 
 /// What runs under the file's own name elsewhere: usually the answer to why nothing runs the installed one.
-fn namesake(path: &crate::manifest::RelPath) -> String {
+fn namesake(path: &RelPath) -> String {
     let found = process::all().into_iter().find_map(|pid| {
         let name = process::executable_name(pid);
         let same = PathBuf::from(&name)
@@ -193,9 +193,60 @@ fn old_process(claim: &Claim) -> Option<(u32, PathBuf)> {
 struct Watch<'a> {
     check: &'a Check,
     due: Instant,
+    /// Tries in a row that failed and count.
     failures: u32,
     passing_since: Option<Instant>,
+    passed_once: bool,
     why: String,
+}
+
+impl<'a> Watch<'a> {
+    fn new(check: &'a Check, now: Instant) -> Watch<'a> {
+        Watch { check, due: now, failures: 0, passing_since: None, passed_once: false, why: String::new() }
+    }
+
+    /// Takes the result of one try, `since_start` after the services were started. `Err`: the check has failed.
+    fn take(&mut self, result: Result<(), String>, since_start: Duration, log: &mut Log) -> Result<(), String> {
+        let probe = &self.check.probe;
+        match result {
+            Ok(()) => {
+                if self.passing_since.is_none() {
+                    log.info("health", format!("{probe} passes"));
+                    self.passing_since = Some(Instant::now());
+                }
+                self.failures = 0;
+                self.passed_once = true;
+                self.why.clear();
+                Ok(())
+            }
+            Err(why) => {
+                if self.why != why {
+                    log.info("health", format!("{probe} fails: {why}"));
+                    self.why = why;
+                }
+                // The time that it must stay healthy begins anew.
+                self.passing_since = None;
+                // Having passed once, it is no longer starting.
+                let starting = since_start < Duration::from_secs(self.check.start_period_s) && !self.passed_once;
+                self.failures += u32::from(!starting);
+                if self.failures > self.check.retries {
+                    return Err(format!("the health check {probe} failed: {}", self.why));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn calm(&self) -> bool {
+        self.passing_since.is_some_and(|since| since.elapsed() >= Duration::from_secs(self.check.stable_s))
+    }
+
+    /// The longest that a check which comes to an end can take: every try slow and failed but the last that is allowed.
+    fn patience(&self) -> Duration {
+        let c = self.check;
+        let tries = u64::from(c.retries) + 2;
+        Duration::from_secs(c.start_period_s + tries * (c.interval_s + c.timeout_s) + c.stable_s)
+    }
 }
 
 /// Step two: every check passes within its patience, and goes on passing; no proved process is replaced meanwhile.
@@ -207,74 +258,54 @@ fn stay_healthy(
     log: &mut Log,
 ) -> Result<(), String> {
     let start = Instant::now();
-    let directory = directory(claim.set, store);
-    let checks = &claim.manifest.health;
-    let mut watches: Vec<Watch> = checks
-        .iter()
-        .map(|check| Watch {
-            check,
-            due: start,
-            failures: 0,
-            passing_since: None,
-            why: String::new(),
-        })
-        .collect();
+    let mut watches: Vec<Watch> = claim.manifest.health.iter().map(|check| Watch::new(check, start)).collect();
+    // Checks that take turns in failing never fail for good, and never are calm together.
+    let patience = watches.iter().map(Watch::patience).sum::<Duration>() + STABLE;
     loop {
         for (name, pid) in proved {
             still_runs(name, *pid, claim, store, manager, start)?;
         }
         for watch in &mut watches {
-            let now = Instant::now();
-            if now < watch.due {
+            if Instant::now() < watch.due {
                 continue;
             }
-            watch.due = now + Duration::from_secs(watch.check.interval_s);
-            let result = health::try_once(watch.check, &directory, manager)
+            watch.due = Instant::now() + Duration::from_secs(watch.check.interval_s);
+            let result = try_check(watch.check, claim.set, claim.manifest, store, manager)
                 .and_then(|()| own_listener(watch.check, claim, proved));
-            match result {
-                Ok(()) => {
-                    watch.failures = 0;
-                    if watch.passing_since.is_none() {
-                        watch.passing_since = Some(Instant::now());
-                        log.info("health", format!("{} passes", watch.check.probe));
-                    }
-                }
-                Err(why) => {
-                    let starting =
-                        start.elapsed() < Duration::from_secs(watch.check.start_period_s);
-                    if watch.why != why {
-                        log.info("health", format!("{} fails: {why}", watch.check.probe));
-                        watch.why = why;
-                    }
-                    // Having passed once, it is no longer starting.
-                    if !starting || watch.passing_since.is_some() {
-                        watch.failures += 1;
-                    }
-                    if watch.failures > watch.check.retries {
-                        return Err(format!(
-                            "the health check {} failed: {}",
-                            watch.check.probe, watch.why
-                        ));
-                    }
-                }
-            }
+            watch.take(result, start.elapsed(), log)?;
         }
-        let calm = |w: &Watch| {
-            let stable = Duration::from_secs(w.check.stable_s);
-            w.failures == 0
-                && w.passing_since
-                    .is_some_and(|since| since.elapsed() >= stable)
-        };
-        let unwatched = !watches.is_empty() || proved.is_empty() || start.elapsed() >= STABLE;
-        if watches.iter().all(calm) && unwatched {
-            log.info(
-                "health",
-                format!("healthy for {} s", start.elapsed().as_secs()),
-            );
+        if start.elapsed() > patience
+            && let Some(watch) = watches.iter().find(|watch| !watch.calm())
+        {
+            return Err(format!(
+                "the health check {} did not pass for {} s at a stretch in {} s: {}",
+                watch.check.probe,
+                watch.check.stable_s,
+                patience.as_secs(),
+                watch.why
+            ));
+        }
+        let long_enough = !watches.is_empty() || proved.is_empty() || start.elapsed() >= STABLE;
+        if watches.iter().all(Watch::calm) && long_enough {
+            log.info("health", format!("healthy after {} s", start.elapsed().as_secs()));
             return Ok(());
         }
         std::thread::sleep(TICK);
     }
+}
+
+/// One try of a check, its program found where the set has it.
+fn try_check(check: &Check, set: Set, manifest: &Manifest, store: &Store, manager: &Manager) -> Result<(), String> {
+    let find = |program: &str| {
+        let path: RelPath = program.parse().ok()?;
+        manifest.components.iter().find_map(|component| {
+            let below = path.below(&component.install_path)?;
+            let installed = store.component(set, component);
+            Some(if below.is_empty() { installed } else { installed.join(below) })
+        })
+    };
+    let directory = set.slot().map_or_else(|| PathBuf::from("/"), |slot| store.slot(slot));
+    health::try_once(check, &find, &directory, manager)
 }
 
 fn still_runs(
@@ -314,12 +345,12 @@ fn own_listener(check: &Check, claim: &Claim, proved: &BTreeMap<Name, u32>) -> R
             || proved.values().any(|p| process::family(*p).contains(pid))
             || digest_of(*pid).is_some_and(|digest| unchanged(digest, claim))
     };
-    match owners.iter().next() {
-        Some(pid) if !owners.iter().any(ours) => Err(format!(
+    match owners.iter().find(|pid| !ours(pid)) {
+        Some(pid) => Err(format!(
             "port {port} is held by process {pid} ({}), which is no service of this release",
             process::executable_name(*pid)
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -333,7 +364,59 @@ fn unchanged(digest: Digest, claim: &Claim) -> bool {
         .any(|component| component.sha256 == digest)
 }
 
-fn directory(set: Set, store: &Store) -> PathBuf {
-    set.slot()
-        .map_or_else(|| PathBuf::from("/"), |slot| store.slot(slot))
+/// Whether the process of a service, if it has one, runs these bytes already: as the file itself, or as one like it.
+pub fn runs_the_bytes(service: &Service, set: Set, manifest: &Manifest, store: &Store, manager: &Manager) -> bool {
+    let claim = Claim { set, manifest, services: Vec::new(), old: Vec::new() };
+    manager.pid(&service.name).is_none() || process_of(service, &claim, store, manager).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Place;
+    use crate::manifest::Probe;
+
+    fn log() -> Log {
+        Log::new(Place { path: "/dev/null".into(), max_bytes: u64::MAX, keep: 0 }, false)
+    }
+
+    fn check(retries: u32) -> Check {
+        let probe = Probe::Tcp { address: "127.0.0.1:1".into() };
+        Check { probe, interval_s: 1, timeout_s: 1, retries, start_period_s: 10, stable_s: 0 }
+    }
+
+    /// Feeds tries: 'p' passes, 'f' fails; the time since the start in seconds is that of the first.
+    fn feed(watch: &mut Watch, since_start: u64, tries: &str) -> bool {
+        let since_start = Duration::from_secs(since_start);
+        tries.chars().all(|try_| {
+            let result = if try_ == 'p' { Ok(()) } else { Err("refused".to_owned()) };
+            watch.take(result, since_start, &mut log()).is_ok()
+        })
+    }
+
+    #[test]
+    fn failures_count_after_the_start_period_and_after_the_first_pass() {
+        for (retries, since_start, tries, goes_on) in [
+            (2, 0, "ffffffff", true),
+            (2, 11, "ff", true),
+            (2, 11, "fff", false),
+            (2, 11, "ffpff", true),
+            (2, 0, "pff", true),
+            (2, 0, "pfff", false),
+            (0, 11, "f", false),
+        ] {
+            let check = check(retries);
+            let mut watch = Watch::new(&check, Instant::now());
+            assert_eq!(feed(&mut watch, since_start, tries), goes_on, "{retries} {since_start} {tries}");
+        }
+    }
+
+    #[test]
+    fn a_failure_begins_the_time_of_health_anew() {
+        let check = check(3);
+        let mut watch = Watch::new(&check, Instant::now());
+        assert!(feed(&mut watch, 0, "p") && watch.calm());
+        assert!(feed(&mut watch, 0, "f") && !watch.calm(), "a check that just failed is not calm");
+        assert!(feed(&mut watch, 0, "p") && watch.calm());
+    }
 }

@@ -1,6 +1,5 @@
 //! Services: OpenRC, or argument vectors from the configuration.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,7 +11,10 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::Name;
-use crate::process;
+use crate::process::{self, FileId, Identity};
+
+/// How long a runlevel may take before it is not waited for any more.
+const RUNLEVEL: Duration = Duration::from_secs(600);
 
 /// Controls services.
 pub struct Manager<'a> {
@@ -64,6 +66,7 @@ impl<'a> Manager<'a> {
         started
     }
 
+    /// Whether a service is meant to run: one that crashed is.
     fn is_started(&self, name: &Name) -> bool {
         match self.how {
             Services::OpenRc { .. } => {
@@ -89,54 +92,68 @@ impl<'a> Manager<'a> {
 
     /// Starts a service.
     pub fn start(&self, name: &Name, log: &mut Log) -> Result<()> {
-        match self.how {
-            Services::OpenRc { .. } => self.command(openrc(name, "start"), "starting", name, log),
-            Services::Commands { start, .. } => {
-                self.command(with_name(start, name), "starting", name, log)
+        log.info("services", format!("starting {name}"));
+        let vector = match self.how {
+            Services::OpenRc { .. } => {
+                // OpenRC would not start again what crashed after it had started it.
+                if self.is_started(name) {
+                    process::run_silently(&openrc(name, "zap"), self.timeout)?;
+                }
+                openrc(name, "start")
             }
-            Services::None {} => Ok(()),
-        }
+            Services::Commands { start, .. } => with_name(start, name),
+            Services::None {} => return Ok(()),
+        };
+        // Nobody reads what it writes: it lives on, and a pipe of ours would not.
+        let ended = process::run_silently(&vector, self.timeout)?;
+        told("starting", name, &vector, &ended)
     }
 
-    /// Stops a service; afterwards none of its processes remain.
-    pub fn stop(&self, name: &Name, log: &mut Log) -> Result<()> {
-        let before = self.pid(name).map(process::family).unwrap_or_default();
-        let stopped = match self.how {
-            Services::OpenRc { .. } => self.command(openrc(name, "stop"), "stopping", name, log),
-            Services::Commands { stop, .. } => {
-                self.command(with_name(stop, name), "stopping", name, log)
-            }
-            Services::None {} => Ok(()),
+    /// Stops a service; afterwards none of its processes remain. They are known by `programs`, the files that it may be
+    /// running; without any, the service manager's word is taken.
+    pub fn stop(&self, name: &Name, programs: &[FileId], log: &mut Log) -> Result<()> {
+        let vector = match self.how {
+            Services::OpenRc { .. } => openrc(name, "stop"),
+            Services::Commands { stop, .. } => with_name(stop, name),
+            Services::None {} => return Ok(()),
         };
+        log.info("services", format!("stopping {name}"));
+        let before = self.processes(name, programs);
+        let ended = process::run(&vector, Path::new("/"), &[], self.timeout, &mut |_, _| {})?;
+        let stopped = told("stopping", name, &vector, &ended);
         if let Err(e) = &stopped {
             log.warning("services", e.chain());
         }
-        end_processes(&before, self.timeout, log)?;
+        end_processes(before, self.timeout, log)?;
         // OpenRC keeps a crashed service that it could not stop as started, and would not start it again.
         if stopped.is_err() && matches!(self.how, Services::OpenRc { .. }) {
-            self.command(openrc(name, "zap"), "resetting", name, log)?;
+            process::run_silently(&openrc(name, "zap"), self.timeout)?;
         }
         Ok(())
     }
 
-    fn command(&self, vector: Vec<String>, doing: &str, name: &Name, log: &mut Log) -> Result<()> {
-        log.info("services", format!("{doing} {name}"));
-        let ended = process::run(&vector, Path::new("/"), &[], self.timeout, &mut |_, _| {})?;
-        if ended.ok() {
-            return Ok(());
+    /// A service's processes: those that run its programs, and, if its pidfile leads to one of them (the id in it may
+    /// have been given to another by now), all of that family. Whoever asked for the update is none of them.
+    fn processes(&self, name: &Name, programs: &[FileId]) -> Vec<Identity> {
+        let runs = |pid: &u32| FileId::of(&process::executable(*pid)).is_ok_and(|file| programs.contains(&file));
+        let mut pids: Vec<u32> = programs.iter().flat_map(|file| process::running(*file)).collect();
+        let family = self.pid(name).map(process::family).unwrap_or_default();
+        if family.iter().any(runs) {
+            pids.extend(family);
         }
-        Err(Error::new(format!(
-            "{doing} {name}: {} {}",
-            vector.join(" "),
-            ended.describe()
-        )))
+        let callers = process::ancestors();
+        pids.retain(|pid| !callers.contains(pid));
+        pids.sort_unstable();
+        pids.dedup();
+        pids.into_iter().filter_map(Identity::of).collect()
     }
 
     /// The process id in a service's pidfile, if that process lives.
     pub fn pid(&self, name: &Name) -> Option<u32> {
         let read = |path: &Path| -> Option<u32> {
             let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
-            process::alive(pid).then_some(pid)
+            // The first process is nobody's service.
+            (pid > 1 && process::alive(pid)).then_some(pid)
         };
         let configured = match self.how {
             Services::OpenRc { pidfile } | Services::Commands { pidfile, .. } => pidfile.as_deref(),
@@ -168,7 +185,9 @@ impl<'a> Manager<'a> {
         if busy() {
             log.info("services", "waiting for the runlevel to be complete");
         }
-        while busy() {
+        // Bounded: whoever asked may be what the runlevel waits for.
+        let until = Instant::now() + RUNLEVEL;
+        while busy() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
@@ -205,39 +224,36 @@ fn openrc_pidfiles(name: &Name) -> Vec<String> {
     found
 }
 
-/// Whatever is left of these processes is given `timeout`, then killed.
-fn end_processes(pids: &BTreeSet<u32>, timeout: Duration, log: &mut Log) -> Result<()> {
-    let me = std::process::id();
-    let left = || -> Vec<u32> {
-        let mine = |pid: &u32| *pid != me && process::alive(*pid);
-        pids.iter().copied().filter(mine).collect()
-    };
-    let wait = |until: Instant| {
-        while !left().is_empty() && Instant::now() < until {
+/// Whatever is left of these processes is given some time, then killed.
+fn end_processes(processes: Vec<Identity>, timeout: Duration, log: &mut Log) -> Result<()> {
+    let left = || processes.iter().copied().filter(|process| process.lives());
+    let wait = |time: Duration| {
+        let until = Instant::now() + time;
+        while left().next().is_some() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(50));
         }
     };
-    wait(Instant::now() + timeout.min(Duration::from_secs(10)));
-    for pid in left() {
-        log.warning(
-            "services",
-            format!(
-                "killing process {pid} ({}), which outlived its service",
-                process::executable_name(pid)
-            ),
-        );
-        if let Some(pid) = Pid::from_raw(pid as i32) {
+    wait(timeout.min(Duration::from_secs(10)));
+    for Identity { pid, .. } in left() {
+        let what = format!("killing process {pid} ({}), which outlived its service", process::executable_name(pid));
+        log.warning("services", what);
+        if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
             // Gone in this instant is fine.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
-    wait(Instant::now() + timeout);
-    match left().first() {
+    wait(timeout);
+    match left().next() {
         None => Ok(()),
-        Some(pid) => Err(Error::new(format!(
-            "stopping services: process {pid} cannot be killed"
-        ))),
+        Some(process) => Err(Error::new(format!("stopping services: process {} cannot be killed", process.pid))),
     }
+}
+
+fn told(doing: &str, name: &Name, vector: &[String], ended: &process::Ended) -> Result<()> {
+    if ended.ok() {
+        return Ok(());
+    }
+    Err(Error::new(format!("{doing} {name}: {} {}", vector.join(" "), ended.describe())))
 }
 
 /// Every service that needs one of these, directly or not, from OpenRC's dependency cache: lines

@@ -115,6 +115,13 @@ impl Status {
             _ => None,
         };
         problems.extend(trouble.map(|t| t.what.clone()));
+        let refused = store.refusals().unwrap_or_else(|e| {
+            problems.push(format!(
+                "{}; nothing is tried until `qx-update reset` begins a new list",
+                e.chain()
+            ));
+            Vec::new()
+        });
         problems.dedup();
         let default = Services::default();
         let how = config.as_ref().map_or(&default, |c| &c.services);
@@ -136,7 +143,7 @@ impl Status {
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
             services,
-            refused: store.refusals().unwrap_or_default(),
+            refused,
             needs_person: trouble.is_some_and(|t| t.needs_person),
             busy: store.holder(),
             problems,
@@ -228,7 +235,7 @@ fn fallback(record: &Record) -> Option<Installed> {
     match &record.phase {
         Phase::Idle(idle) => idle.fallback.clone(),
         Phase::Trial { op, .. } => Some(op.from().clone()),
-        _ => record.operation().and_then(|op| op.back(None).fallback),
+        _ => record.operation().and_then(|op| op.back().fallback),
     }
 }
 

@@ -256,7 +256,15 @@ impl Store {
                 Some("slots/b") => Link::To(Slot::B),
                 _ => Link::Foreign(target.display().to_string()),
             },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Link::Absent,
+            // Where the data partition should be may be nothing, or a file.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Link::Absent
+            }
             Err(e) => Link::Foreign(e.to_string()),
         }
     }

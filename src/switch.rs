@@ -10,8 +10,8 @@ use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::{Manifest, Name, Service};
 use crate::migrate;
-use crate::plan;
-use crate::process::{self, FileId};
+use crate::plan::{self, Reserve};
+use crate::process::FileId;
 use crate::prove::{self, Claim};
 use crate::recover;
 use crate::service::Manager;
@@ -22,63 +22,107 @@ use crate::state::{
 };
 use crate::store::Store;
 
+/// Bytes that are held for the records of the way back.
+const WAY_BACK: u64 = 256 * 1024;
+
 /// An operation whose set is complete and verified.
 pub struct Switch<'a> {
     host: &'a Host,
     store: &'a Store,
     log: &'a mut Log,
     op: Operation,
-    from: Option<Manifest>,
-    to: Option<Manifest>,
+    /// Where the way back leads: what ran before, or the factory set if that no longer verifies.
+    home: Side,
+    to: Side,
+}
+
+/// One of the two sets of an operation.
+struct Side {
+    set: Set,
+    /// Unknown of a factory set without one.
+    manifest: Option<Manifest>,
+}
+
+impl Side {
+    fn new(set: Set, store: &Store) -> Side {
+        let manifest = store.manifest(set).ok().flatten().map(|(manifest, _)| manifest);
+        Side { set, manifest }
+    }
+
+    fn services(&self) -> &[Service] {
+        self.manifest.as_ref().map_or(&[], |manifest| &manifest.services)
+    }
+
+    fn has(&self, name: &Name) -> bool {
+        self.services().iter().any(|s| s.name == *name)
+    }
 }
 
 impl<'a> Switch<'a> {
-    /// The operation, with the manifests of the two sets as far as they have one.
+    /// The operation, with the manifests of its two sets.
     pub fn new(host: &'a Host, store: &'a Store, log: &'a mut Log, op: Operation) -> Switch<'a> {
-        let manifest = |set: Set| {
-            store
-                .manifest(set)
-                .ok()
-                .flatten()
-                .map(|(manifest, _)| manifest)
-        };
         log.operation(&op.id);
-        Switch {
-            from: manifest(op.from().set),
-            to: manifest(op.to.set),
-            host,
-            store,
-            log,
-            op,
-        }
+        Switch { home: Side::new(op.from().set, store), to: Side::new(op.to.set, store), host, store, log, op }
     }
 
     /// Goes over to the new set and proves it, or comes back.
     pub fn run(mut self, record: &Record) -> Result<Exit> {
-        self.op.services = plan::changed_services(self.from.as_ref(), self.to.as_ref());
-        let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        self.op.ran = manager.started(&names);
-        if let Some(manifest) = &self.from {
-            prove::baseline(self.op.from().set, manifest, self.store, &manager, self.log);
+        self.op.services = plan::changed_services(self.home.manifest.as_ref(), self.to.manifest.as_ref());
+        self.add_mismatched(self.to.set, &manager);
+        let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
+        let mut ran = manager.started(&names);
+        // An attempt that was cut short may have left them stopped; what only the new set has is to be started.
+        let stopped = self.op.ran.clone();
+        let new = names.iter().filter(|name| self.home.manifest.is_some() && !self.home.has(name)).cloned();
+        for name in stopped.into_iter().chain(new) {
+            if !ran.contains(&name) && manager.controls() {
+                ran.push(name);
+            }
         }
+        if ran.is_empty() && manager.controls() && !names.is_empty() {
+            // With nothing running there would be nothing to prove.
+            self.log.warning("services", "none of the services that change runs: all of them will be started");
+            ran = names.clone();
+        }
+        for name in names.iter().filter(|name| !ran.contains(name) && manager.controls()) {
+            self.log.warning("services", format!("{name} does not run: it stays so, and nothing is proved of it"));
+        }
+        self.op.ran = ran;
+        if let Some(manifest) = &self.home.manifest {
+            prove::baseline(self.home.set, manifest, self.store, &manager, self.log);
+        }
+        // What the way back has to write fits, whatever fills the disk meanwhile.
+        let reserve = Reserve::new(&self.store.path("update"), WAY_BACK)?;
         let data = DataState::Untouched;
-        let switching = record.with(Phase::Switching {
-            op: self.op.clone(),
-            data,
-        });
+        let switching = record.with(Phase::Switching { op: self.op.clone(), data });
         self.store.save(&switching)?;
-        match self.go_over(&manager, &switching) {
+        let switched = self.go_over(&manager, &switching);
+        drop(reserve);
+        match switched {
             Ok(trial) => self.conclude_trial(&trial),
-            Err((kind, e)) => self.revert(
-                Cause {
-                    kind,
-                    message: e.chain(),
-                },
-                &switching,
-            ),
+            Err((kind, e)) => self.revert(Cause { kind, message: e.chain() }, &switching),
         }
+    }
+
+    /// Adds the services of a set whose processes run something else, though the two sets agree on them: what runs
+    /// counts, not what should (a boot with the factory set, a set that was left because of damage).
+    fn add_mismatched(&mut self, set: Set, manager: &Manager) {
+        let side = if set == self.to.set { &self.to } else { &self.home };
+        let Some(manifest) = side.manifest.as_ref().filter(|_| manager.controls()) else {
+            return;
+        };
+        let known = |service: &&Service| self.op.services.iter().any(|s| s.name == service.name);
+        let mismatched: Vec<Service> = manifest
+            .services
+            .iter()
+            .filter(|service| !known(service))
+            .filter(|service| !prove::runs_the_bytes(service, set, manifest, self.store, manager))
+            .cloned()
+            .collect();
+        self.op.services.extend(mismatched);
+        self.op.services.sort_by_key(|s| s.order);
     }
 
     /// Steps 7 and 8. The error says whose fault it is.
@@ -88,8 +132,9 @@ impl<'a> Switch<'a> {
         switching: &Record,
     ) -> Result<Record, (CauseKind, Error)> {
         let appliance = |e: Error| (CauseKind::Appliance, e);
+        let boot_id = self.host.boot_id().map_err(appliance)?;
         self.stop_services(manager).map_err(appliance)?;
-        let migration = self.to.as_ref().and_then(|m| m.migrate.as_ref());
+        let migration = self.to.manifest.as_ref().and_then(|m| m.migrate.as_ref());
         if let (OperationKind::Install, Some(migration), Some(slot)) =
             (self.op.kind, migration, self.op.to.set.slot())
         {
@@ -97,7 +142,6 @@ impl<'a> Switch<'a> {
             migrate::run(migration, &slot, self.op.from(), &self.op.to, self.log)
                 .map_err(|e| (CauseKind::Release, e))?;
         }
-        let boot_id = self.host.boot_id().map_err(appliance)?;
         self.store.set_link(self.op.to.set).map_err(appliance)?;
         self.log.info(
             "switch",
@@ -140,31 +184,24 @@ impl<'a> Switch<'a> {
             trouble: None,
         };
         let mut done = record.ended(idle, op.attempt(Exit::Done, None, &now));
-        if let Some(manifest) = &self.to {
-            let left = manifest
-                .data
-                .iter()
-                .map(|data| (data.name.clone(), data.leaves));
-            done.schemas.extend(left);
-        }
-        match op.kind {
+        let listed = match op.kind {
             OperationKind::Install => {
-                if let Some(digest) = op.to.manifest {
-                    self.store.pardon(digest)?;
-                }
+                // Going back moves no data.
+                let data = self.to.manifest.iter().flat_map(|manifest| &manifest.data);
+                done.schemas.extend(data.map(|data| (data.name.clone(), data.leaves)));
+                op.to.manifest.map_or(Ok(()), |digest| self.store.pardon(digest))
             }
             OperationKind::Rollback | OperationKind::Factory => {
-                self.refuse(
-                    op.from(),
-                    RefusalKind::Held,
-                    "a person rolled it back",
-                    &now,
-                )?;
+                self.refuse(op.from(), RefusalKind::Held, "a person rolled it back", &now)
             }
+        };
+        if let Err(e) = listed {
+            // A damaged list is no reason to give up a set that is healthy.
+            self.log.error("done", e.chain());
         }
-        self.store.save(&done)?;
-        self.log
-            .info("done", format!("{} runs and is proved healthy", op.to));
+        // Without the record the trial is still open, and the next `confirm` ends it.
+        self.store.save(&done).map_err(|e| e.exiting(Exit::NeedsPerson))?;
+        self.log.info("done", format!("{} runs and is proved healthy", op.to));
         let downloads = self.store.path("update/downloads");
         let tidied = durable::remove_tree(&downloads).and_then(|()| self.store.prune_seals());
         if let Err(e) = tidied {
@@ -196,22 +233,37 @@ impl<'a> Switch<'a> {
     /// services are down.
     pub fn conclude_revert(mut self, cause: &Cause, record: &Record) -> Result<Exit> {
         let chosen = recover::choose(self.store, self.op.from(), self.log);
-        let selected = self.store.link().selects(chosen.set);
+        if chosen.set != self.home.set {
+            self.home = Side::new(chosen.set, self.store);
+        }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
+        self.add_mismatched(self.home.set, &manager);
+        let concerned: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
+        for name in manager.started(&concerned) {
+            if !self.op.ran.contains(&name) {
+                self.op.ran.push(name);
+            }
+        }
+        let selected = self.store.link().selects(chosen.set);
         // After a boot the services were started from the chosen set already.
-        let left = |(file, _): &(FileId, PathBuf)| !process::running(*file).is_empty();
-        if (!selected || self.files_of(self.op.to.set).iter().any(left))
+        let wrong = |service: &&Service| match &self.home.manifest {
+            Some(manifest) => !prove::runs_the_bytes(service, self.home.set, manifest, self.store, &manager),
+            None => true,
+        };
+        if (!selected || self.op.services.iter().filter(|s| self.home.has(&s.name)).any(|s| wrong(&s)))
             && let Err(e) = self.stop_services(&manager)
         {
             self.log.error("revert", e.chain());
         }
+        if !selected && let Err(e) = self.store.set_link(chosen.set) {
+            // Better the services of a set that is not proved than none.
+            self.log.error("revert", e.chain());
+            self.start_services(self.op.to.set);
+            return Err(e.exiting(Exit::NeedsPerson));
+        }
         if !selected {
-            self.store
-                .set_link(chosen.set)
-                .map_err(|e| e.exiting(Exit::NeedsPerson))?;
-            self.log
-                .info("revert", format!("the priority link selects {chosen}"));
+            self.log.info("revert", format!("the priority link selects {chosen}"));
         }
         self.start_services(chosen.set);
         let healthy = self.prove(chosen.set);
@@ -243,7 +295,7 @@ impl<'a> Switch<'a> {
             }
         };
         let idle = if chosen == *self.op.from() {
-            self.op.back(trouble)
+            Idle { trouble, ..self.op.back() }
         } else {
             Idle {
                 active: chosen.clone(),
@@ -292,26 +344,26 @@ impl<'a> Switch<'a> {
     }
 
     fn stop_services(&mut self, manager: &Manager) -> Result<()> {
-        self.op
-            .ran
-            .iter()
-            .rev()
-            .try_for_each(|name| manager.stop(name, self.log))
+        for name in self.op.ran.iter().rev() {
+            let sides = [&self.home, &self.to];
+            let programs: Vec<FileId> = sides
+                .into_iter()
+                .flat_map(|side| self.programs(side))
+                .filter(|(service, ..)| service == name)
+                .map(|(_, file, _)| file)
+                .collect();
+            manager.stop(name, &programs, self.log)?;
+        }
+        Ok(())
     }
 
     /// Starts the services that ran, as far as this set has them. One that does not start is found by the proof.
     pub fn start_services(&mut self, set: Set) {
-        let (mine, theirs) = if set == self.op.to.set {
-            (&self.to, &self.from)
-        } else {
-            (&self.from, &self.to)
-        };
-        let has =
-            |manifest: &Manifest, name: &Name| manifest.services.iter().any(|s| s.name == *name);
+        let (mine, other) = if set == self.to.set { (&self.to, &self.home) } else { (&self.home, &self.to) };
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         for name in &self.op.ran {
-            let gone = matches!((mine, theirs), (Some(mine), Some(theirs)) if has(theirs, name) && !has(mine, name));
+            let gone = mine.manifest.is_some() && other.has(name) && !mine.has(name);
             if gone || manager.runs(name).is_ok() {
                 continue;
             }
@@ -321,75 +373,45 @@ impl<'a> Switch<'a> {
         }
     }
 
-    /// Proves that the services of the operation run the files of `set`, and are healthy.
+    /// Proves that the services of the operation run the files of `set`, and are healthy; and that those which were
+    /// restarted along with them run.
     fn prove(&mut self, set: Set) -> Result<(), String> {
-        let (mine, other) = if set == self.op.to.set {
-            (&self.to, self.op.from().set)
-        } else {
-            (&self.from, self.op.to.set)
-        };
-        let fresh;
-        let manifest = match mine {
-            Some(manifest) if set == self.op.to.set || set == self.op.from().set => Some(manifest),
-            // Neither of the two: the factory set, because what ran before no longer verifies.
-            _ => {
-                fresh = self
-                    .store
-                    .manifest(set)
-                    .ok()
-                    .flatten()
-                    .map(|(manifest, _)| manifest);
-                fresh.as_ref()
-            }
-        };
-        let Some(manifest) = manifest else {
-            self.log.warning(
-                "prove",
-                format!("{set} has no manifest: nothing can be proved of it"),
-            );
-            return Ok(());
-        };
-        let services: Vec<&Service> = manifest
-            .services
-            .iter()
-            .filter(|s| self.concerns(&s.name))
-            .collect();
-        let claim = Claim {
-            set,
-            manifest,
-            services,
-            old: self.files_of(other),
-        };
+        let (mine, other) = if set == self.to.set { (&self.to, &self.home) } else { (&self.home, &self.to) };
         let how = self.op.manager.clone();
-        let manager = Manager::new(
-            &how,
-            self.host,
-            Duration::from_secs(self.op.service_timeout_s),
-        );
-        prove::prove(&claim, self.store, &manager, self.log)
+        let manager = self.manager(&how);
+        if let Some(manifest) = &mine.manifest {
+            let services = manifest.services.iter().filter(|s| self.concerns(&s.name)).collect();
+            let old = self.programs(other).into_iter().map(|(_, file, path)| (file, path)).collect();
+            let claim = Claim { set, manifest, services, old };
+            prove::prove(&claim, self.store, &manager, self.log)?;
+        } else {
+            self.log.warning("prove", format!("{set} has no manifest: nothing can be proved of its files"));
+        }
+        let along = self.op.ran.iter().filter(|name| manager.controls() && (mine.has(name) || !other.has(name)));
+        for name in along {
+            manager.runs(name).map_err(|why| format!("service {name} does not run: {why}"))?;
+        }
+        Ok(())
     }
 
-    /// Whether a service was stopped, because its files change.
+    /// Whether a service is restarted because of its files.
     fn concerns(&self, name: &Name) -> bool {
         self.op.ran.contains(name) && self.op.services.iter().any(|s| s.name == *name)
     }
 
-    /// The programs that the operation's services run from one of its two sets.
-    fn files_of(&self, set: Set) -> Vec<(FileId, PathBuf)> {
-        let manifest = if set == self.op.to.set {
-            &self.to
-        } else {
-            &self.from
-        };
-        let Some(manifest) = manifest else {
+    /// The programs that the operation's services run from a set: whose, and the file. A program that another service
+    /// goes on running is none of them.
+    fn programs(&self, side: &Side) -> Vec<(Name, FileId, PathBuf)> {
+        let Some(manifest) = &side.manifest else {
             return Vec::new();
         };
-        let concerned = manifest.services.iter().filter(|s| self.concerns(&s.name));
-        concerned
-            .filter_map(|service| {
-                let path = self.store.component(set, manifest.at(&service.runs)?);
-                Some((FileId::of(&path).ok()?, path))
-            })
-            .collect()
+        let (concerned, others): (Vec<&Service>, Vec<&Service>) =
+            manifest.services.iter().partition(|s| self.concerns(&s.name));
+        let own = concerned.into_iter().filter(|s| !others.iter().any(|other| other.runs == s.runs));
+        own.filter_map(|service| {
+            let path = self.store.component(side.set, manifest.at(&service.runs)?);
+            Some((service.name.clone(), FileId::of(&path).ok()?, path))
+        })
+        .collect()
     }
 }

@@ -15,6 +15,7 @@ use crate::fetch::{Options, Source};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::Name;
+use crate::migrate;
 use crate::plan::{self, Ground, Plan};
 use crate::recover;
 use crate::repository::Repository;
@@ -218,6 +219,12 @@ impl Appliance {
     fn begin(&mut self, command: &str) -> Result<(Lock, Record)> {
         self.store.prepare()?;
         let lock = self.store.lock(command)?;
+        if let Loaded::Record(record) = self.store.load()
+            && let Phase::Switching { op, .. } = &record.phase
+            && let Some(slot) = op.to.set.slot()
+        {
+            migrate::end_orphans(&self.store.slot(slot), &mut self.log)?;
+        }
         let outcome = recover::link_stage(&self.host, &self.store, &mut self.log)?;
         if !outcome.durable {
             return Err(Error::new(format!(
@@ -265,6 +272,8 @@ impl Appliance {
 
     /// Steps 2 to 10 of an install.
     fn install(&mut self, request: &Apply, record: &Record, _lock: &Lock) -> Result<Exit> {
+        // What hides every release would make this one fail, after its services were stopped.
+        self.store.repair_fixed_links()?;
         let refreshed = self.refresh(request.from.as_deref());
         let (repository, source) = self.remember(refreshed, request, record)?;
         let wanted = Request {
@@ -363,13 +372,19 @@ impl Appliance {
             Source::open(&self.host.path(spec).display().to_string(), &options)?
         };
         let doing = || format!("refreshing trust from {spec}");
-        let repository = Repository::refresh(
+        let refreshed = Repository::refresh(
             &source,
             &self.store.path("update/trust"),
             &root,
             self.host.now(),
-        )
-        .doing(doing)?;
+        );
+        let repository = match refreshed {
+            // The source has no part in it.
+            Err(e) if e.exit == Exit::Usage => {
+                Err(e).doing(|| format!("starting from {}", root_path.display()))
+            }
+            refreshed => refreshed.doing(doing),
+        }?;
         let v = repository.versions();
         self.log.info(
             "trust",
@@ -516,12 +531,12 @@ fn idle_of(record: &Record) -> Idle {
         Phase::Idle(idle) => idle.clone(),
         Phase::Staging { op } => op.before.clone(),
         Phase::Staged { op } | Phase::Switching { op, .. } | Phase::Reverting { op, .. } => {
-            op.back(None)
+            op.back()
         }
         Phase::Trial { op, .. } => Idle {
             active: op.to.clone(),
             fallback: Some(op.from().clone()),
-            ..op.back(None)
+            ..op.back()
         },
     }
 }
