@@ -232,7 +232,9 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
                 }
                 Err(()) => {
                     let text = early.output.trim().replace('\n', " ");
-                    eprintln!("qx-update: reading the command line: {text} (see qx-update --help)");
+                    complain(&format!(
+                        "reading the command line: {text} (see qx-update --help)"
+                    ));
                     Exit::Usage.code().into()
                 }
             };
@@ -242,7 +244,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(exit) => exit.code().into(),
         Err(e) => {
-            eprintln!("qx-update: {}", e.chain());
+            complain(&e.chain());
             e.exit.code().into()
         }
     }
@@ -392,7 +394,7 @@ impl Screen {
             Ok(Event::Log(line)) => {
                 self.end();
                 if line.level == Level::Error {
-                    eprintln!("qx-update: {}", line.message);
+                    complain(&line.message);
                 } else {
                     print(&format!("{}\n", for_people(&line)));
                 }
@@ -446,6 +448,11 @@ fn for_people(line: &Line) -> String {
         Level::Error => "error: ",
     };
     format!("{} {:<8} {mark}{}", line.time, line.step, line.message)
+}
+
+/// So is standard error.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "qx-update: {text}");
 }
 
 /// Standard output that was closed (`| head`) is no reason to fail.
@@ -520,14 +527,17 @@ fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
         log.warning("recover", format!("going on with defaults: {}", e.chain()));
     }
     // Without a lock file nothing can be written, and nobody else can either.
-    let lock = match store.prepare().and_then(|()| store.lock("recover")) {
+    if let Err(e) = store.prepare() {
+        log.warning("recover", e.chain());
+    }
+    let lock = match store.lock("recover") {
         Err(e) if e.exit == Exit::Busy => return Err(e),
         other => other,
     };
     let outcome = recover::link_stage(host, &store, &mut log)?;
     drop(lock);
     for problem in &outcome.problems {
-        eprintln!("qx-update: {problem}");
+        complain(problem);
     }
     print(&format!("qx-update: init scripts find: {}\n", outcome.show));
     Ok(Exit::Done)
@@ -562,13 +572,14 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
             recover::describe(&verdict)
         ));
     }
-    match store.factory() {
-        (factory, None) => print(&format!("factory set: {factory}\n")),
-        (_, Some(fault)) => {
+    let factory = match store.verify_factory() {
+        Ok(factory) => format!("good, {factory}"),
+        Err(why) => {
             bad = true;
-            print(&format!("factory set: {fault}\n"));
+            format!("damaged: {why}")
         }
-    }
+    };
+    print(&format!("factory set: {factory}\n"));
     Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
 }
 

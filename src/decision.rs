@@ -1,6 +1,7 @@
 //! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
 //! `docs/recovery.md` has the same rows in the same order.
 
+use crate::error::Exit;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::state::{Cause, CauseKind, Idle, Operation, OperationKind, Phase, Record, Trouble};
 
@@ -76,10 +77,27 @@ pub fn decide(observed: &Observed) -> Decision {
 }
 
 fn decide_phase(observed: &Observed, record: &Record) -> Decision {
+    if observed.factory_boot
+        && let Phase::Switching { op, .. } | Phase::Trial { op, .. } | Phase::Reverting { op, .. } =
+            &record.phase
+    {
+        return Decision {
+            record: record.clone(),
+            show: Set::Factory,
+            drop_leftovers: false,
+            hold: None,
+            notes: vec![format!(
+                "this boot uses the factory set as it was told to; {} stays {}",
+                op.to,
+                record.phase.name()
+            )],
+        };
+    }
     match &record.phase {
         Phase::Idle(idle) => settle(observed, record, idle, None),
         Phase::Staging { op } => {
-            let mut decision = settle(observed, record, &op.before, None);
+            let told = with_attempt(record, op, "staging was interrupted", observed.now);
+            let mut decision = settle(observed, &told, &op.before, None);
             decision.drop_leftovers = true;
             decision
                 .notes
@@ -263,17 +281,27 @@ fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Decision {
         "the switch to {} was interrupted {} times",
         op.to, op.attempts
     );
-    let held = op.attempts >= MAX_ATTEMPTS;
     let install = op.kind == OperationKind::Install;
-    let mut decision = settle(
-        observed,
-        record,
-        &op.back(),
-        (install && !held).then_some(&op),
-    );
+    let held = install && op.attempts >= MAX_ATTEMPTS;
+    let staged = (install && !held).then_some(&op);
+    let told = match staged {
+        Some(_) => record.clone(),
+        None => with_attempt(record, &op, "the switch was interrupted", observed.now),
+    };
+    let mut decision = settle(observed, &told, &op.back(), staged);
     decision.notes.insert(0, what.clone());
-    decision.hold = (install && held).then_some((op, what));
+    decision.hold = held.then_some((op, what));
     decision
+}
+
+/// So that `status` tells of an operation that ended without having come to anything.
+fn with_attempt(record: &Record, op: &Operation, why: &str, now: &str) -> Record {
+    let attempt = op.attempt(Exit::Failed, Some(why.to_owned()), now);
+    Record {
+        last: Some(attempt),
+        failure: None,
+        ..record.clone()
+    }
 }
 
 fn revert(observed: &Observed, reverting: &Record, op: &Operation) -> Decision {

@@ -514,7 +514,10 @@ impl Manifest {
             seconds(&format!("health.{what}"), value)?;
         }
         if check.retries > MAX_RETRIES {
-            return Err(format!("health.retries: {} are more than {MAX_RETRIES}", check.retries));
+            return Err(format!(
+                "health.retries: {} are more than {MAX_RETRIES}",
+                check.retries
+            ));
         }
         if check.interval_s == 0 || check.timeout_s == 0 {
             return Err("health: interval_s and timeout_s are at least 1".into());
@@ -535,7 +538,10 @@ impl Manifest {
 impl Component {
     fn check(&self) -> Result<(), String> {
         if self.entries > MAX_ENTRIES {
-            return Err(format!("components: {}: {} entries are more than {MAX_ENTRIES}", self.name, self.entries));
+            return Err(format!(
+                "components: {}: {} entries are more than {MAX_ENTRIES}",
+                self.name, self.entries
+            ));
         }
         let path = self.install_path.as_str();
         let placed = match self.kind {

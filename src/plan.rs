@@ -31,6 +31,8 @@ pub enum Origin {
     Fetch {
         /// Bytes of its artifact.
         length: u64,
+        /// Bytes of it that an earlier attempt left.
+        there: u64,
     },
 }
 
@@ -42,6 +44,8 @@ pub struct Ground<'a> {
     pub active: Set,
     /// Whether artifacts are copied to the data directory before they are unpacked.
     pub copies_artifacts: bool,
+    /// Where they are copied to.
+    pub downloads: PathBuf,
     /// The largest release allowed, in bytes.
     pub release_bytes: u64,
     /// The directory of the slots.
@@ -85,8 +89,10 @@ pub fn plan(manifest: &Manifest, ground: &Ground, repository: &Repository) -> Re
     }
     let mut origins = Vec::new();
     for component in &manifest.components {
-        let length = artifact(component, repository)?.1.length;
-        origins.push(installed_already(component, ground.sets).unwrap_or(Origin::Fetch { length }));
+        origins.push(match installed_already(component, ground.sets) {
+            Some(origin) => origin,
+            None => fetched(component, ground, repository)?,
+        });
     }
     let active = ground
         .sets
@@ -104,27 +110,72 @@ pub fn plan(manifest: &Manifest, ground: &Ground, repository: &Repository) -> Re
             .map(|c| c.name.to_string())
             .collect(),
         origins,
-        bytes: MARGIN,
-        entries: 16,
+        bytes: 0,
+        entries: 0,
         needs_the_fallbacks_space: false,
         copies_artifacts: ground.copies_artifacts,
     };
-    for (component, origin) in manifest.components.iter().zip(&plan.origins) {
-        plan.bytes = plan.bytes.saturating_add(plan.share_of(component, origin));
-        plan.entries = plan
-            .entries
-            .saturating_add(component.entries)
-            .saturating_add(4);
+    plan.add_up(manifest);
+    let (free, inodes) = free_space(&ground.slots)?;
+    if plan.bytes <= free && plan.entries <= inodes {
+        return Ok(plan);
     }
-    plan.fit(manifest, ground)?;
-    Ok(plan)
+    // Without what the alternate slot holds: nothing can be reused from there then.
+    let (old_bytes, old_entries) = used(&ground.alternate);
+    plan.needs_the_fallbacks_space = true;
+    for (component, origin) in manifest.components.iter().zip(&mut plan.origins) {
+        if matches!(origin, Origin::Reuse { set, .. } if *set == Set::from(ground.active.alternate()))
+        {
+            *origin = fetched(component, ground, repository)?;
+        }
+    }
+    plan.add_up(manifest);
+    if plan.bytes <= free.saturating_add(old_bytes)
+        && plan.entries <= inodes.saturating_add(old_entries)
+    {
+        return Ok(plan);
+    }
+    Err(Error::with(
+        Exit::NoSpace,
+        format!(
+            "planning {}: it takes up to {} bytes and {} files in {}, and {free} bytes and {inodes} files are free",
+            manifest.version,
+            plan.bytes,
+            plan.entries,
+            ground.slots.display()
+        ),
+    ))
+}
+
+fn fetched(component: &Component, ground: &Ground, repository: &Repository) -> Result<Origin> {
+    let target = artifact(component, repository)?.1;
+    let left =
+        |name: String| fs::metadata(ground.downloads.join(name)).map_or(0, |meta| meta.len());
+    let there = left(target.sha256.to_string()).max(left(format!("{}.part", target.sha256)));
+    Ok(Origin::Fetch {
+        length: target.length,
+        there: there.min(target.length),
+    })
+}
+
+/// Free bytes and inodes.
+fn free_space(path: &Path) -> Result<(u64, u64)> {
+    let stat = rustix::fs::statvfs(path)
+        .doing(|| format!("asking for the free space of {}", path.display()))?;
+    // Some file systems make inodes as they go, and tell none.
+    let inodes = if stat.f_files == 0 {
+        u64::MAX
+    } else {
+        stat.f_favail
+    };
+    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), inodes))
 }
 
 impl Plan {
     /// The most bytes that staging this component takes.
     pub fn share_of(&self, component: &Component, origin: &Origin) -> u64 {
         let artifact = match origin {
-            Origin::Fetch { length } if self.copies_artifacts => *length,
+            Origin::Fetch { length, there } if self.copies_artifacts => length - there,
             _ => 0,
         };
         component
@@ -139,7 +190,10 @@ impl Plan {
         for (name, origin) in self.names.iter().zip(&self.origins) {
             lines.push(match origin {
                 Origin::Reuse { set, .. } => format!("{name}: reuse from {set}"),
-                Origin::Fetch { length } => format!("{name}: fetch {length} bytes"),
+                Origin::Fetch { length, there: 0 } => format!("{name}: fetch {length} bytes"),
+                Origin::Fetch { length, there } => {
+                    format!("{name}: fetch {length} bytes, {there} of them are there")
+                }
             });
         }
         lines.push(match self.services.as_slice() {
@@ -153,36 +207,16 @@ impl Plan {
         lines
     }
 
-    fn fit(&mut self, manifest: &Manifest, ground: &Ground) -> Result<()> {
-        let stat = rustix::fs::statvfs(&ground.slots)
-            .doing(|| format!("asking for the free space of {}", ground.slots.display()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        // Some file systems make inodes as they go, and tell none.
-        let inodes = if stat.f_files == 0 {
-            u64::MAX
-        } else {
-            stat.f_favail
-        };
-        if self.bytes <= free && self.entries <= inodes {
-            return Ok(());
+    fn add_up(&mut self, manifest: &Manifest) {
+        self.bytes = MARGIN;
+        self.entries = 16;
+        for (component, origin) in manifest.components.iter().zip(&self.origins) {
+            self.bytes = self.bytes.saturating_add(self.share_of(component, origin));
+            self.entries = self
+                .entries
+                .saturating_add(component.entries)
+                .saturating_add(4);
         }
-        let (old_bytes, old_entries) = used(&ground.alternate);
-        if self.bytes <= free.saturating_add(old_bytes)
-            && self.entries <= inodes.saturating_add(old_entries)
-        {
-            self.needs_the_fallbacks_space = true;
-            return Ok(());
-        }
-        Err(Error::with(
-            Exit::NoSpace,
-            format!(
-                "planning {}: it takes up to {} bytes and {} files in {}, and {free} bytes and {inodes} files are free",
-                manifest.version,
-                self.bytes,
-                self.entries,
-                ground.slots.display()
-            ),
-        ))
     }
 }
 

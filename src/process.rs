@@ -132,7 +132,10 @@ fn clean(program: &str, arguments: &[String], directory: &Path) -> Command {
         .args(arguments)
         .current_dir(directory)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .env("HOME", "/")
         .env("LANG", "C")
         .stdin(Stdio::null())
@@ -156,7 +159,10 @@ fn wait(
             // Both outputs are closed; the program may still run.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(20)),
         }
-        if let Some(status) = child.try_wait().doing(|| format!("waiting for {program}"))? {
+        if let Some(status) = child
+            .try_wait()
+            .doing(|| format!("waiting for {program}"))?
+        {
             return Ok(Some(status));
         }
         if Instant::now() >= deadline {
@@ -207,7 +213,9 @@ fn read_lines(
 /// Runs an argument vector like [`run`], with its output thrown away: what it starts may live on and keep writing.
 pub fn run_silently(vector: &[String], timeout: Duration) -> Result<Ended> {
     let Some((program, arguments)) = vector.split_first() else {
-        return Err(Error::new("running a program: the argument vector is empty"));
+        return Err(Error::new(
+            "running a program: the argument vector is empty",
+        ));
     };
     let child = clean(program, arguments, Path::new("/"))
         .stdout(Stdio::null())
@@ -215,7 +223,10 @@ pub fn run_silently(vector: &[String], timeout: Duration) -> Result<Ended> {
         .spawn()
         .doing(|| format!("running {program}"))?;
     let (_, nothing) = mpsc::sync_channel(0);
-    wait(child, program, timeout, &nothing, &mut |_| {}).map(|status| Ended { status, tail: Vec::new() })
+    wait(child, program, timeout, &nothing, &mut |_| {}).map(|status| Ended {
+        status,
+        tail: Vec::new(),
+    })
 }
 
 /// A file, whatever its name: device and inode.
@@ -282,12 +293,18 @@ pub fn running(file: FileId) -> Vec<u32> {
 
 /// A process and all that descend from it, the nearest first.
 pub fn family(pid: u32) -> Vec<u32> {
-    let mut parents: Vec<(u32, u32)> = all().into_iter().filter_map(|p| stat(p).map(|s| (p, s.parent))).collect();
+    let mut parents: Vec<(u32, u32)> = all()
+        .into_iter()
+        .filter_map(|p| stat(p).map(|s| (p, s.parent)))
+        .collect();
     parents.sort_unstable();
     let mut family = vec![pid];
     let mut next = 0;
     while next < family.len() {
-        let children = parents.iter().filter(|(_, parent)| *parent == family[next]).map(|(child, _)| *child);
+        let children = parents
+            .iter()
+            .filter(|(_, parent)| *parent == family[next])
+            .map(|(child, _)| *child);
         let new: Vec<u32> = children.filter(|child| !family.contains(child)).collect();
         family.extend(new);
         next += 1;
@@ -319,7 +336,10 @@ impl Identity {
     /// Of a process that lives.
     pub fn of(pid: u32) -> Option<Identity> {
         let stat = stat(pid).filter(Stat::lives)?;
-        Some(Identity { pid, started: stat.started })
+        Some(Identity {
+            pid,
+            started: stat.started,
+        })
     }
 
     /// Whether it still lives.
@@ -356,7 +376,12 @@ pub fn listeners(port: u16) -> BTreeSet<u32> {
     let sockets: BTreeSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .into_iter()
         .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| table.lines().filter_map(|line| listening_inode(line, port)).collect::<Vec<_>>())
+        .flat_map(|table| {
+            table
+                .lines()
+                .filter_map(|line| listening_inode(line, port))
+                .collect::<Vec<_>>()
+        })
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     if sockets.is_empty() {
@@ -364,8 +389,10 @@ pub fn listeners(port: u16) -> BTreeSet<u32> {
     }
     let holds = |pid: &u32| {
         fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
-            fds.flatten()
-                .any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_str().is_some_and(|to| sockets.contains(to))))
+            fds.flatten().any(|fd| {
+                fs::read_link(fd.path())
+                    .is_ok_and(|to| to.to_str().is_some_and(|to| sockets.contains(to)))
+            })
         })
     };
     all().into_iter().filter(holds).collect()
@@ -382,7 +409,10 @@ fn listening_inode(line: &str, port: u16) -> Option<String> {
 /// Whether a socket bound to this address is reached through the loopback interface. The kernel prints an address as
 /// 32-bit words, each as a number of the machine's own byte order.
 fn serves_loopback(address: &str) -> bool {
-    let words = address.as_bytes().chunks(8).map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
+    let words = address
+        .as_bytes()
+        .chunks(8)
+        .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
     let Some(words) = words.collect::<Option<Vec<u32>>>() else {
         return false;
     };
@@ -413,7 +443,10 @@ mod tests {
     #[test]
     fn only_sockets_that_loopback_reaches_count() {
         let text = |bytes: &[u8]| -> String {
-            bytes.chunks(4).map(|w| format!("{:08X}", u32::from_ne_bytes(w.try_into().unwrap()))).collect()
+            bytes
+                .chunks(4)
+                .map(|w| format!("{:08X}", u32::from_ne_bytes(w.try_into().unwrap())))
+                .collect()
         };
         for (address, reached) in [
             ("127.0.0.1", true),
@@ -516,6 +549,13 @@ mod tests {
         assert!(!listeners(port).contains(&me));
         assert!(ancestors().contains(&me) && ancestors().len() > 1);
         assert!(Identity::of(me).unwrap().lives());
-        assert!(!Identity { started: 0, ..Identity::of(me).unwrap() }.lives(), "the id of another process");
+        assert!(
+            !Identity {
+                started: 0,
+                ..Identity::of(me).unwrap()
+            }
+            .lives(),
+            "the id of another process"
+        );
     }
 }

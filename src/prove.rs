@@ -202,11 +202,23 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(check: &'a Check, now: Instant) -> Watch<'a> {
-        Watch { check, due: now, failures: 0, passing_since: None, passed_once: false, why: String::new() }
+        Watch {
+            check,
+            due: now,
+            failures: 0,
+            passing_since: None,
+            passed_once: false,
+            why: String::new(),
+        }
     }
 
     /// Takes the result of one try, `since_start` after the services were started. `Err`: the check has failed.
-    fn take(&mut self, result: Result<(), String>, since_start: Duration, log: &mut Log) -> Result<(), String> {
+    fn take(
+        &mut self,
+        result: Result<(), String>,
+        since_start: Duration,
+        log: &mut Log,
+    ) -> Result<(), String> {
         let probe = &self.check.probe;
         match result {
             Ok(()) => {
@@ -227,7 +239,8 @@ impl<'a> Watch<'a> {
                 // The time that it must stay healthy begins anew.
                 self.passing_since = None;
                 // Having passed once, it is no longer starting.
-                let starting = since_start < Duration::from_secs(self.check.start_period_s) && !self.passed_once;
+                let starting = since_start < Duration::from_secs(self.check.start_period_s)
+                    && !self.passed_once;
                 self.failures += u32::from(!starting);
                 if self.failures > self.check.retries {
                     return Err(format!("the health check {probe} failed: {}", self.why));
@@ -238,7 +251,8 @@ impl<'a> Watch<'a> {
     }
 
     fn calm(&self) -> bool {
-        self.passing_since.is_some_and(|since| since.elapsed() >= Duration::from_secs(self.check.stable_s))
+        self.passing_since
+            .is_some_and(|since| since.elapsed() >= Duration::from_secs(self.check.stable_s))
     }
 
     /// The longest that a check which comes to an end can take: every try slow and failed but the last that is allowed.
@@ -258,7 +272,12 @@ fn stay_healthy(
     log: &mut Log,
 ) -> Result<(), String> {
     let start = Instant::now();
-    let mut watches: Vec<Watch> = claim.manifest.health.iter().map(|check| Watch::new(check, start)).collect();
+    let mut watches: Vec<Watch> = claim
+        .manifest
+        .health
+        .iter()
+        .map(|check| Watch::new(check, start))
+        .collect();
     // Checks that take turns in failing never fail for good, and never are calm together.
     let patience = watches.iter().map(Watch::patience).sum::<Duration>() + STABLE;
     loop {
@@ -287,7 +306,10 @@ fn stay_healthy(
         }
         let long_enough = !watches.is_empty() || proved.is_empty() || start.elapsed() >= STABLE;
         if watches.iter().all(Watch::calm) && long_enough {
-            log.info("health", format!("healthy after {} s", start.elapsed().as_secs()));
+            log.info(
+                "health",
+                format!("healthy after {} s", start.elapsed().as_secs()),
+            );
             return Ok(());
         }
         std::thread::sleep(TICK);
@@ -295,16 +317,28 @@ fn stay_healthy(
 }
 
 /// One try of a check, its program found where the set has it.
-fn try_check(check: &Check, set: Set, manifest: &Manifest, store: &Store, manager: &Manager) -> Result<(), String> {
+fn try_check(
+    check: &Check,
+    set: Set,
+    manifest: &Manifest,
+    store: &Store,
+    manager: &Manager,
+) -> Result<(), String> {
     let find = |program: &str| {
         let path: RelPath = program.parse().ok()?;
         manifest.components.iter().find_map(|component| {
             let below = path.below(&component.install_path)?;
             let installed = store.component(set, component);
-            Some(if below.is_empty() { installed } else { installed.join(below) })
+            Some(if below.is_empty() {
+                installed
+            } else {
+                installed.join(below)
+            })
         })
     };
-    let directory = set.slot().map_or_else(|| PathBuf::from("/"), |slot| store.slot(slot));
+    let directory = set
+        .slot()
+        .map_or_else(|| PathBuf::from("/"), |slot| store.slot(slot));
     health::try_once(check, &find, &directory, manager)
 }
 
@@ -365,8 +399,19 @@ fn unchanged(digest: Digest, claim: &Claim) -> bool {
 }
 
 /// Whether the process of a service, if it has one, runs these bytes already: as the file itself, or as one like it.
-pub fn runs_the_bytes(service: &Service, set: Set, manifest: &Manifest, store: &Store, manager: &Manager) -> bool {
-    let claim = Claim { set, manifest, services: Vec::new(), old: Vec::new() };
+pub fn runs_the_bytes(
+    service: &Service,
+    set: Set,
+    manifest: &Manifest,
+    store: &Store,
+    manager: &Manager,
+) -> bool {
+    let claim = Claim {
+        set,
+        manifest,
+        services: Vec::new(),
+        old: Vec::new(),
+    };
     manager.pid(&service.name).is_none() || process_of(service, &claim, store, manager).is_ok()
 }
 
@@ -377,19 +422,39 @@ mod tests {
     use crate::manifest::Probe;
 
     fn log() -> Log {
-        Log::new(Place { path: "/dev/null".into(), max_bytes: u64::MAX, keep: 0 }, false)
+        Log::new(
+            Place {
+                path: "/dev/null".into(),
+                max_bytes: u64::MAX,
+                keep: 0,
+            },
+            false,
+        )
     }
 
     fn check(retries: u32) -> Check {
-        let probe = Probe::Tcp { address: "127.0.0.1:1".into() };
-        Check { probe, interval_s: 1, timeout_s: 1, retries, start_period_s: 10, stable_s: 0 }
+        let probe = Probe::Tcp {
+            address: "127.0.0.1:1".into(),
+        };
+        Check {
+            probe,
+            interval_s: 1,
+            timeout_s: 1,
+            retries,
+            start_period_s: 10,
+            stable_s: 0,
+        }
     }
 
     /// Feeds tries: 'p' passes, 'f' fails; the time since the start in seconds is that of the first.
     fn feed(watch: &mut Watch, since_start: u64, tries: &str) -> bool {
         let since_start = Duration::from_secs(since_start);
         tries.chars().all(|try_| {
-            let result = if try_ == 'p' { Ok(()) } else { Err("refused".to_owned()) };
+            let result = if try_ == 'p' {
+                Ok(())
+            } else {
+                Err("refused".to_owned())
+            };
             watch.take(result, since_start, &mut log()).is_ok()
         })
     }
@@ -407,7 +472,11 @@ mod tests {
         ] {
             let check = check(retries);
             let mut watch = Watch::new(&check, Instant::now());
-            assert_eq!(feed(&mut watch, since_start, tries), goes_on, "{retries} {since_start} {tries}");
+            assert_eq!(
+                feed(&mut watch, since_start, tries),
+                goes_on,
+                "{retries} {since_start} {tries}"
+            );
         }
     }
 
@@ -416,7 +485,10 @@ mod tests {
         let check = check(3);
         let mut watch = Watch::new(&check, Instant::now());
         assert!(feed(&mut watch, 0, "p") && watch.calm());
-        assert!(feed(&mut watch, 0, "f") && !watch.calm(), "a check that just failed is not calm");
+        assert!(
+            feed(&mut watch, 0, "f") && !watch.calm(),
+            "a check that just failed is not calm"
+        );
         assert!(feed(&mut watch, 0, "p") && watch.calm());
     }
 }

@@ -5,23 +5,28 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::decision::{self, Decision, Loaded, Observed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
-use crate::state::{Phase, Record, Refusal, RefusalKind};
+use crate::state::{Operation, Phase, Record, Refusal, RefusalKind};
 use crate::store::{BootNote, Store};
+
+/// The kernel argument that makes a boot use the factory set.
+pub const FACTORY_BOOT: &str = "qx.factory";
 
 /// What the link stage left behind.
 pub struct Outcome {
     /// The record as it stands, whether it could be written or not.
     pub record: Record,
-    /// The set that init scripts will find.
+    /// The set that init scripts find.
     pub show: Set,
     /// What a person should know.
     pub problems: Vec<String>,
-    /// Whether the record is on the medium.
-    pub durable: bool,
+    /// Why no operation can build on this: the record could not be written, the links do not select what was chosen.
+    pub obstacle: Option<Error>,
+    /// The operation whose services may have been left stopped.
+    pub interrupted: Option<Operation>,
 }
 
 /// Brings the priority link and the record in order. The caller holds the lock, or nothing can be written.
@@ -30,17 +35,21 @@ pub struct Outcome {
 /// Only if the boot must not go on with `/data` in place: a set that must not be used could not be hidden.
 pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> {
     let mut problems = Vec::new();
-    let writable = match store.prepare() {
-        Ok(()) => true,
-        Err(e) => {
-            problems.push(e.chain());
-            false
-        }
+    let mut obstacle = None;
+    let mut told = |e: Error, problems: &mut Vec<String>| {
+        problems.push(e.chain());
+        obstacle.get_or_insert(e);
     };
+    let mut writable = true;
+    if let Err(e) = store.prepare() {
+        told(e, &mut problems);
+        writable = false;
+    }
     let (factory, fault) = store.factory();
     problems.extend(fault);
     let loaded = store.load();
     let link = store.link();
+    let hidden = store.boot_note().and_then(|note| note.hidden);
     let seen = RefCell::new(BTreeMap::new());
     let verify = |slot: Slot| -> Verdict {
         seen.borrow_mut()
@@ -57,29 +66,49 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
             slots: store.has_slots(),
             verify: &verify,
             factory: &factory,
-            factory_boot: host.kernel_argument("qx.factory"),
+            factory_boot: host.kernel_argument(FACTORY_BOOT),
             boot_id: &boot_id,
             writable,
             snapshot: has_entries(store, "update/snapshot"),
             now: &now,
         })
     };
+    if let (Some(slot), Loaded::Record(record)) = (hidden, &loaded) {
+        // What is hidden looks damaged: nothing is concluded from it until the next boot.
+        let what = format!(
+            "slot {slot} is hidden until the next boot, because the links could not be changed"
+        );
+        told(Error::with(Exit::NeedsPerson, what), &mut problems);
+        return Ok(Outcome {
+            record: (**record).clone(),
+            show: Set::Factory,
+            problems,
+            obstacle,
+            interrupted: None,
+        });
+    }
     let mut decision = decide(writable);
-    let mut durable = writable;
     let known = matches!(&loaded, Loaded::Record(record) if **record == decision.record);
     if !known && writable {
         // The record first: wherever the power goes, the next boot decides the same.
         let saved = hold(&decision, store, &now).and_then(|()| store.save(&decision.record));
         if let Err(e) = saved {
-            problems.push(e.chain());
+            told(e, &mut problems);
             decision = decide(false);
-            durable = false;
         }
     }
     for note in &decision.notes {
         log.warning("recover", note.clone());
     }
-    show(&decision, &link, store, log, &mut problems)?;
+    let mut hidden = None;
+    for e in show(&decision, &link, store, log, &mut hidden)? {
+        told(e, &mut problems);
+    }
+    if let Some(slot) = hidden {
+        problems.push(format!(
+            "slot {slot} is hidden for this boot: the factory set runs"
+        ));
+    }
     if decision.drop_leftovers
         && writable
         && let Err(e) = store.drop_leftovers()
@@ -93,20 +122,35 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     for problem in &problems {
         log.warning("recover", problem.clone());
     }
+    let show = if hidden.is_some() {
+        Set::Factory
+    } else {
+        decision.show
+    };
     let note = BootNote {
         boot_id,
         time: now,
-        show: decision.show,
+        show,
+        hidden,
         problems: problems.clone(),
     };
     if let Err(e) = store.write_boot_note(&note) {
         log.warning("recover", e.chain());
     }
+    let interrupted = match loaded {
+        Loaded::Record(record)
+            if matches!(record.phase, Phase::Switching { .. } | Phase::Staged { .. }) =>
+        {
+            record.operation().cloned()
+        }
+        _ => None,
+    };
     Ok(Outcome {
         record: decision.record,
-        show: decision.show,
+        show,
         problems,
-        durable,
+        obstacle,
+        interrupted,
     })
 }
 
@@ -154,41 +198,41 @@ fn hold(decision: &Decision, store: &Store, now: &str) -> Result<()> {
 }
 
 /// Makes init scripts find the chosen set: through the links, or, where they cannot be changed, by hiding the slot that
-/// they select.
+/// they select. Returns what failed.
 fn show(
     decision: &Decision,
     link: &Link,
     store: &Store,
     log: &mut Log,
-    problems: &mut Vec<String>,
-) -> Result<()> {
+    hidden: &mut Option<Slot>,
+) -> Result<Vec<Error>> {
     let fixed = store.repair_fixed_links();
-    let moved = if link.selects(decision.show) {
+    let selected = link.selects(decision.show);
+    let moved = if selected {
         Ok(())
     } else {
         store.set_link(decision.show)
     };
-    if let (Ok(()), false) = (&moved, link.selects(decision.show)) {
+    if moved.is_ok() && !selected {
         log.info(
             "recover",
-            format!("the priority link selects the {} now", decision.show),
+            format!("the priority link selects {} now", decision.show),
         );
     }
+    // A plain directory in the place of a fixed link hides every release by itself.
+    let plain = matches!(&fixed, Err(e) if e.exit == Exit::NeedsPerson);
     let failed: Vec<Error> = [fixed, moved].into_iter().filter_map(Result::err).collect();
-    if failed.is_empty() {
-        return Ok(());
+    if failed.is_empty() || (plain && failed.len() == 1) {
+        return Ok(failed);
     }
-    problems.extend(failed.iter().map(Error::chain));
     // With the links as they are, init scripts may find what was not chosen, or half of it.
     match store.link() {
         Link::To(slot) => {
             store.hide(slot)?;
-            problems.push(format!(
-                "slot {slot} is hidden for this boot: the factory set runs"
-            ));
-            Ok(())
+            *hidden = Some(slot);
+            Ok(failed)
         }
-        Link::Absent => Ok(()),
+        Link::Absent => Ok(failed),
         Link::Foreign(target) => Err(Error::new(format!(
             "using {}: it points to {target}, and cannot be changed",
             store.path("current").display()

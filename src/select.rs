@@ -107,9 +107,14 @@ pub fn select(
     if let Some(version) = &request.version {
         check_request(version, ground, offers)?;
     }
+    // A repository may serve several products, architectures and channels: those of others say nothing to this appliance,
+    // unless there are no others.
+    let any_ours = offers
+        .iter()
+        .any(|offer| not_for_this_appliance(ground, offer).is_none());
     let wanted = |offer: &&Offer| match &request.version {
         Some(version) => offer.version == *version,
-        None => true,
+        None => !any_ours || not_for_this_appliance(ground, offer).is_none(),
     };
     let newer = |offer: &&Offer| match &running.version {
         Some(version) => offer.version.cmp_precedence(version).is_gt(),
@@ -202,15 +207,8 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
             ));
         }
     }
-    for data in &manifest.data {
-        if let Some(schema) = ground.schemas.get(&data.name)
-            && *schema > data.accepts_to
-        {
-            return Some(format!(
-                "it accepts the schemas {} to {} of {}, whose schema is {schema}",
-                data.accepts_from, data.accepts_to, data.name
-            ));
-        }
+    if let Some(why) = unfit(manifest, ground.schemas) {
+        return Some(why);
     }
     if let Some(missing) = lacks(ground, manifest) {
         return Some(missing);
@@ -227,6 +225,26 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
         "it is {kind} since {}: {} (`qx-update apply {} --retry` tries it again)",
         refusal.at, refusal.reason, manifest.version
     ))
+}
+
+/// Why a set must not be started on data with these schemas, if so. One that a migration of its own lifts is none.
+pub fn unfit(manifest: &Manifest, schemas: &BTreeMap<Name, u64>) -> Option<String> {
+    let migrates = |name: &Name| {
+        manifest
+            .migrate
+            .as_ref()
+            .is_some_and(|migrate| migrate.touches.contains(name))
+    };
+    manifest.data.iter().find_map(|data| {
+        let schema = *schemas.get(&data.name)?;
+        let too_old = schema < data.accepts_from && !migrates(&data.name);
+        (schema > data.accepts_to || too_old).then(|| {
+            format!(
+                "it accepts the schemas {} to {} of {}, whose schema is {schema}",
+                data.accepts_from, data.accepts_to, data.name
+            )
+        })
+    })
 }
 
 /// Init scripts take the factory's file where a release has none: a release must have each, or say that it is gone.
@@ -377,8 +395,21 @@ mod tests {
                 "{reason}"
             );
             let mut with_ours = ours(&["1.1.0"]);
-            with_ours.push(other);
+            with_ours.push(other.clone());
             assert_eq!(world.taken(&with_ours), "1.1.0");
+            let mut up_to_date = ours(&["1.0.0"]);
+            up_to_date.push(other);
+            assert_eq!(world.taken(&up_to_date), "nothing newer");
+            let request = Request {
+                version: Some("2.0.0".parse().unwrap()),
+                retry: false,
+            };
+            let error = world.select(&up_to_date, &request).unwrap_err();
+            assert!(
+                error.chain().contains(words),
+                "asked for by name: {}",
+                error.chain()
+            );
         }
     }
 
@@ -453,7 +484,7 @@ mod tests {
     #[test]
     fn data_that_a_release_does_not_accept_refuses_it() {
         let mut world = World::new();
-        for (schema, taken) in [(3, true), (4, false)] {
+        for (schema, taken) in [(0, false), (1, true), (3, true), (4, false)] {
             world.schemas.insert(name("db"), schema);
             assert_eq!(
                 world.taken(&ours(&["2.0.0"])) == "2.0.0",

@@ -135,8 +135,13 @@ impl<'a> Manager<'a> {
     /// A service's processes: those that run its programs, and, if its pidfile leads to one of them (the id in it may
     /// have been given to another by now), all of that family. Whoever asked for the update is none of them.
     fn processes(&self, name: &Name, programs: &[FileId]) -> Vec<Identity> {
-        let runs = |pid: &u32| FileId::of(&process::executable(*pid)).is_ok_and(|file| programs.contains(&file));
-        let mut pids: Vec<u32> = programs.iter().flat_map(|file| process::running(*file)).collect();
+        let runs = |pid: &u32| {
+            FileId::of(&process::executable(*pid)).is_ok_and(|file| programs.contains(&file))
+        };
+        let mut pids: Vec<u32> = programs
+            .iter()
+            .flat_map(|file| process::running(*file))
+            .collect();
         let family = self.pid(name).map(process::family).unwrap_or_default();
         if family.iter().any(runs) {
             pids.extend(family);
@@ -235,7 +240,10 @@ fn end_processes(processes: Vec<Identity>, timeout: Duration, log: &mut Log) -> 
     };
     wait(timeout.min(Duration::from_secs(10)));
     for Identity { pid, .. } in left() {
-        let what = format!("killing process {pid} ({}), which outlived its service", process::executable_name(pid));
+        let what = format!(
+            "killing process {pid} ({}), which outlived its service",
+            process::executable_name(pid)
+        );
         log.warning("services", what);
         if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
             // Gone in this instant is fine.
@@ -245,7 +253,10 @@ fn end_processes(processes: Vec<Identity>, timeout: Duration, log: &mut Log) -> 
     wait(timeout);
     match left().next() {
         None => Ok(()),
-        Some(process) => Err(Error::new(format!("stopping services: process {} cannot be killed", process.pid))),
+        Some(process) => Err(Error::new(format!(
+            "stopping services: process {} cannot be killed",
+            process.pid
+        ))),
     }
 }
 
@@ -253,7 +264,11 @@ fn told(doing: &str, name: &Name, vector: &[String], ended: &process::Ended) -> 
     if ended.ok() {
         return Ok(());
     }
-    Err(Error::new(format!("{doing} {name}: {} {}", vector.join(" "), ended.describe())))
+    Err(Error::new(format!(
+        "{doing} {name}: {} {}",
+        vector.join(" "),
+        ended.describe()
+    )))
 }
 
 /// Every service that needs one of these, directly or not, from OpenRC's dependency cache: lines

@@ -94,10 +94,11 @@ impl Stage<'_> {
                 self.fetch(component, &next)?;
             }
         }
-        drop(reserve);
         for path in &manifest.removed {
             write_stub(&next.join(path))?;
         }
+        // The margin is left for the manifest, and for what follows.
+        drop(reserve);
         let path = store::manifest_path(&next);
         fs::write(&path, &self.candidate.bytes).doing(|| format!("writing {}", path.display()))?;
         durable::sync_file_system(&next)?;

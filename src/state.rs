@@ -304,8 +304,13 @@ impl Operation {
     /// Idle on what ran before, its fallback as far as this operation has left it: a slot that the operation gave to the
     /// new release no longer holds the old fallback.
     pub fn back(&self) -> Idle {
-        let overwritten = |fallback: &Installed| self.kind == OperationKind::Install && fallback.set == self.to.set;
-        Idle { fallback: self.before.fallback.clone().filter(|f| !overwritten(f)), ..self.before.clone() }
+        let overwritten = |fallback: &Installed| {
+            self.kind == OperationKind::Install && fallback.set == self.to.set
+        };
+        Idle {
+            fallback: self.before.fallback.clone().filter(|f| !overwritten(f)),
+            ..self.before.clone()
+        }
     }
 }
 

@@ -139,7 +139,7 @@ impl Status {
             running,
             phase: record.map_or("unknown", |r| r.phase.name()),
             operation: record.and_then(open),
-            fallback: record.and_then(fallback),
+            fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
             services,
@@ -237,6 +237,16 @@ fn fallback(record: &Record) -> Option<Installed> {
         Phase::Trial { op, .. } => Some(op.from().clone()),
         _ => record.operation().and_then(|op| op.back().fallback),
     }
+}
+
+/// Whether a set still is what the record calls it, by its manifest.
+fn is_there(installed: &Installed, store: &Store) -> bool {
+    let digest = store
+        .manifest(installed.set)
+        .ok()
+        .flatten()
+        .map(|(_, digest)| digest);
+    installed.set == Set::Factory || digest == installed.manifest
 }
 
 fn services(
@@ -341,12 +351,20 @@ fn advice(status: &Status) -> Vec<String> {
         });
     }
     if let Some(last) = &status.last {
-        let given_up = matches!(last.result, Exit::BackToPrevious | Exit::BackToFactory);
+        let refused = status
+            .refused
+            .iter()
+            .any(|r| Some(r.manifest) == last.to.manifest);
+        let failed = matches!(
+            last.result,
+            Exit::BackToPrevious | Exit::BackToFactory | Exit::NeedsPerson
+        );
         match &last.to.version {
-            Some(version) if given_up => advice.push(format!(
+            Some(version) if failed && refused => advice.push(format!(
                 "{version} is not tried again by itself: publish a release with a higher version, or, if the cause lay \
                  elsewhere, `qx-update apply {version} --retry`"
             )),
+            _ if failed => advice.push("it was not the release's fault: the next `qx-update apply` tries again".into()),
             _ if matches!(last.result, Exit::Failed | Exit::Refused | Exit::NoSpace) => {
                 advice.push("nothing was changed: mend what the last attempt names, then `qx-update apply`".into());
             }

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,9 @@ pub struct BootNote {
     pub time: String,
     /// What was to be used.
     pub show: Set,
+    /// The slot that is hidden until the next boot, because the links could not be changed.
+    #[serde(default)]
+    pub hidden: Option<Slot>,
     /// What a person should know.
     pub problems: Vec<String>,
 }
@@ -153,22 +157,28 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .doing(|| format!("opening the lock {}", path.display()))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let who = match self.holder() {
-                    Some(h) => format!("process {} ({}, since {})", h.pid, h.command, h.since),
-                    None => "another process".to_owned(),
-                };
-                return Err(Error::with(
-                    Exit::Busy,
-                    format!(
+        // `status` takes a shared lock for an instant, to see whether anybody works; that is nobody at work.
+        let patience = Instant::now() + Duration::from_secs(1);
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let who = match self.holder() {
+                        Some(h) => format!("process {} ({}, since {})", h.pid, h.command, h.since),
+                        None if Instant::now() < patience => {
+                            std::thread::sleep(Duration::from_millis(20));
+                            continue;
+                        }
+                        None => "another process".to_owned(),
+                    };
+                    let what = format!(
                         "starting {command}: {who} holds the lock {}",
                         path.display()
-                    ),
-                ));
+                    );
+                    return Err(Error::with(Exit::Busy, what));
+                }
+                Err(e) => return Err(e).doing(|| format!("locking {}", path.display())),
             }
-            Err(e) => return Err(e).doing(|| format!("locking {}", path.display())),
         }
         let holder = Holder {
             pid: std::process::id(),
@@ -202,7 +212,7 @@ impl Store {
             if let Ok(holder) = serde_json::from_str(&text) {
                 return Some(holder);
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         None
     }
@@ -357,6 +367,17 @@ impl Store {
         }
     }
 
+    /// Verifies the factory set's files against its manifest, if it has one. Reads all of it.
+    pub fn verify_factory(&self) -> Result<Installed, String> {
+        let Some((manifest, digest)) = self.manifest(Set::Factory).map_err(|e| e.chain())? else {
+            return Ok(Installed::unknown_factory());
+        };
+        for component in &manifest.components {
+            tree::matches(component, &self.component(Set::Factory, component))?;
+        }
+        Ok(installed(Set::Factory, &manifest, digest))
+    }
+
     /// Verifies what the medium holds of a set that was staged and synced.
     pub fn verify_staged(&self, slot: Slot, manifest: &Manifest) -> Result<()> {
         verify_files(manifest, &self.next(slot), tree::matches_medium).map_err(|why| {
@@ -380,11 +401,16 @@ impl Store {
 
     /// Drops the seals of releases that are in no slot.
     pub fn prune_seals(&self) -> Result<()> {
-        let kept: Vec<PathBuf> = Slot::BOTH
-            .iter()
-            .filter_map(|slot| self.manifest((*slot).into()).ok()?)
-            .map(|(_, digest)| self.seal_path(digest))
-            .collect();
+        let mut kept = Vec::new();
+        for slot in Slot::BOTH
+            .into_iter()
+            .filter(|slot| self.slot(*slot).exists())
+        {
+            // One that cannot be read now may be read later, and needs its seal then.
+            if let Some((_, digest)) = self.manifest(slot.into())? {
+                kept.push(self.seal_path(digest));
+            }
+        }
         let directory = self.path("update/seals");
         let entries =
             fs::read_dir(&directory).doing(|| format!("reading {}", directory.display()))?;
@@ -521,7 +547,8 @@ fn verify_files(
     for path in &manifest.removed {
         let stub = directory.join(path);
         let found = fs::read(&stub).map_err(|e| format!("{}: {e}", stub.display()))?;
-        if found != STUB {
+        let executable = fs::metadata(&stub).is_ok_and(|meta| meta.mode() & 0o111 != 0);
+        if found != STUB || !executable {
             return Err(format!(
                 "{} is not the stub of a removed component",
                 stub.display()

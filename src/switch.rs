@@ -45,12 +45,18 @@ struct Side {
 
 impl Side {
     fn new(set: Set, store: &Store) -> Side {
-        let manifest = store.manifest(set).ok().flatten().map(|(manifest, _)| manifest);
+        let manifest = store
+            .manifest(set)
+            .ok()
+            .flatten()
+            .map(|(manifest, _)| manifest);
         Side { set, manifest }
     }
 
     fn services(&self) -> &[Service] {
-        self.manifest.as_ref().map_or(&[], |manifest| &manifest.services)
+        self.manifest
+            .as_ref()
+            .map_or(&[], |manifest| &manifest.services)
     }
 
     fn has(&self, name: &Name) -> bool {
@@ -62,20 +68,31 @@ impl<'a> Switch<'a> {
     /// The operation, with the manifests of its two sets.
     pub fn new(host: &'a Host, store: &'a Store, log: &'a mut Log, op: Operation) -> Switch<'a> {
         log.operation(&op.id);
-        Switch { home: Side::new(op.from().set, store), to: Side::new(op.to.set, store), host, store, log, op }
+        Switch {
+            home: Side::new(op.from().set, store),
+            to: Side::new(op.to.set, store),
+            host,
+            store,
+            log,
+            op,
+        }
     }
 
     /// Goes over to the new set and proves it, or comes back.
     pub fn run(mut self, record: &Record) -> Result<Exit> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        self.op.services = plan::changed_services(self.home.manifest.as_ref(), self.to.manifest.as_ref());
+        self.op.services =
+            plan::changed_services(self.home.manifest.as_ref(), self.to.manifest.as_ref());
         self.add_mismatched(self.to.set, &manager);
         let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
         let mut ran = manager.started(&names);
         // An attempt that was cut short may have left them stopped; what only the new set has is to be started.
         let stopped = self.op.ran.clone();
-        let new = names.iter().filter(|name| self.home.manifest.is_some() && !self.home.has(name)).cloned();
+        let new = names
+            .iter()
+            .filter(|name| self.home.manifest.is_some() && !self.home.has(name))
+            .cloned();
         for name in stopped.into_iter().chain(new) {
             if !ran.contains(&name) && manager.controls() {
                 ran.push(name);
@@ -83,11 +100,20 @@ impl<'a> Switch<'a> {
         }
         if ran.is_empty() && manager.controls() && !names.is_empty() {
             // With nothing running there would be nothing to prove.
-            self.log.warning("services", "none of the services that change runs: all of them will be started");
+            self.log.warning(
+                "services",
+                "none of the services that change runs: all of them will be started",
+            );
             ran = names.clone();
         }
-        for name in names.iter().filter(|name| !ran.contains(name) && manager.controls()) {
-            self.log.warning("services", format!("{name} does not run: it stays so, and nothing is proved of it"));
+        for name in names
+            .iter()
+            .filter(|name| !ran.contains(name) && manager.controls())
+        {
+            self.log.warning(
+                "services",
+                format!("{name} does not run: it stays so, and nothing is proved of it"),
+            );
         }
         self.op.ran = ran;
         if let Some(manifest) = &self.home.manifest {
@@ -96,20 +122,33 @@ impl<'a> Switch<'a> {
         // What the way back has to write fits, whatever fills the disk meanwhile.
         let reserve = Reserve::new(&self.store.path("update"), WAY_BACK)?;
         let data = DataState::Untouched;
-        let switching = record.with(Phase::Switching { op: self.op.clone(), data });
+        let switching = record.with(Phase::Switching {
+            op: self.op.clone(),
+            data,
+        });
         self.store.save(&switching)?;
         let switched = self.go_over(&manager, &switching);
         drop(reserve);
         match switched {
             Ok(trial) => self.conclude_trial(&trial),
-            Err((kind, e)) => self.revert(Cause { kind, message: e.chain() }, &switching),
+            Err((kind, e)) => self.revert(
+                Cause {
+                    kind,
+                    message: e.chain(),
+                },
+                &switching,
+            ),
         }
     }
 
     /// Adds the services of a set whose processes run something else, though the two sets agree on them: what runs
     /// counts, not what should (a boot with the factory set, a set that was left because of damage).
     fn add_mismatched(&mut self, set: Set, manager: &Manager) {
-        let side = if set == self.to.set { &self.to } else { &self.home };
+        let side = if set == self.to.set {
+            &self.to
+        } else {
+            &self.home
+        };
         let Some(manifest) = side.manifest.as_ref().filter(|_| manager.controls()) else {
             return;
         };
@@ -188,20 +227,29 @@ impl<'a> Switch<'a> {
             OperationKind::Install => {
                 // Going back moves no data.
                 let data = self.to.manifest.iter().flat_map(|manifest| &manifest.data);
-                done.schemas.extend(data.map(|data| (data.name.clone(), data.leaves)));
-                op.to.manifest.map_or(Ok(()), |digest| self.store.pardon(digest))
+                done.schemas
+                    .extend(data.map(|data| (data.name.clone(), data.leaves)));
+                op.to
+                    .manifest
+                    .map_or(Ok(()), |digest| self.store.pardon(digest))
             }
-            OperationKind::Rollback | OperationKind::Factory => {
-                self.refuse(op.from(), RefusalKind::Held, "a person rolled it back", &now)
-            }
+            OperationKind::Rollback | OperationKind::Factory => self.refuse(
+                op.from(),
+                RefusalKind::Held,
+                "a person rolled it back",
+                &now,
+            ),
         };
         if let Err(e) = listed {
             // A damaged list is no reason to give up a set that is healthy.
             self.log.error("done", e.chain());
         }
         // Without the record the trial is still open, and the next `confirm` ends it.
-        self.store.save(&done).map_err(|e| e.exiting(Exit::NeedsPerson))?;
-        self.log.info("done", format!("{} runs and is proved healthy", op.to));
+        self.store
+            .save(&done)
+            .map_err(|e| e.exiting(Exit::NeedsPerson))?;
+        self.log
+            .info("done", format!("{} runs and is proved healthy", op.to));
         let downloads = self.store.path("update/downloads");
         let tidied = durable::remove_tree(&downloads).and_then(|()| self.store.prune_seals());
         if let Err(e) = tidied {
@@ -248,10 +296,18 @@ impl<'a> Switch<'a> {
         let selected = self.store.link().selects(chosen.set);
         // After a boot the services were started from the chosen set already.
         let wrong = |service: &&Service| match &self.home.manifest {
-            Some(manifest) => !prove::runs_the_bytes(service, self.home.set, manifest, self.store, &manager),
+            Some(manifest) => {
+                !prove::runs_the_bytes(service, self.home.set, manifest, self.store, &manager)
+            }
             None => true,
         };
-        if (!selected || self.op.services.iter().filter(|s| self.home.has(&s.name)).any(|s| wrong(&s)))
+        if (!selected
+            || self
+                .op
+                .services
+                .iter()
+                .filter(|s| self.home.has(&s.name))
+                .any(|s| wrong(&s)))
             && let Err(e) = self.stop_services(&manager)
         {
             self.log.error("revert", e.chain());
@@ -263,7 +319,8 @@ impl<'a> Switch<'a> {
             return Err(e.exiting(Exit::NeedsPerson));
         }
         if !selected {
-            self.log.info("revert", format!("the priority link selects {chosen}"));
+            self.log
+                .info("revert", format!("the priority link selects {chosen}"));
         }
         self.start_services(chosen.set);
         let healthy = self.prove(chosen.set);
@@ -295,7 +352,10 @@ impl<'a> Switch<'a> {
             }
         };
         let idle = if chosen == *self.op.from() {
-            Idle { trouble, ..self.op.back() }
+            Idle {
+                trouble,
+                ..self.op.back()
+            }
         } else {
             Idle {
                 active: chosen.clone(),
@@ -359,7 +419,11 @@ impl<'a> Switch<'a> {
 
     /// Starts the services that ran, as far as this set has them. One that does not start is found by the proof.
     pub fn start_services(&mut self, set: Set) {
-        let (mine, other) = if set == self.to.set { (&self.to, &self.home) } else { (&self.home, &self.to) };
+        let (mine, other) = if set == self.to.set {
+            (&self.to, &self.home)
+        } else {
+            (&self.home, &self.to)
+        };
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         for name in &self.op.ran {
@@ -376,20 +440,46 @@ impl<'a> Switch<'a> {
     /// Proves that the services of the operation run the files of `set`, and are healthy; and that those which were
     /// restarted along with them run.
     fn prove(&mut self, set: Set) -> Result<(), String> {
-        let (mine, other) = if set == self.to.set { (&self.to, &self.home) } else { (&self.home, &self.to) };
+        let (mine, other) = if set == self.to.set {
+            (&self.to, &self.home)
+        } else {
+            (&self.home, &self.to)
+        };
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         if let Some(manifest) = &mine.manifest {
-            let services = manifest.services.iter().filter(|s| self.concerns(&s.name)).collect();
-            let old = self.programs(other).into_iter().map(|(_, file, path)| (file, path)).collect();
-            let claim = Claim { set, manifest, services, old };
+            let services = manifest
+                .services
+                .iter()
+                .filter(|s| self.concerns(&s.name))
+                .collect();
+            let old = self
+                .programs(other)
+                .into_iter()
+                .map(|(_, file, path)| (file, path))
+                .collect();
+            let claim = Claim {
+                set,
+                manifest,
+                services,
+                old,
+            };
             prove::prove(&claim, self.store, &manager, self.log)?;
         } else {
-            self.log.warning("prove", format!("{set} has no manifest: nothing can be proved of its files"));
+            self.log.warning(
+                "prove",
+                format!("{set} has no manifest: nothing can be proved of its files"),
+            );
         }
-        let along = self.op.ran.iter().filter(|name| manager.controls() && (mine.has(name) || !other.has(name)));
+        let along = self
+            .op
+            .ran
+            .iter()
+            .filter(|name| manager.controls() && (mine.has(name) || !other.has(name)));
         for name in along {
-            manager.runs(name).map_err(|why| format!("service {name} does not run: {why}"))?;
+            manager
+                .runs(name)
+                .map_err(|why| format!("service {name} does not run: {why}"))?;
         }
         Ok(())
     }
@@ -405,9 +495,13 @@ impl<'a> Switch<'a> {
         let Some(manifest) = &side.manifest else {
             return Vec::new();
         };
-        let (concerned, others): (Vec<&Service>, Vec<&Service>) =
-            manifest.services.iter().partition(|s| self.concerns(&s.name));
-        let own = concerned.into_iter().filter(|s| !others.iter().any(|other| other.runs == s.runs));
+        let (concerned, others): (Vec<&Service>, Vec<&Service>) = manifest
+            .services
+            .iter()
+            .partition(|s| self.concerns(&s.name));
+        let own = concerned
+            .into_iter()
+            .filter(|s| !others.iter().any(|other| other.runs == s.runs));
         own.filter_map(|service| {
             let path = self.store.component(side.set, manifest.at(&service.runs)?);
             Some((service.name.clone(), FileId::of(&path).ok()?, path))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use semver::Version;
 
-use crate::config::Config;
+use crate::config::{Config, Services};
 use crate::decision::Loaded;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
@@ -23,7 +23,7 @@ use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
 use crate::stage::Stage;
-use crate::state::{Failure, Idle, Operation, OperationKind, Phase, Record};
+use crate::state::{Failure, Idle, Operation, OperationKind, Phase, Record, Refusal, RefusalKind};
 use crate::store::{self, Lock, Store};
 use crate::switch::Switch;
 
@@ -65,6 +65,9 @@ impl Appliance {
     /// Installs the highest eligible release, and proves it.
     pub fn apply(&mut self, request: &Apply) -> Result<Exit> {
         let (lock, record) = self.begin("apply")?;
+        if self.factory_boot() && running(&record).set != Set::Factory {
+            return Err(self.told_to_use_the_factory_set("applying an update"));
+        }
         let record = match self.resume(record)? {
             Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
@@ -107,33 +110,50 @@ impl Appliance {
     /// Goes back to the previous release or the factory set because a person says so.
     pub fn rollback(&mut self, back: Back) -> Result<Exit> {
         let (_lock, record) = self.begin("rollback")?;
+        if self.factory_boot() {
+            return match back {
+                Back::Factory => self.abandon(&record),
+                Back::Previous => Err(self.told_to_use_the_factory_set("rolling back")),
+            };
+        }
         let record = match self.resume(record)? {
             Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
         };
         let idle = idle_of(&record);
         if idle.active.set == Set::Factory {
-            self.log.info(
-                "rollback",
-                format!(
-                    "{} runs already; there is nothing to go back to",
-                    idle.active
-                ),
+            let what = format!(
+                "{} runs already; there is nothing to go back to",
+                idle.active
             );
+            self.log.info("rollback", what);
             return Ok(Exit::NothingNewer);
         }
-        let wanted = match back {
-            Back::Previous => idle
-                .fallback
-                .clone()
-                .unwrap_or_else(|| self.store.factory().0),
-            Back::Factory => self.store.factory().0,
+        let factory = self.store.factory().0;
+        let to = match idle
+            .fallback
+            .clone()
+            .filter(|f| back == Back::Previous && f.set != Set::Factory)
+        {
+            Some(previous) => {
+                if recover::choose(&self.store, &previous, &mut self.log) != previous {
+                    return Err(Error::new(format!(
+                        "going back to {previous}: it no longer verifies; `rollback --to factory` goes back to the \
+                         factory set"
+                    )));
+                }
+                previous
+            }
+            None => factory,
         };
-        let to = recover::choose(&self.store, &wanted, &mut self.log);
-        if to != wanted && back == Back::Previous {
-            return Err(Error::new(format!(
-                "going back to {wanted}: it no longer verifies; `rollback --to factory` goes back to the factory set"
-            )));
+        let manifest = self.store.manifest(to.set).ok().flatten();
+        if let Some(why) =
+            manifest.and_then(|(manifest, _)| select::unfit(&manifest, &record.schemas))
+        {
+            return Err(Error::with(
+                Exit::NeedsPerson,
+                format!("going back to {to}: {why}"),
+            ));
         }
         let kind = if to.set == Set::Factory {
             OperationKind::Factory
@@ -153,12 +173,76 @@ impl Appliance {
         self.switch(op, &record)
     }
 
+    /// The boot was told to use the factory set, and a person wants to keep it: what is open is given up, without a
+    /// proof of what does not run.
+    fn abandon(&mut self, record: &Record) -> Result<Exit> {
+        let now = self.host.timestamp();
+        let left = record
+            .operation()
+            .map_or_else(|| running(record), |op| op.to.clone());
+        let idle = Idle {
+            active: self.store.factory().0,
+            fallback: None,
+            since: now.clone(),
+            trouble: None,
+        };
+        if left.set != Set::Factory
+            && let Some(manifest) = left.manifest
+        {
+            let reason = "a person went back to the factory set".to_owned();
+            let kind = RefusalKind::Held;
+            let version = left.version.clone();
+            self.store.refuse(Refusal {
+                manifest,
+                version,
+                kind,
+                reason,
+                at: now.clone(),
+            })?;
+        }
+        let ended = match record.operation() {
+            Some(op) => record.ended(
+                idle,
+                op.attempt(
+                    Exit::BackToFactory,
+                    Some("a person gave it up".into()),
+                    &now,
+                ),
+            ),
+            None => record.with(Phase::Idle(idle)),
+        };
+        self.store.save(&ended)?;
+        self.log.info(
+            "rollback",
+            format!("{left} is given up; the factory set stays"),
+        );
+        Ok(Exit::Done)
+    }
+
+    fn factory_boot(&self) -> bool {
+        self.host.kernel_argument(recover::FACTORY_BOOT)
+    }
+
+    fn told_to_use_the_factory_set(&self, doing: &str) -> Error {
+        let what = format!(
+            "{doing}: this boot was told to use the factory set ({}): boot without it, or go on with the factory set by \
+             `qx-update rollback --to factory`",
+            recover::FACTORY_BOOT
+        );
+        Error::with(Exit::NeedsPerson, what)
+    }
+
     /// Ends an open trial: proves it, or goes back. `force` asserts what would have been proved.
     pub fn confirm(&mut self, force: bool) -> Result<Exit> {
-        let services = self.config.services.clone();
-        let host = self.host.clone();
-        Manager::new(&services, &host, Duration::ZERO).wait_for_runlevel(&mut self.log);
+        // Without the lock: others may work until then.
+        wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
         let (_lock, record) = self.begin("confirm")?;
+        if self.factory_boot() && running(&record).set != Set::Factory {
+            let what =
+                "this boot uses the factory set as it was told to; nothing is concluded in it";
+            self.log.info("confirm", what);
+            return Ok(Exit::Done);
+        }
         if let (true, Phase::Trial { op, .. }) = (force, &record.phase) {
             self.log.operation(&op.id);
             self.log.warning(
@@ -226,62 +310,66 @@ impl Appliance {
             migrate::end_orphans(&self.store.slot(slot), &mut self.log)?;
         }
         let outcome = recover::link_stage(&self.host, &self.store, &mut self.log)?;
-        if !outcome.durable {
-            return Err(Error::new(format!(
-                "starting {command}: {}",
-                outcome.problems.join("; ")
-            )));
+        if let Some(e) = outcome.obstacle {
+            return Err(e).doing(|| format!("starting {command}"));
+        }
+        if let Some(op) = outcome.interrupted.filter(|op| !op.ran.is_empty()) {
+            self.log.info(
+                "services",
+                "an earlier operation may have left services stopped",
+            );
+            leave_caller(&mut self.log);
+            wait_for_runlevel(&op.manager, &self.host, &mut self.log);
+            self.going(op).start_services(outcome.show);
         }
         Ok((lock, outcome.record))
     }
 
-    /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end, services that were
-    /// stopped are started.
+    /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end.
     fn resume(&mut self, record: Record) -> Result<Resumed> {
-        if record.operation().is_some_and(|op| !op.ran.is_empty()) {
-            leave_caller(&mut self.log);
-        }
-        match record.phase.clone() {
-            Phase::Idle(_) | Phase::Staging { .. } | Phase::Switching { .. } => {
-                Ok(Resumed::Ready(Box::new(record)))
+        let (Phase::Trial { op, .. } | Phase::Reverting { op, .. }) = record.phase.clone() else {
+            return Ok(Resumed::Ready(Box::new(record)));
+        };
+        leave_caller(&mut self.log);
+        wait_for_runlevel(&op.manager, &self.host, &mut self.log);
+        self.log.info(
+            "resume",
+            format!("the {} of {} is taken up again", record.phase.name(), op.to),
+        );
+        let going = self.going(op);
+        let exit = match &record.phase {
+            Phase::Reverting { cause, .. } => {
+                return going.conclude_revert(cause, &record).map(Resumed::Failed);
             }
-            Phase::Staged { op } => {
-                let from = op.from().set;
-                self.going(op).start_services(from);
-                Ok(Resumed::Ready(Box::new(record)))
-            }
-            Phase::Trial { op, .. } => {
-                self.log
-                    .info("prove", format!("the trial of {} is taken up again", op.to));
-                match self.going(op).conclude_trial(&record)? {
-                    Exit::Done => Ok(Resumed::Ready(Box::new(self.current_record()))),
-                    exit => Ok(Resumed::Failed(exit)),
-                }
-            }
-            Phase::Reverting { op, cause, .. } => {
-                self.log.info(
-                    "revert",
-                    format!("the return from {} is taken up again", op.to),
-                );
-                Ok(Resumed::Failed(
-                    self.going(op).conclude_revert(&cause, &record)?,
-                ))
-            }
-        }
+            _ => going.conclude_trial(&record)?,
+        };
+        Ok(match exit {
+            Exit::Done => Resumed::Ready(Box::new(self.current_record())),
+            exit => Resumed::Failed(exit),
+        })
     }
 
     /// Steps 2 to 10 of an install.
     fn install(&mut self, request: &Apply, record: &Record, _lock: &Lock) -> Result<Exit> {
-        // What hides every release would make this one fail, after its services were stopped.
-        self.store.repair_fixed_links()?;
         let refreshed = self.refresh(request.from.as_deref());
         let (repository, source) = self.remember(refreshed, request, record)?;
         let wanted = Request {
             version: request.version.clone(),
             retry: request.retry,
         };
-        let candidate = match self.select(&repository, &source, record, &wanted)? {
+        let selected = match self.select(&repository, &source, record, &wanted) {
+            // A refusal is no failed attempt: its reason stands in the list of refused releases.
+            Err(e) if e.exit == Exit::Refused => return Err(e),
+            other => self.remember(other, request, record)?,
+        };
+        let candidate = match selected {
             Choice::NothingNewer(running) => {
+                if record.failure.is_some() && !request.dry_run {
+                    self.store.save(&Record {
+                        failure: None,
+                        ..record.clone()
+                    })?;
+                }
                 self.log
                     .info("select", format!("nothing newer than {running} is offered"));
                 return Ok(Exit::NothingNewer);
@@ -439,8 +527,10 @@ impl Appliance {
                 sets.push((set, manifest));
             }
         }
+        self.drop_other_downloads(candidate, repository)?;
         let ground = Ground {
             sets: &sets,
+            downloads: self.store.path("update/downloads"),
             active: idle.active.set,
             copies_artifacts: source.copies_artifacts(),
             release_bytes: self.config.limits.release_bytes,
@@ -448,6 +538,31 @@ impl Appliance {
             alternate: self.store.slot(idle.active.set.alternate()),
         };
         plan::plan(&candidate.manifest, &ground, repository)
+    }
+
+    /// What an earlier release left half-fetched only takes space.
+    fn drop_other_downloads(&self, candidate: &Candidate, repository: &Repository) -> Result<()> {
+        let mut wanted = Vec::new();
+        for component in &candidate.manifest.components {
+            wanted.push(plan::artifact(component, repository)?.1.sha256.to_string());
+        }
+        let directory = self.store.path("update/downloads");
+        for entry in
+            fs::read_dir(&directory).doing(|| format!("reading {}", directory.display()))?
+        {
+            let path = entry
+                .doing(|| format!("reading {}", directory.display()))?
+                .path();
+            let name = path
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if !wanted.contains(&name) {
+                durable::remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// A new operation.
@@ -469,8 +584,7 @@ impl Appliance {
         })
     }
 
-    /// So that `status` tells of an attempt that failed before it had an operation. A release that is refused is none: its
-    /// reason stands in the list of refused releases, and in the record of the attempt that put it there.
+    /// So that `status` tells of an attempt that failed before it had an operation.
     fn remember<T>(&mut self, result: Result<T>, request: &Apply, record: &Record) -> Result<T> {
         if let (Err(e), false) = (&result, request.dry_run) {
             let failure = Failure {
@@ -543,6 +657,10 @@ fn idle_of(record: &Record) -> Idle {
 
 fn running(record: &Record) -> Installed {
     idle_of(record).active
+}
+
+fn wait_for_runlevel(how: &Services, host: &Host, log: &mut Log) {
+    Manager::new(how, host, Duration::ZERO).wait_for_runlevel(log);
 }
 
 /// The machine's architecture as the kernel names it.

@@ -134,7 +134,8 @@ fn older_metadata() {
     appliance.runs("1.2.0");
 }
 
-/// An older release is refused, by its name too; so is one of an other channel.
+/// An older release is refused, by its name too. One of another channel is none for this appliance: it has nothing
+/// newer, asked by its name it is refused, and what follows only that channel takes it.
 #[test]
 fn older_releases_and_other_channels() {
     let appliance = Appliance::new();
@@ -145,11 +146,21 @@ fn older_releases_and_other_channels() {
     appliance
         .try_release(&appliance.recipe("1.2.0"), &["--channel", "beta"])
         .code(0);
-    appliance.refuses(&["check"], 5, &["1.2.0", "beta", "stable"]);
-    appliance.refuses(&["apply"], 5, &["1.2.0", "beta", "stable"]);
+    appliance.update(&["check"]).code(3);
+    appliance.update(&["apply"]).code(3);
+    appliance.refuses(&["apply", "1.2.0"], 5, &["1.2.0", "beta", "stable"]);
     appliance.edit_config(|config| config["channel"] = json!("beta"));
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.2.0");
+}
+
+/// A repository that has nothing at all for this appliance's channel is the wrong one.
+#[test]
+fn a_repository_of_another_channel_only() {
+    let appliance = with_an_update();
+    appliance.edit_config(|config| config["channel"] = json!("edge"));
+    appliance.refuses(&["apply"], 5, &["1.2.0", "channel stable", "edge"]);
+    appliance.runs("1.1.0");
 }
 
 /// A manifest that says it is for another product, architecture or channel than the name it is published under, or is
