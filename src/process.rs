@@ -19,8 +19,6 @@ use crate::error::{Context, Error, Result};
 const MAX_LINE: usize = 4096;
 /// How long a program's output is read on after its end, as long as more comes.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// How many lines of output are kept for a message.
-const TAIL: usize = 20;
 
 /// Which of a program's outputs a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +44,8 @@ impl Stream {
 pub struct Ended {
     /// Its exit status; `None` if it was killed because its time was over.
     pub status: Option<ExitStatus>,
-    /// The last lines of its output.
-    pub tail: Vec<String>,
+    /// The last line on its standard error, else on its standard output.
+    pub last: Option<String>,
 }
 
 impl Ended {
@@ -56,7 +54,7 @@ impl Ended {
         self.status.is_some_and(|s| s.success())
     }
 
-    /// How it ended, in words, its last line of output included.
+    /// How it ended, in words, with its last words.
     pub fn describe(&self) -> String {
         let how = match self.status {
             None => "did not end in time and was killed".to_owned(),
@@ -69,7 +67,7 @@ impl Ended {
                 (None, None) => "ended".to_owned(),
             },
         };
-        match self.tail.last() {
+        match &self.last {
             Some(line) => format!("{how}: {line}"),
             None => how,
         }
@@ -107,13 +105,14 @@ pub fn run(
         read_lines(err, Stream::Err, sender.clone());
     }
     drop(sender);
-    let mut tail = Vec::new();
+    // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
+    let (mut out, mut err) = (None, None);
     let mut take = |(stream, line): (Stream, String)| {
         on_line(stream, &line);
-        if tail.len() == TAIL {
-            tail.remove(0);
+        match stream {
+            Stream::Out => out = Some(line),
+            Stream::Err => err = Some(line),
         }
-        tail.push(line);
     };
     let status = wait(child, program, timeout, &lines, &mut take)?;
     // What it wrote last; a daemon that keeps the pipe open is not waited for.
@@ -123,7 +122,10 @@ pub fn run(
     {
         take(line);
     }
-    Ok(Ended { status, tail })
+    Ok(Ended {
+        status,
+        last: err.or(out),
+    })
 }
 
 fn clean(program: &str, arguments: &[String], directory: &Path) -> Command {
@@ -223,10 +225,7 @@ pub fn run_silently(vector: &[String], timeout: Duration) -> Result<Ended> {
         .spawn()
         .doing(|| format!("running {program}"))?;
     let (_, nothing) = mpsc::sync_channel(0);
-    wait(child, program, timeout, &nothing, &mut |_| {}).map(|status| Ended {
-        status,
-        tail: Vec::new(),
-    })
+    wait(child, program, timeout, &nothing, &mut |_| {}).map(|status| Ended { status, last: None })
 }
 
 /// A file, whatever its name: device and inode.
@@ -490,10 +489,10 @@ mod tests {
             (Stream::Err, "two"),
         ];
         assert_eq!(lines, expected.map(|(s, l)| (s, l.to_owned())));
-        assert!(
-            ended.describe().starts_with("exited 3: "),
-            "{}",
-            ended.describe()
+        assert_eq!(
+            ended.describe(),
+            "exited 3: two",
+            "what went wrong, and not what came last"
         );
     }
 

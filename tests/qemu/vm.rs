@@ -65,7 +65,7 @@ struct Line {
 
 #[derive(Default)]
 struct Came {
-    boots: Vec<String>,
+    greeted: bool,
     answers: HashMap<String, Output>,
     closed: bool,
 }
@@ -173,9 +173,9 @@ impl Appliance {
             line,
             console_from,
         });
-        self.running().line.wait("the appliance's greeting", |c| {
-            (!c.boots.is_empty()).then_some(())
-        });
+        self.running()
+            .line
+            .wait("the appliance's greeting", |c| c.greeted.then_some(()));
     }
 
     /// The kernel is gone at once: nothing is synced, nobody is told.
@@ -187,19 +187,10 @@ impl Appliance {
         running.qemu.wait().unwrap();
     }
 
-    /// An orderly restart, and the boot after it.
+    /// An orderly end, and the next boot.
     pub fn reboot(&mut self) {
-        let boots = self.running().line.came.lock().unwrap().boots.len();
-        let _unanswered = self.spawn("reboot");
-        self.running()
-            .line
-            .wait("the greeting after a restart", |c| {
-                (c.boots.len() > boots).then_some(())
-            });
-        self.wait_for("the boot to be complete", |a| {
-            (a.console_text().matches(BOOT_COMPLETE).count() > boots).then_some(())
-        });
-        self.wait_confirm();
+        self.power_off();
+        self.boot();
     }
 
     /// It holds the lock for a moment even where it has nothing to do.
@@ -209,16 +200,13 @@ impl Appliance {
         });
     }
 
-    /// An orderly end: what was written is on the disk.
+    /// An orderly end: what was written is on the disk. The machine itself is not waited for: Debian's kernel may take
+    /// minutes to leave it, when all is done.
     pub fn power_off(&mut self) {
         let _unanswered = self.spawn("poweroff");
-        let running = self.running.as_mut().expect("the appliance does not run");
-        let guard = Instant::now() + GUARD;
-        while running.qemu.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < guard, "the appliance does not power off");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        self.running = None;
+        self.wait_console("Taking /data down");
+        self.wait_console("Requesting system poweroff");
+        self.kill();
     }
 
     /// Runs a shell script as root to its end.
@@ -502,9 +490,7 @@ fn listen(stream: UnixStream, line: &Line) {
         let mut came = line.came.lock().unwrap();
         let words: Vec<&str> = text.split(' ').collect();
         match words[..] {
-            // There is one for each connection, too.
-            ["hello", boot] if came.boots.last().is_some_and(|last| last == boot) => {}
-            ["hello", boot] => came.boots.push(boot.to_owned()),
+            ["hello", _boot_id] => came.greeted = true,
             [id, code, out, err] => {
                 let decode = |text: &str| {
                     let bytes = base64::decode(text.trim_start_matches(':'));
