@@ -446,6 +446,109 @@ mod tests {
         }
     }
 
+    /// A store and a host of its own below a temporary directory, with one bin component in slot a.
+    fn world() -> (tempfile::TempDir, crate::host::Host, Store, Manifest) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("data/slots/a/bin")).unwrap();
+        let host = crate::host::Host::new(directory.path()).unwrap();
+        let store = Store::new(&host, "/data", "/factory.json");
+        let text = serde_json::json!({
+            "format": 1, "product": "os", "version": "1.0.0", "arch": "x86_64", "channel": "stable", "released": "",
+            "components": [{"name": "node", "kind": "bin", "install_path": "bin/node", "mode": "0755",
+                            "sha256": Digest::of(b"node"), "size_bytes": 1, "entries": 1}],
+            "services": [{"name": "node", "runs": "bin/node"}],
+        });
+        let manifest = Manifest::parse(&serde_json::to_vec(&text).unwrap()).unwrap();
+        (directory, host, store, manifest)
+    }
+
+    /// A process that runs a copy of `sleep` at `path`, ended when dropped.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn at(path: &std::path::Path) -> Sleeper {
+            std::fs::copy("/bin/sleep", path).unwrap();
+            let child = std::process::Command::new(path)
+                .arg("1000")
+                .spawn()
+                .unwrap();
+            let file = FileId::of(path).unwrap();
+            while !process::running(file).contains(&child.id()) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Sleeper(child)
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_old_process_spoils_the_proof() {
+        let (directory, host, store, manifest) = world();
+        let _new = Sleeper::at(&store.slot(crate::slot::Slot::A).join("bin/node"));
+        let how = crate::config::Services::Commands {
+            start: vec!["true".into()],
+            stop: vec!["true".into()],
+            status: vec!["true".into()],
+            pidfile: None,
+        };
+        let manager = Manager::new(&how, &host, Duration::from_secs(60));
+        let old_path = directory.path().join("old");
+        let old = Sleeper::at(&old_path);
+        let claim = Claim {
+            set: Set::A,
+            manifest: &manifest,
+            services: manifest.services.iter().collect(),
+            old: vec![(FileId::of(&old_path).unwrap(), old_path.clone())],
+        };
+        let why = run_the_files(&claim, &store, &manager, &mut log()).unwrap_err();
+        assert!(
+            why.contains("still runs the old") && why.contains("/old"),
+            "{why}"
+        );
+        drop(old);
+        let proved = run_the_files(&claim, &store, &manager, &mut log()).unwrap();
+        assert_eq!(proved.len(), 1);
+    }
+
+    #[test]
+    fn a_port_that_another_process_holds_proves_nothing() {
+        let (_directory, _, store, manifest) = world();
+        let node = Sleeper::at(&store.slot(crate::slot::Slot::A).join("bin/node"));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut check = check(0);
+        check.probe = Probe::Tcp {
+            address: listener.local_addr().unwrap().to_string(),
+        };
+        let services = manifest.services.iter().collect();
+        let claim = Claim {
+            set: Set::A,
+            manifest: &manifest,
+            services,
+            old: Vec::new(),
+        };
+        let name = manifest.services[0].name.clone();
+        // This test holds the port, not the service.
+        let why = own_listener(
+            &check,
+            &claim,
+            &BTreeMap::from([(name.clone(), node.0.id())]),
+        )
+        .unwrap_err();
+        assert!(why.contains("which is no service of this release"), "{why}");
+        own_listener(
+            &check,
+            &claim,
+            &BTreeMap::from([(name, std::process::id())]),
+        )
+        .unwrap();
+    }
+
     /// Feeds tries: 'p' passes, 'f' fails; the time since the start in seconds is that of the first.
     fn feed(watch: &mut Watch, since_start: u64, tries: &str) -> bool {
         let since_start = Duration::from_secs(since_start);

@@ -279,6 +279,24 @@ fn a_damaged_slot_is_left_behind() {
     appliance.runs("1.2.0");
 }
 
+/// A slot that agrees with itself and has no seal: somebody put it together, and no signature led to it.
+#[test]
+fn a_slot_without_its_seal_is_left_behind() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.services("stop");
+    let manifest = appliance.data().join(appliance.link()).join("release.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    // The same files under another manifest: their digests are right.
+    fs::write(&manifest, text.replace("\"1.1.0\"", "\"9.1.0\"")).unwrap();
+    appliance.update(&["recover"]).code(0);
+    assert_eq!(appliance.link(), "");
+    let status = appliance.status();
+    assert!(status.to_string().contains("has no seal"), "{status:#}");
+    appliance.services("start");
+    appliance.runs("1.0.0");
+}
+
 /// A data partition that is not there, or is a file: the factory set is used, and the boot goes on.
 #[test]
 fn no_data_partition() {
