@@ -64,6 +64,15 @@ impl Side {
     }
 }
 
+/// The side of a set, and the other one.
+fn sides<'s>(set: Set, to: &'s Side, home: &'s Side) -> (&'s Side, &'s Side) {
+    if set == to.set {
+        (to, home)
+    } else {
+        (home, to)
+    }
+}
+
 impl<'a> Switch<'a> {
     /// The operation, with the manifests of its two sets.
     pub fn new(host: &'a Host, store: &'a Store, log: &'a mut Log, op: Operation) -> Switch<'a> {
@@ -144,11 +153,7 @@ impl<'a> Switch<'a> {
     /// Adds the services of a set whose processes run something else, though the two sets agree on them: what runs
     /// counts, not what should (a boot with the factory set, a set that was left because of damage).
     fn add_mismatched(&mut self, set: Set, manager: &Manager) {
-        let side = if set == self.to.set {
-            &self.to
-        } else {
-            &self.home
-        };
+        let (side, _) = sides(set, &self.to, &self.home);
         let Some(manifest) = side.manifest.as_ref().filter(|_| manager.controls()) else {
             return;
         };
@@ -419,11 +424,7 @@ impl<'a> Switch<'a> {
 
     /// Starts the services that ran, as far as this set has them. One that does not start is found by the proof.
     pub fn start_services(&mut self, set: Set) {
-        let (mine, other) = if set == self.to.set {
-            (&self.to, &self.home)
-        } else {
-            (&self.home, &self.to)
-        };
+        let (mine, other) = sides(set, &self.to, &self.home);
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         for name in &self.op.ran {
@@ -440,11 +441,7 @@ impl<'a> Switch<'a> {
     /// Proves that the services of the operation run the files of `set`, and are healthy; and that those which were
     /// restarted along with them run.
     fn prove(&mut self, set: Set) -> Result<(), String> {
-        let (mine, other) = if set == self.to.set {
-            (&self.to, &self.home)
-        } else {
-            (&self.home, &self.to)
-        };
+        let (mine, other) = sides(set, &self.to, &self.home);
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         if let Some(manifest) = &mine.manifest {
