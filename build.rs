@@ -12,7 +12,7 @@ fn main() {
         std::env::var("TARGET").unwrap_or_default()
     );
     // In a work tree of its own the repository's files are elsewhere.
-    for file in ["HEAD", "index"] {
+    for file in ["HEAD", "logs/HEAD"] {
         if let Some(path) = git(&["rev-parse", "--git-path", file]) {
             println!("cargo::rerun-if-changed={path}");
         }

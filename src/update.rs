@@ -236,6 +236,18 @@ impl Appliance {
     pub fn confirm(&mut self, force: bool) -> Result<Exit> {
         // Without the lock: others may work until then.
         wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
+        // At most boots there is nothing to do: no lock, so that nobody who starts working then is told to come again.
+        if let Loaded::Record(record) = self.store.load()
+            && let Phase::Idle(Idle {
+                active,
+                trouble: None,
+                ..
+            }) = &record.phase
+        {
+            self.log
+                .info("confirm", format!("{active} runs; nothing is on trial"));
+            return Ok(Exit::Done);
+        }
         let (_lock, record) = self.begin("confirm")?;
         if self.factory_boot() && running(&record).set != Set::Factory {
             let what =
