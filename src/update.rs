@@ -64,7 +64,7 @@ pub struct Apply {
 impl Appliance {
     /// Installs the highest eligible release, and proves it.
     pub fn apply(&mut self, request: &Apply) -> Result<Exit> {
-        let (lock, record) = self.begin("apply")?;
+        let (_lock, record) = self.begin("apply")?;
         if self.factory_boot() && running(&record).set != Set::Factory {
             return Err(self.told_to_use_the_factory_set("applying an update"));
         }
@@ -72,7 +72,7 @@ impl Appliance {
             Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
         };
-        self.install(request, &record, &lock)
+        self.install(request, &record)
     }
 
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
@@ -362,7 +362,7 @@ impl Appliance {
     }
 
     /// Steps 2 to 10 of an install.
-    fn install(&mut self, request: &Apply, record: &Record, _lock: &Lock) -> Result<Exit> {
+    fn install(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
         let refreshed = self.refresh(request.from.as_deref());
         let (repository, source) = self.remember(refreshed, request, record)?;
         let wanted = Request {
@@ -404,6 +404,10 @@ impl Appliance {
             return self.switch(op, record);
         }
         let idle = idle_of(record);
+        if !request.dry_run {
+            let dropped = self.drop_other_downloads(&candidate, &repository);
+            self.remember(dropped, request, record)?;
+        }
         let planned = self.plan(&candidate, &idle, &repository, &source);
         let plan = self.remember(planned, request, record)?;
         for line in plan.describe() {
@@ -539,7 +543,6 @@ impl Appliance {
                 sets.push((set, manifest));
             }
         }
-        self.drop_other_downloads(candidate, repository)?;
         let ground = Ground {
             sets: &sets,
             downloads: self.store.path("update/downloads"),
