@@ -690,8 +690,10 @@ fn machine() -> Result<Name> {
 /// Step 7: what asked for this operation may be what is restarted. This process leaves its session and its control
 /// group; it may have left them before.
 fn leave_caller(log: &mut Log) {
-    if rustix::process::getsid(None).ok() != Some(rustix::process::getpid())
-        && let Err(e) = rustix::process::setsid()
+    // The leader of a process group may not make a session, and need not: no signal to its caller's group reaches it.
+    // (Asking for the session first would not do: where its leader lives outside this PID namespace it has no number.)
+    if let Err(e) = rustix::process::setsid()
+        && e != rustix::io::Errno::PERM
     {
         log.warning("switch", format!("leaving the caller's session: {e}"));
     }
