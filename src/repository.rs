@@ -22,11 +22,37 @@ use crate::trust::{self, MAX_ROTATIONS, Role, TrustedSet};
 pub trait Fetch {
     /// The file at a path of the repository, `None` if there is none. More than `limit` bytes are an error.
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>>;
+
+    /// A file that must be there and that `accept` takes: there may be another mirror to ask for one that it does not
+    /// take.
+    fn required(
+        &self,
+        path: &str,
+        limit: u64,
+        accept: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Vec<u8>> {
+        let bytes = self
+            .small(path, limit)?
+            .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
+        accept(&bytes)?;
+        Ok(bytes)
+    }
 }
 
 impl Fetch for Source {
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         Source::small(self, path, limit)
+    }
+
+    fn required(
+        &self,
+        path: &str,
+        limit: u64,
+        accept: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Vec<u8>> {
+        let bytes = Source::required(self, path, limit)?;
+        accept(&bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -130,13 +156,14 @@ impl Repository {
                 manifest::MAX_BYTES
             )));
         }
-        let bytes = required(source, &target.path, manifest::MAX_BYTES)?;
         let file = TargetFile {
             length: target.length,
             sha256: target.sha256,
         };
-        file.check(&target.path, &bytes)
-            .map_err(|e| refused(e.to_string()))?;
+        let bytes = source.required(&target.path, manifest::MAX_BYTES, &mut |bytes| {
+            file.check(&target.path, bytes)
+                .map_err(|e| refused(e.to_string()))
+        })?;
         let manifest = Manifest::parse(&bytes).map_err(&refused)?;
         for (field, said, named) in [
             ("product", manifest.product.as_str(), offer.product.as_str()),
@@ -205,8 +232,12 @@ fn update_timestamp(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> 
         let _ = set.update_timestamp(&bytes);
     }
     let path = metadata_path(Role::Timestamp, None);
-    let bytes = required(source, &path, Role::Timestamp.max_bytes())?;
-    if trusted(&path, set.update_timestamp(&bytes))? {
+    let mut newer = false;
+    let bytes = source.required(&path, Role::Timestamp.max_bytes(), &mut |bytes| {
+        newer = trusted(&path, set.update_timestamp(bytes))?;
+        Ok(())
+    })?;
+    if newer {
         durable::write(&store.join(file), &bytes)?;
     }
     Ok(set.timestamp().map_or(0, |timestamp| timestamp.version))
@@ -220,8 +251,9 @@ fn update_snapshot(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> R
     }
     let named = set.root().consistent_snapshot.then_some(version);
     let path = metadata_path(Role::Snapshot, named);
-    let bytes = required(source, &path, Role::Snapshot.max_bytes())?;
-    trusted(&path, set.update_snapshot(&bytes, false))?;
+    let bytes = source.required(&path, Role::Snapshot.max_bytes(), &mut |bytes| {
+        trusted(&path, set.update_snapshot(bytes, false))
+    })?;
     durable::write(&store.join(file), &bytes)?;
     Ok(version)
 }
@@ -247,8 +279,9 @@ fn update_targets(
     }
     let named = set.root().consistent_snapshot.then_some(version);
     let path = metadata_path(Role::Targets, named);
-    let bytes = required(source, &path, Role::Targets.max_bytes())?;
-    trusted(&path, set.update_targets(&bytes))?;
+    let bytes = source.required(&path, Role::Targets.max_bytes(), &mut |bytes| {
+        trusted(&path, set.update_targets(bytes))
+    })?;
     durable::write(&store.join(file), &bytes)?;
     Ok(version)
 }
@@ -256,12 +289,6 @@ fn update_targets(
 /// A copy kept earlier. One that cannot be read is as good as none: the source has it.
 fn kept(store: &Path, file: &str) -> Option<Vec<u8>> {
     std::fs::read(store.join(file)).ok()
-}
-
-fn required(source: &impl Fetch, path: &str, limit: u64) -> Result<Vec<u8>> {
-    source
-        .small(path, limit)?
-        .ok_or_else(|| Error::new(format!("fetching {path}: the repository has no such file")))
 }
 
 fn trusted<T>(path: &str, result: Result<T, trust::Error>) -> Result<T> {
