@@ -16,6 +16,7 @@ use qx_update::fetch::{Options, Source};
 use qx_update::manifest::{Kind, Manifest};
 use qx_update::publish;
 use qx_update::repository::{Fetch, Repository};
+use qx_update::trust::clock::Clock;
 use serde_json::{Value, json};
 
 /// A directory of its own for each test, gone with it.
@@ -992,6 +993,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     let server = Server::start(&place);
     let options = Options {
         ca_file: None,
+        clock: Clock::new(SystemTime::now(), SystemTime::now()),
         connect_timeout: Duration::from_secs(10),
         stall_timeout: Duration::from_secs(10),
         retries: 0,
