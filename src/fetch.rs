@@ -16,10 +16,13 @@ use crate::digest::{Digest, Hasher};
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::RelPath;
+use crate::trust::clock::Clock;
 
 mod http;
+#[cfg(feature = "https")]
+mod tls;
 
-use http::{Client, Response, Url};
+use http::{Client, Response, Tls, Url};
 
 /// The first pause before a broken transfer is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -30,6 +33,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
     pub ca_file: Option<PathBuf>,
+    /// What certificates are valid at.
+    pub clock: Clock,
     /// Until a connection must stand.
     pub connect_timeout: Duration,
     /// Without a byte, after which a transfer is broken off. A transfer that goes on may take for ever.
@@ -67,7 +72,10 @@ impl Source {
                 stall_timeout: options.stall_timeout,
                 deadline: None,
                 follow: true,
-                ca_file: options.ca_file.clone(),
+                tls: Some(Tls {
+                    ca_file: options.ca_file.clone(),
+                    clock: options.clock,
+                }),
             };
             Place::Web(url, client)
         } else {
@@ -186,7 +194,7 @@ pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<(u16, Vec<u8>)> {
         stall_timeout: timeout,
         deadline: Some(Instant::now() + timeout),
         follow: false,
-        ca_file: None,
+        tls: None,
     };
     let ask = || -> io::Result<_> {
         let response = client.get(&parsed, 0)?;

@@ -5,11 +5,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::error::{Context, Error, Exit, Result};
+use crate::trust::clock::Clock;
 
 /// The machine as seen below a root directory.
 #[derive(Debug, Clone)]
@@ -68,6 +69,12 @@ impl Host {
     /// The system's clock.
     pub fn now(&self) -> SystemTime {
         SystemTime::now()
+    }
+
+    /// The system's clock, and when this program was built: the time is not before that.
+    pub fn clock(&self) -> Clock {
+        let built: u32 = env!("QX_BUILT").parse().unwrap_or_default();
+        Clock::new(self.now(), UNIX_EPOCH + Duration::from_secs(built.into()))
     }
 
     /// The system's clock as RFC 3339 in UTC, whole seconds.

@@ -465,6 +465,7 @@ impl Appliance {
                 .ca_file
                 .as_deref()
                 .map(|path| self.host.path(path)),
+            clock: self.host.clock(),
             connect_timeout: Duration::from_secs(limits.connect_timeout_s),
             stall_timeout: Duration::from_secs(limits.stall_timeout_s),
             retries: limits.retries,

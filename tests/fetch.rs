@@ -5,11 +5,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use qx_update::digest::Digest;
 use qx_update::error::{Error, Exit};
 use qx_update::fetch::{self, Options, Source};
+use qx_update::trust::clock::Clock;
 
 /// What a request asked for: its path, and the first byte of its range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,9 +58,15 @@ impl Server {
     }
 }
 
+/// A clock that is set.
+fn clock() -> Clock {
+    Clock::new(SystemTime::now(), SystemTime::now())
+}
+
 fn patience() -> Options {
     Options {
         ca_file: None,
+        clock: clock(),
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(1),
         retries: 2,
@@ -704,14 +711,26 @@ mod tls {
     /// A server whose certificate is for `localhost`, that certificate in PEM, and
     /// the number of connections so far.
     fn start(answer: &'static str) -> (u16, String, Arc<AtomicUsize>) {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        start_in(1975..4096, answer)
+    }
+
+    /// The same; the certificate is valid in these years.
+    fn start_in(
+        years: std::ops::Range<i32>,
+        answer: &'static str,
+    ) -> (u16, String, Arc<AtomicUsize>) {
+        let signing_key = rcgen::KeyPair::generate().unwrap();
+        let mut made = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        made.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+        made.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+        let cert = made.self_signed(&signing_key).unwrap();
+        let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .with_single_cert(vec![cert.der().clone()], key.into())
             .unwrap();
         let config = Arc::new(config);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -732,7 +751,7 @@ mod tls {
                 }
             }
         });
-        (port, made.cert.pem(), connections)
+        (port, cert.pem(), connections)
     }
 
     fn source(url: &str, ca_file: &Path) -> Source {
@@ -787,6 +806,44 @@ mod tls {
         let system = Source::open(&url, &patience()).unwrap();
         let error = system.small("x", 2).unwrap_err().chain();
         assert!(error.contains("certificate"), "{error}");
+    }
+
+    #[test]
+    fn without_a_clock_a_certificate_may_be_young_and_not_old() {
+        let year =
+            |year: u64| SystemTime::UNIX_EPOCH + Duration::from_secs((year - 1970) * 31_556_952);
+        let dir = tempfile::tempdir().unwrap();
+        let ca_file = dir.path().join("ca");
+        let (port, pem, _) = start_in(2030..2031, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        fs::write(&ca_file, pem).unwrap();
+        let url = format!("https://localhost:{port}");
+        for (system, built, refused) in [
+            (2030, 2026, None),
+            // Clocks that are believed, and say that it is not valid now.
+            (2028, 2026, Some("not valid yet")),
+            (2032, 2026, Some("expired")),
+            // No clock: what has passed counts, and what may be does not.
+            (1970, 2026, None),
+            (2106, 2026, None),
+            (1970, 2032, Some("expired")),
+            (2106, 2032, Some("expired")),
+        ] {
+            // The middle of the year.
+            let half = Duration::from_secs(15_000_000);
+            let options = Options {
+                ca_file: Some(ca_file.clone()),
+                clock: Clock::new(year(system) + half, year(built) + half),
+                ..patience()
+            };
+            let got = Source::open(&url, &options).unwrap().small("x", 2);
+            match (got, refused) {
+                (Ok(Some(bytes)), None) => assert_eq!(bytes, b"{}"),
+                (Err(e), Some(why)) => {
+                    assert!(e.chain().contains(why), "{system} {built}: {}", e.chain())
+                }
+                (got, _) => panic!("{system} {built}: {:?}", got.map_err(|e| e.chain())),
+            }
+        }
     }
 
     #[test]

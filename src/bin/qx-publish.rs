@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
 use qx_update::manifest::Name;
-use qx_update::publish;
+use qx_update::publish::{self, Keyring};
 
 /// Makes the releases that qx-update installs.
 #[derive(FromArgs)]
@@ -159,6 +159,7 @@ fn run(command: Command) -> Result<String> {
                 None => "stable".parse().map_err(|why: String| Error::new(why))?,
             };
             let released = released(now)?;
+            let keys = Keyring::open(&keys)?;
             let done = publish::release(&recipe, &repo, &keys, &channel, released, now)?;
             Ok(format!(
                 "published {}: {} components, {} bytes to install, {} to download, {} of them new\n",

@@ -9,6 +9,10 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "https")]
+use super::tls;
+use crate::trust::clock::Clock;
+
 /// The status line and the headers of an answer are at most this long, in bytes.
 const HEAD_LIMIT: u64 = 64 * 1024;
 const MAX_REDIRECTS: usize = 5;
@@ -142,9 +146,18 @@ pub struct Client {
     pub deadline: Option<Instant>,
     /// Whether redirects are followed, or returned.
     pub follow: bool,
-    /// PEM file with the certificate authorities, if not the system's.
+    /// For `https`; absent where that is not asked for.
     #[cfg_attr(not(feature = "https"), expect(dead_code))]
+    pub tls: Option<Tls>,
+}
+
+/// Whom TLS trusts, and when.
+#[cfg_attr(not(feature = "https"), expect(dead_code))]
+pub struct Tls {
+    /// PEM file with the certificate authorities, if not the system's.
     pub ca_file: Option<PathBuf>,
+    /// What certificates are valid at.
+    pub clock: Clock,
 }
 
 /// An answer, its body not yet read.
@@ -229,9 +242,12 @@ impl Client {
 
     #[cfg(feature = "https")]
     fn secure(&self, socket: Socket, url: &Url) -> io::Result<Stream> {
+        let Some(tls) = &self.tls else {
+            return Err(invalid("https is not asked for here"));
+        };
         let name = url.bare_host().to_owned();
         let name = rustls::pki_types::ServerName::try_from(name).map_err(invalid)?;
-        let config = tls_config(self.ca_file.as_deref())?;
+        let config = tls::config(tls.ca_file.as_deref(), tls.clock).map_err(invalid)?;
         let tls = rustls::ClientConnection::new(config.into(), name).map_err(invalid)?;
         Ok(Stream::Tls(Box::new(rustls::StreamOwned::new(tls, socket))))
     }
@@ -242,52 +258,6 @@ impl Client {
             "this build has no TLS, and cannot fetch from https",
         ))
     }
-}
-
-/// The system's bundle, on Alpine and on most others.
-#[cfg(feature = "https")]
-const CA_FILES: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-];
-
-#[cfg(feature = "https")]
-fn tls_config(ca_file: Option<&std::path::Path>) -> io::Result<rustls::ClientConfig> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let system = || {
-        CA_FILES
-            .map(std::path::Path::new)
-            .into_iter()
-            .find(|p| p.exists())
-    };
-    let Some(path) = ca_file.or_else(system) else {
-        return Err(invalid(format!(
-            "no certificate authorities: none of {} is there",
-            CA_FILES.join(", ")
-        )));
-    };
-    let unreadable = |why: &dyn fmt::Display| {
-        let path = path.display();
-        invalid(format!(
-            "reading the certificate authorities in {path}: {why}"
-        ))
-    };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable(&e))? {
-        let certificate = certificate.map_err(|e| unreadable(&e))?;
-        // Bundles hold ones that cannot be used; trust in the others does not depend on them.
-        roots.add_parsable_certificates([certificate]);
-    }
-    if roots.is_empty() {
-        return Err(unreadable(&"there is none in it"));
-    }
-    let provider = rustls::crypto::ring::default_provider();
-    Ok(rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(invalid)?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 /// An answer's body.

@@ -7,6 +7,7 @@
 
 mod elf;
 mod inspect;
+mod keyring;
 mod pack;
 mod recipe;
 mod serve;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use inspect::{Inspection, inspect};
+pub use keyring::{Keyring, Signer};
 pub use serve::serve;
 pub use store::init;
 
@@ -49,7 +51,7 @@ pub struct Published {
 pub fn release(
     recipe: &Path,
     repo: &Path,
-    keys: &Path,
+    keys: &Keyring,
     channel: &Name,
     released: SystemTime,
     now: SystemTime,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::absolute;
+use super::keyring::{Keyring, Signer};
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
@@ -18,7 +19,7 @@ use crate::manifest::{Component, Name, RelPath};
 use crate::repository::{metadata_path, target_path};
 use crate::trust::key::Keys;
 use crate::trust::metadata::TargetFile;
-use crate::trust::signing::{SecretKey, sign};
+use crate::trust::signing::{SecretKey, Sign, sign};
 use crate::trust::{self, Role, TrustedSet};
 
 /// What names a repository's product.
@@ -109,12 +110,12 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             Role::Root,
             json!({"consistent_snapshot": true, "keys": listed, "roles": roles}),
         ),
-        &root,
+        &[&root],
     )?;
     let targets = signed(
         Role::Targets,
         &new(Role::Targets, json!({"targets": {}})),
-        &targets,
+        &[&targets],
     )?;
     let snapshot = signed(
         Role::Snapshot,
@@ -122,7 +123,7 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             Role::Snapshot,
             json!({"meta": {"targets.json": meta(1, &targets)}}),
         ),
-        &snapshot,
+        &[&snapshot],
     )?;
     let timestamp = signed(
         Role::Timestamp,
@@ -130,7 +131,7 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             Role::Timestamp,
             json!({"meta": {"snapshot.json": meta(1, &snapshot)}}),
         ),
-        &timestamp,
+        &[&timestamp],
     )?;
     let about = About {
         format: ABOUT_FORMAT,
@@ -340,14 +341,11 @@ impl Store {
     }
 
     /// Publishes what was added: the files first, then the metadata, and the timestamp last.
-    pub fn publish(mut self, keys: &Path) -> Result<()> {
+    pub fn publish(mut self, keys: &Keyring) -> Result<()> {
         let new = self.sign(keys)?;
-        self.state.accepts(&new, self.now).doing(|| {
-            format!(
-                "checking what the keys in {} would publish as an appliance would",
-                keys.display()
-            )
-        })?;
+        self.state
+            .accepts(&new, self.now)
+            .doing(|| "checking what would be published as an appliance would")?;
         let dir = self.state.dir.clone();
         for (name, target, file) in std::mem::take(&mut self.added) {
             let place = self.state.target_file(&name, &target);
@@ -370,7 +368,7 @@ impl Store {
         write(&place(Role::Timestamp, None), &new.timestamp)
     }
 
-    fn sign(&self, keys: &Path) -> Result<Metadata> {
+    fn sign(&self, keys: &Keyring) -> Result<Metadata> {
         let next = |bytes: &[u8], role| -> Result<(Value, u64)> {
             let mut envelope: Value =
                 serde_json::from_slice(bytes).doing(|| format!("reading the {role} metadata"))?;
@@ -385,13 +383,21 @@ impl Store {
             targets["targets"][name.as_str()] =
                 json!({"length": target.length, "hashes": {"sha256": target.sha256}});
         }
-        let targets = signed(Role::Targets, &targets, &secret(keys, Role::Targets)?)?;
+        let targets = signed(Role::Targets, &targets, &self.signers(keys, Role::Targets)?)?;
         let (mut snapshot, snapshot_version) = next(&self.state.snapshot, Role::Snapshot)?;
         snapshot["meta"]["targets.json"] = meta(targets_version, &targets);
-        let snapshot = signed(Role::Snapshot, &snapshot, &secret(keys, Role::Snapshot)?)?;
+        let snapshot = signed(
+            Role::Snapshot,
+            &snapshot,
+            &self.signers(keys, Role::Snapshot)?,
+        )?;
         let (mut timestamp, _) = next(&self.state.timestamp, Role::Timestamp)?;
         timestamp["meta"]["snapshot.json"] = meta(snapshot_version, &snapshot);
-        let timestamp = signed(Role::Timestamp, &timestamp, &secret(keys, Role::Timestamp)?)?;
+        let timestamp = signed(
+            Role::Timestamp,
+            &timestamp,
+            &self.signers(keys, Role::Timestamp)?,
+        )?;
         Ok(Metadata {
             timestamp,
             snapshot,
@@ -399,6 +405,18 @@ impl Store {
             targets,
             targets_version,
         })
+    }
+
+    /// Those of a role's keys whose private half is there, at least as many as must sign.
+    fn signers<'k>(&self, keys: &'k Keyring, role: Role) -> Result<Vec<&'k Signer>> {
+        let root = self.state.set.root();
+        let named = &root.roles[role.as_str()];
+        let public = named.keyids.iter().filter_map(|id| root.keys.get(id));
+        let signers: Vec<_> = public.filter_map(|key| keys.signer_for(key)).collect();
+        if (signers.len() as u64) < named.threshold {
+            return Err(keys.missing(&format!("key of the {role} role")));
+        }
+        Ok(signers)
     }
 }
 
@@ -442,15 +460,8 @@ fn meta(version: u64, bytes: &[u8]) -> Value {
     })
 }
 
-fn signed(role: Role, value: &Value, key: &SecretKey) -> Result<Vec<u8>> {
-    sign(value, &[key]).map_err(|why| Error::new(format!("signing the {role} metadata: {why}")))
-}
-
-fn secret(keys: &Path, role: Role) -> Result<SecretKey> {
-    let file = key_file(keys, role);
-    let pem = fs::read_to_string(&file).doing(|| format!("reading the key {}", file.display()))?;
-    SecretKey::from_pem(&pem)
-        .map_err(|why| Error::new(format!("reading the key {}: {why}", file.display())))
+fn signed(role: Role, value: &Value, signers: &[&impl Sign]) -> Result<Vec<u8>> {
+    sign(value, signers).doing(|| format!("signing the {role} metadata"))
 }
 
 fn key_file(keys: &Path, role: Role) -> PathBuf {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::Role;
-use super::signing::{SecretKey, sign};
+use super::signing::{SecretKey, Sign, sign};
 use crate::digest::Digest;
 
 /// The time that the tests take for the present.

@@ -9,6 +9,7 @@
 //! unknown to this version stay signed; and what is stored are the bytes received, never a re-serialised value.
 
 pub mod canonical;
+pub mod clock;
 pub mod key;
 pub mod metadata;
 pub mod signing;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::canonical::canonical;
 use super::key::hex;
 use crate::digest::Digest;
+use crate::error::{Context, Error, Result};
 
 /// A private key.
 pub struct SecretKey(KeyPair);
@@ -32,9 +33,10 @@ impl SecretKey {
     pub fn to_pem(&self) -> String {
         self.0.to_pem()
     }
+}
 
-    /// The public half as a TUF key object.
-    pub fn public(&self) -> Value {
+impl Sign for SecretKey {
+    fn public(&self) -> Value {
         json!({
             "keytype": "ed25519",
             "scheme": "ed25519",
@@ -42,27 +44,37 @@ impl SecretKey {
         })
     }
 
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.0.sk.sign(message, None).to_vec())
+    }
+}
+
+/// What makes signatures with one key.
+pub trait Sign {
+    /// The public half as a TUF key object.
+    fn public(&self) -> Value;
+
     /// The key's id: the digest of its public half's canonical form, as TUF's specification recommends.
-    pub fn id(&self) -> String {
+    fn id(&self) -> String {
         // Text has a canonical form always.
         let form = canonical(&self.public()).unwrap_or_default();
         Digest::of(&form).to_string()
     }
 
-    fn sign(&self, message: &[u8]) -> String {
-        hex(&*self.0.sk.sign(message, None))
-    }
+    /// The key's signature of a message.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>>;
 }
 
-/// Metadata: the value and a signature of each key. The error says what in the value cannot be signed.
-pub fn sign(signed: &Value, keys: &[&SecretKey]) -> Result<Vec<u8>, String> {
-    let message = canonical(signed)?;
-    let signatures: Vec<Value> = keys
-        .iter()
-        .map(|key| json!({"keyid": key.id(), "sig": key.sign(&message)}))
-        .collect();
+/// Metadata: the value and a signature of each signer. The error says what in the value cannot be signed, or
+/// who did not sign it.
+pub fn sign(signed: &Value, signers: &[&impl Sign]) -> Result<Vec<u8>> {
+    let message = canonical(signed).map_err(Error::new)?;
+    let mut signatures = Vec::new();
+    for signer in signers {
+        signatures.push(json!({"keyid": signer.id(), "sig": hex(&signer.sign(&message)?)}));
+    }
     let mut bytes = serde_json::to_vec_pretty(&json!({"signatures": signatures, "signed": signed}))
-        .map_err(|e| e.to_string())?;
+        .doing(|| "writing the JSON")?;
     bytes.push(b'\n');
     Ok(bytes)
 }

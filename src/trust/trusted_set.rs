@@ -219,6 +219,7 @@ mod tests {
     use crate::digest::Digest;
     use crate::trust::Role;
     use crate::trust::forge::{Forge, at, key};
+    use crate::trust::signing::Sign as _;
 
     /// Offers everything in order, as a first refresh does.
     fn refresh(forge: &Forge) -> Result<TrustedSet, Error> {

@@ -1,0 +1,106 @@
+//! What time it is, on a machine whose clock may be wrong or missing.
+//!
+//! The rule: time is not before the *floor*, which is the day this program was built or, if later, the latest time of
+//! signing (`x-issued`) in metadata that were verified. A system clock at or after the floor is believed. One that is
+//! before it is wrong, as is one that is further ahead than any appliance lives: the floor is used in its place, and
+//! *freshness is not verified*: metadata that expired before the floor are refused as ever, but that nothing newer was
+//! withheld since then, nobody can tell. Nothing that was not signed ever moves the floor, so that a clock that was wrong
+//! once leaves no trace.
+
+use std::time::{Duration, SystemTime};
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// Clocks of publishers and appliances differ; so far behind the floor, a clock is not called wrong.
+const SKEW: Duration = DAY;
+/// So long after the program was built, a clock is not believed: what boards without a battery come up with (2099,
+/// 2106, …) is beyond it, and no appliance is older.
+const LIFE: Duration = Duration::from_secs(25 * 365 * 86_400);
+
+/// The system's clock, and what is known without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    system: SystemTime,
+    floor: SystemTime,
+    last: SystemTime,
+}
+
+impl Clock {
+    /// `system` is what the clock says, `built` when this program was made.
+    pub fn new(system: SystemTime, built: SystemTime) -> Clock {
+        Clock {
+            system,
+            floor: built,
+            last: built + LIFE,
+        }
+    }
+
+    /// Raises the floor: verified metadata were signed at that time.
+    pub fn not_before(&mut self, issued: SystemTime) {
+        self.floor = self.floor.max(issued);
+    }
+
+    /// What expiry is measured against.
+    pub fn now(&self) -> SystemTime {
+        if self.system > self.last {
+            self.floor
+        } else {
+            self.system.max(self.floor)
+        }
+    }
+
+    /// What the system's clock says, right or wrong.
+    pub fn system(&self) -> SystemTime {
+        self.system
+    }
+
+    /// Whether [`Clock::now`] is the time, as far as anybody can tell, and not only a time that has passed.
+    pub fn is_believed(&self) -> bool {
+        self.system + SKEW >= self.floor && self.system <= self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    fn day(day: u64) -> SystemTime {
+        UNIX_EPOCH + DAY * u32::try_from(day).unwrap()
+    }
+
+    #[test]
+    fn the_clock_is_believed_between_the_floor_and_the_end_of_all_appliances() {
+        const BUILT: u64 = 20_000;
+        const ISSUED: u64 = 20_100;
+        for (system, issued, now, believed) in [
+            // No battery: the epoch, or the day some other program was built.
+            (0, None, BUILT, false),
+            (19_000, None, BUILT, false),
+            (0, Some(ISSUED), ISSUED, false),
+            (20_050, Some(ISSUED), ISSUED, false),
+            // What was signed before the build says nothing new.
+            (0, Some(15_000), BUILT, false),
+            // Skew: the later of both is the time.
+            (ISSUED - 1, Some(ISSUED), ISSUED, true),
+            (ISSUED - 2, Some(ISSUED), ISSUED, false),
+            // A clock that is set.
+            (BUILT, None, BUILT, true),
+            (ISSUED, Some(ISSUED), ISSUED, true),
+            (20_200, Some(ISSUED), 20_200, true),
+            (BUILT + 25 * 365, Some(ISSUED), BUILT + 25 * 365, true),
+            // 2106, and a clock that overflowed.
+            (BUILT + 25 * 365 + 1, Some(ISSUED), ISSUED, false),
+            (49_710, None, BUILT, false),
+        ] {
+            let mut clock = Clock::new(day(system), day(BUILT));
+            if let Some(issued) = issued {
+                clock.not_before(day(issued));
+            }
+            assert_eq!(
+                (clock.now(), clock.is_believed()),
+                (day(now), believed),
+                "{system} {issued:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Repositories that python-tuf made, with releases that were packed by what `docs/formats.md` says: the real `qx-update`
+//! installs from them.
+
+use std::fs;
+
+use crate::common::server::Server;
+use crate::common::{Appliance, path};
+use crate::python;
+
+/// Installs from the repository that this case of `publish.py` makes.
+#[track_caller]
+fn applied(case: &str) {
+    let appliance = Appliance::new();
+    let repository = appliance.root.join("srv/python");
+    let recipe = appliance.recipe("1.1.0");
+    recipe.write();
+    python(
+        "publish.py",
+        &[path(&recipe.file()), path(&repository), case],
+    );
+    fs::copy(
+        repository.join("metadata/1.root.json"),
+        appliance.root.join("etc/qx-update/root.json"),
+    )
+    .unwrap();
+    let server = Server::start(&repository);
+    appliance.source(&server.url);
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.1.0");
+    // What was kept of it is trusted again.
+    appliance.update(&["check"]).code(3);
+}
+
+/// A test for each case, of its name.
+macro_rules! cases {
+    ($($case:ident)*) => {$(
+        #[test]
+        fn $case() {
+            applied(stringify!($case));
+        }
+    )*};
+}
+
+cases! {
+    plain
+    without_consistent_snapshot
+    without_hashes_of_metadata
+    high_versions
+    ed25519_thresholds
+    rotated
+    rsa_among_the_keys
+    unknown_schemes
+    unknown_fields
+    the_first_specification
+    a_later_specification
+    key_ids_that_are_no_digests
+    other_digests_too
+    other_targets
+}
