@@ -763,6 +763,8 @@ fn an_expired_repository_is_renewed_by_a_release() {
         &place.path("repo"),
         &place.path("keys"),
         &"vdc".parse().unwrap(),
+        1,
+        None,
         past,
     )
     .unwrap();

@@ -65,7 +65,8 @@ impl Keyring {
 }
 
 impl Signer {
-    fn read(file: &Path) -> Result<Signer> {
+    /// Reads a key.
+    pub(super) fn read(file: &Path) -> Result<Signer> {
         let doing = || format!("reading the key {}", file.display());
         let pem = fs::read_to_string(file).doing(doing)?;
         let wrong = |why: String| Error::new(format!("{}: {why}", doing()));
