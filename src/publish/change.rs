@@ -232,9 +232,10 @@ impl Store {
                 proposal.sign(keys)?;
             }
         }
+        self.check_keys(keys)?;
         let mut ready = self.proposals.clone();
         let mut waiting = Vec::new();
-        while let Some((role, why)) = self.obstacle(&ready, keys)? {
+        while let Some((role, why)) = self.obstacle(&ready)? {
             let draft = ready.remove(&role).ok_or_else(|| Error::new(why.clone()))?;
             waiting.push((draft, why));
         }
@@ -276,6 +277,27 @@ impl Store {
             }
         }
         Ok(done)
+    }
+
+    /// With a directory of other keys nothing could ever be published; better to say so than to leave drafts.
+    fn check_keys(&self, keys: &Keyring) -> Result<()> {
+        let known = |role| {
+            self.current
+                .authority(role)
+                .is_ok_and(|a| a.at_hand(keys) > 0)
+        };
+        if self.current.all().any(|(role, _)| known(role)) {
+            return Ok(());
+        }
+        let role = self
+            .proposals
+            .keys()
+            .next()
+            .map_or(TIMESTAMP, String::as_str);
+        Err(keys.missing(&format!(
+            "key of the {role} role, nor any other key of {}",
+            self.current.dir.display()
+        )))
     }
 
     /// The next version of a role's metadata.
@@ -347,11 +369,7 @@ impl Store {
     }
 
     /// The first proposal that cannot be published with the others, and why.
-    fn obstacle(
-        &self,
-        ready: &BTreeMap<String, Draft>,
-        keys: &Keyring,
-    ) -> Result<Option<(String, String)>> {
+    fn obstacle(&self, ready: &BTreeMap<String, Draft>) -> Result<Option<(String, String)>> {
         for (role, draft) in ready {
             let missing = draft.missing()?;
             if !missing.is_empty() {
@@ -405,22 +423,6 @@ impl Store {
                 TARGETS.into(),
                 "the root that names their keys waits too".into(),
             )));
-        }
-        let Some(first) = ready.keys().next() else {
-            return Ok(None);
-        };
-        for role in self.online_roles(ready)? {
-            for authority in self.online_asks(ready, role) {
-                if authority.at_hand(keys) < authority.threshold {
-                    let why = format!(
-                        "publishing takes {} of the keys of the {role} role that {} names, and {} are at hand",
-                        authority.threshold,
-                        authority.by,
-                        authority.at_hand(keys)
-                    );
-                    return Ok(Some((first.clone(), why)));
-                }
-            }
         }
         Ok(None)
     }
@@ -477,7 +479,9 @@ impl Store {
             for authority in self.online_asks(ready, role) {
                 envelope.sign(&authority, keys)?;
                 if let Some(missing) = authority.missing(&envelope)? {
-                    return Err(keys.missing(&format!("key for the {role} metadata: {missing}")));
+                    return Err(keys.missing(&format!(
+                        "key of the {role} role, which signs each publication: {missing}"
+                    )));
                 }
             }
             new.insert(role, envelope);

@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::current::{Current, TARGETS};
 use super::keyring::Signer;
+use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Result};
+use crate::trust::canonical::canonical;
+use crate::trust::key::hex;
 use crate::trust::signing::{SecretKey, Sign};
 
 /// What asks for a key to be made.
@@ -92,8 +95,12 @@ pub fn make(file: &Path) -> Result<SecretKey> {
 
 fn public(file: &Path) -> Result<(String, Value)> {
     let doing = || format!("reading the public key {}", file.display());
-    let _pem = fs::read_to_string(file).doing(doing)?;
-    Err(Error::new(format!("{}: not yet", doing())))
+    let pem = fs::read_to_string(file).doing(doing)?;
+    let key = ed25519_compact::PublicKey::from_pem(&pem)
+        .map_err(|why| Error::new(format!("{}: it is no public key in PEM: {why}", doing())))?;
+    let key = json!({"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": hex(&*key)}});
+    let id = canonical(&key).map_err(Error::new)?;
+    Ok((Digest::of(&id).to_string(), key))
 }
 
 fn ever_listed(current: &Current, id: &str) -> bool {
