@@ -9,7 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
 use qx_update::manifest::{Name, RelPath};
-use qx_update::publish::{self, Done, Keyring, NewKeys, Published, Rotation, Store, Team};
+use qx_update::publish::{
+    self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team,
+};
+use qx_update::trust::signing::{Scheme, Sign as _};
 
 /// Makes the releases that qx-update installs.
 #[derive(FromArgs)]
@@ -25,6 +28,7 @@ struct Arguments {
 #[argh(subcommand)]
 enum Command {
     Init(Init),
+    Key(KeyCommand),
     Release(Release),
     Component(Component),
     Sign(Sign),
@@ -58,6 +62,48 @@ struct Init {
     root_threshold: Option<u64>,
 }
 
+/// Make and show keys.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "key")]
+struct KeyCommand {
+    #[argh(subcommand)]
+    command: KeySubcommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum KeySubcommand {
+    New(KeyNew),
+    Show(KeyShow),
+}
+
+/// Make a private key, and its public half beside it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "new")]
+struct KeyNew {
+    /// the private key, NAME.pem; its public half becomes NAME.pub.pem
+    #[argh(positional)]
+    file: PathBuf,
+    /// ed25519 (the default) or ecdsa-sha2-nistp256
+    #[argh(option, default = "Scheme::Ed25519")]
+    scheme: Scheme,
+    /// protect it by a passphrase
+    #[argh(switch)]
+    encrypt: bool,
+    /// a file whose first line is the passphrase (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Print the public half of a key.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "show")]
+struct KeyShow {
+    /// the key: NAME.pem, NAME.pub.pem or NAME.signer.json
+    #[argh(positional)]
+    file: PathBuf,
+}
+
 /// Pack what a recipe names, and publish it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "release")]
@@ -71,6 +117,9 @@ struct Release {
     /// the directory with the private keys
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// the channel to publish on (stable)
     #[argh(option)]
     channel: Option<Name>,
@@ -92,6 +141,9 @@ struct Component {
     /// the directory with the private keys
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// the team that signs them (the targets role)
     #[argh(option, long = "as")]
     team: Option<String>,
@@ -110,6 +162,9 @@ struct Sign {
     /// the directory with the private keys
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// where to write the signed draft (in its place)
     #[argh(option)]
     out: Option<PathBuf>,
@@ -137,6 +192,9 @@ struct Rotate {
     /// the directory with the private keys, old and new
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// a key that comes: the file of a public key, or "new"; may be repeated
     #[argh(option)]
     key: Vec<String>,
@@ -161,6 +219,9 @@ struct Refresh {
     /// the directory with the private keys
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// renew what expires within so many days (a third of its life, at most 120 days)
     #[argh(option)]
     within: Option<u32>,
@@ -194,6 +255,9 @@ struct Delegate {
     /// the directory with the private keys
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// a pattern of the targets that it may publish; * and ? do not match a slash; may be repeated
     #[argh(option)]
     paths: Vec<String>,
@@ -335,10 +399,12 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             );
             Ok(text)
         }
+        Command::Key(KeyCommand { command }) => key(command),
         Command::Release(Release {
             recipe,
             repo,
             keys,
+            passphrase_file,
             channel,
             team,
         }) => {
@@ -347,7 +413,7 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
                 None => "stable".parse().map_err(|why: String| Error::new(why))?,
             };
             let released = released(now)?;
-            let keyring = Keyring::open(&keys)?;
+            let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
             let (channel, team) = (Some(&channel), team.as_deref());
             let done = publish::release(&recipe, &repo, &keyring, channel, team, released, now)?;
             Ok(published(&done, &repo, &keys))
@@ -356,9 +422,10 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             recipe,
             repo,
             keys,
+            passphrase_file,
             team,
         }) => {
-            let keyring = Keyring::open(&keys)?;
+            let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
             let team = team.as_deref();
             let done = publish::release(&recipe, &repo, &keyring, None, team, now, now)?;
             Ok(published(&done, &repo, &keys))
@@ -368,6 +435,7 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             role,
             repo,
             keys,
+            passphrase_file,
             key,
             remove,
             threshold,
@@ -382,7 +450,9 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
                 threshold,
             };
             let mut new = NewKeys::new(&keys);
-            let done = publish::rotate(store, &rotation, &mut new, &|| Keyring::open(&keys))?;
+            let done = publish::rotate(store, &rotation, &mut new, &|| {
+                Keyring::open(&keys, passphrase_file.as_deref())
+            })?;
             Ok(made(&new) + &changed(&done, &repo, &keys))
         }
         Command::Expiry(Expiry { role, days, repo }) => {
@@ -395,17 +465,23 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             team,
             repo,
             keys,
+            passphrase_file,
             remove: true,
             ..
         }) => {
             let store = Store::open(&repo, now)?;
-            let done = publish::remove_team(store, &team, &Keyring::open(&keys)?)?;
+            let done = publish::remove_team(
+                store,
+                &team,
+                &Keyring::open(&keys, passphrase_file.as_deref())?,
+            )?;
             Ok(changed(&done, &repo, &keys))
         }
         Command::Delegate(Delegate {
             team,
             repo,
             keys,
+            passphrase_file,
             paths,
             key,
             threshold,
@@ -421,7 +497,9 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
                 terminating,
             };
             let mut new = NewKeys::new(&keys);
-            let done = publish::delegate(store, &team, &mut new, &|| Keyring::open(&keys))?;
+            let done = publish::delegate(store, &team, &mut new, &|| {
+                Keyring::open(&keys, passphrase_file.as_deref())
+            })?;
             Ok(made(&new) + &changed(&done, &repo, &keys))
         }
         // `run` has done it.
@@ -459,10 +537,20 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
 }
 
 fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
-    let Refresh { repo, keys, within } = command;
+    let Refresh {
+        repo,
+        keys,
+        passphrase_file,
+        within,
+    } = command;
     let within = within.map(|days| Duration::from_secs(86_400) * days);
     let store = Store::open(repo, now)?;
-    let done = publish::refresh(store, &Keyring::open(keys)?, within, now)?;
+    let done = publish::refresh(
+        store,
+        &Keyring::open(keys, passphrase_file.as_deref())?,
+        within,
+        now,
+    )?;
     let mut text = match done.done.published[..] {
         [] => "nothing was renewed\n".to_owned(),
         _ => changed(&done.done, repo, keys),
@@ -486,12 +574,13 @@ fn sign(command: Sign, now: SystemTime) -> Result<String> {
     let Sign {
         draft,
         keys,
+        passphrase_file,
         out,
         repo,
         add_signature,
         lost,
     } = command;
-    let keyring = Keyring::open(&keys)?;
+    let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
     match (draft, repo) {
         (Some(draft), repo) if add_signature.is_empty() && !lost => {
             let out = out.unwrap_or_else(|| draft.clone());
@@ -576,6 +665,32 @@ fn made(new: &NewKeys) -> String {
         .iter()
         .map(|file| format!("new key {}\n", file.display()));
     lines.collect()
+}
+
+fn key(command: KeySubcommand) -> Result<String> {
+    match command {
+        KeySubcommand::New(KeyNew {
+            file,
+            scheme,
+            encrypt,
+            passphrase_file,
+        }) => {
+            if passphrase_file.is_some() && !encrypt {
+                return Err(Error::with(
+                    Exit::Usage,
+                    "--passphrase-file is of use with --encrypt only",
+                ));
+            }
+            let passphrase = encrypt.then(|| Passphrase::new(passphrase_file.as_deref()));
+            let key = publish::create_key(&file, scheme, passphrase.as_ref())?;
+            Ok(format!(
+                "wrote {}: {scheme}, id {}\n",
+                file.display(),
+                key.id()
+            ))
+        }
+        KeySubcommand::Show(KeyShow { file }) => Ok(PublicKey::read(&file)?.to_string()),
+    }
 }
 
 /// The time that goes into a manifest: now, or what a reproducible build is told.

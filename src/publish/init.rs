@@ -11,13 +11,12 @@ use serde_json::{Map, Value, json};
 use super::absolute;
 use super::current::{About, PUBLIC, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_file};
 use super::envelope::{Authority, Dates, Envelope, meta};
-use super::keyring::Keyring;
+use super::keyring::{Keyring, PublicKey, check_vacant};
 use super::newkeys;
 use super::roles::check_threshold;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::Name;
-use crate::trust::signing::Sign;
 
 /// What lies beside the keys while `init` is at work: they belong to no repository yet.
 const UNFINISHED: &str = "init.unfinished";
@@ -107,12 +106,7 @@ pub fn init(
     }
     if !resumed {
         for file in files.iter().flat_map(|(_, files)| files) {
-            if fs::symlink_metadata(file).is_ok() {
-                return Err(Error::new(format!(
-                    "{} is there already, and no key is overwritten",
-                    file.display()
-                )));
-            }
+            check_vacant(file)?;
         }
     }
     durable::write(&unfinished, purpose.as_bytes())?;
@@ -123,11 +117,9 @@ pub fn init(
         return Ok(made(repo));
     }
     for file in files.iter().flat_map(|(_, files)| files) {
-        if !file.exists() {
-            newkeys::make(file)?;
-        }
+        newkeys::make(file)?;
     }
-    let keyring = Keyring::open(keys)?;
+    let keyring = Keyring::open(keys, None)?;
     let aside = aside(&repo_path);
     if let Some(parent) = repo_path.parent() {
         durable::create_dir(parent, 0o755)?;
@@ -166,9 +158,9 @@ fn build(
     for (role, files) in files {
         let mut ids = Vec::new();
         for file in files {
-            let signer = super::keyring::Signer::read(file)?;
-            ids.push(signer.id());
-            keys.insert(signer.id(), signer.public());
+            let key = PublicKey::read(file)?;
+            ids.push(key.id.clone());
+            keys.insert(key.id, key.key);
         }
         let threshold = if *role == ROOT { threshold } else { 1 };
         roles.insert(

@@ -3,16 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::current::{Current, TARGETS};
-use super::keyring::Signer;
-use crate::digest::Digest;
+use super::current::{Current, ROOT, TARGETS, top_level};
+use super::keyring::{EXTERNAL, PublicKey, create_key, public_file};
+use super::pem;
 use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::trust::canonical::canonical;
-use crate::trust::key::hex;
-use crate::trust::signing::{SecretKey, Sign};
+use crate::trust::signing::{Scheme, key_id};
 
 /// What asks for a key to be made.
 pub const NEW: &str = "new";
@@ -51,26 +49,24 @@ impl NewKeys {
         Ok(keys)
     }
 
-    /// A key with the role's name that this repository has never listed: what an interrupted command has made is used,
-    /// else one is made.
+    /// A key that this repository has never listed, named after the metadata that will list it: what an interrupted
+    /// command has made is used, else one is made.
     fn next(&mut self, current: &Current, role: &str) -> Result<(String, Value)> {
+        let version = current.next_version(if top_level(role) { ROOT } else { TARGETS });
         for number in 1.. {
             let name = match number {
-                1 => format!("{role}.pem"),
-                _ => format!("{role}-{number}.pem"),
+                1 => format!("{role}-v{version}.pem"),
+                _ => format!("{role}-v{version}-{number}.pem"),
             };
             let file = self.dir.join(name);
             if self.made.contains(&file) {
                 continue;
             }
-            if !file.exists() {
-                make(&file)?;
-            }
-            let signer = Signer::read(&file)?;
-            let id = signer.id();
-            if !ever_listed(current, &id) {
+            make(&file)?;
+            let key = PublicKey::read(&file)?;
+            if !ever_listed(current, &key.id) {
                 self.made.push(file);
-                return Ok((id, signer.public()));
+                return Ok((key.id, key.key));
             }
         }
         Err(Error::new(format!(
@@ -80,27 +76,25 @@ impl NewKeys {
     }
 }
 
-/// Makes a key and writes it, for nobody else to read. Nothing is overwritten.
-pub fn make(file: &Path) -> Result<SecretKey> {
-    if fs::symlink_metadata(file).is_ok() {
-        return Err(Error::new(format!(
-            "{} is there already, and no key is overwritten",
-            file.display()
-        )));
+/// Makes a key, unless an interrupted command has done so.
+pub fn make(file: &Path) -> Result<()> {
+    if !file.exists() {
+        // Its public half is written first.
+        durable::remove(&public_file(file))?;
+        create_key(file, Scheme::Ed25519, None)?;
     }
-    let key = SecretKey::generate();
-    durable::write(file, key.to_pem().as_bytes())?;
-    Ok(key)
+    Ok(())
 }
 
 fn public(file: &Path) -> Result<(String, Value)> {
+    if file.to_string_lossy().ends_with(EXTERNAL) {
+        let key = PublicKey::read(file)?;
+        return Ok((key.id, key.key));
+    }
     let doing = || format!("reading the public key {}", file.display());
-    let pem = fs::read_to_string(file).doing(doing)?;
-    let key = ed25519_compact::PublicKey::from_pem(&pem)
-        .map_err(|why| Error::new(format!("{}: it is no public key in PEM: {why}", doing())))?;
-    let key = json!({"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": hex(&*key)}});
-    let id = canonical(&key).map_err(Error::new)?;
-    Ok((Digest::of(&id).to_string(), key))
+    let text = fs::read_to_string(file).doing(doing)?;
+    let key = pem::public(&text).map_err(|why| Error::new(format!("{}: {why}", doing())))?;
+    Ok((key_id(&key), key))
 }
 
 fn ever_listed(current: &Current, id: &str) -> bool {
