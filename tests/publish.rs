@@ -999,13 +999,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     place.recipe("1.0.0", |_| {});
     place.release();
     let server = Server::start(&place);
-    let options = Options {
-        ca_file: None,
-        clock: Clock::new(SystemTime::now(), SystemTime::now()),
-        connect_timeout: Duration::from_secs(10),
-        stall_timeout: Duration::from_secs(10),
-        retries: 0,
-    };
+    let options = Options::new(Clock::new(SystemTime::now(), SystemTime::now()));
     let web = format!("http://{}", server.1);
     for (number, spec) in [web.as_str(), place.path("repo").to_str().unwrap()]
         .iter()
