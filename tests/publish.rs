@@ -284,17 +284,18 @@ fn init_makes_private_keys_and_a_repository_that_appliances_can_read() {
     for (name, (mode, bytes)) in &tree {
         let expected = match name.as_str() {
             "keys" => 0o700,
+            _ if name.ends_with(".pub.pem") => 0o644,
             _ if name.starts_with("keys/") => 0o600,
             "repo" | "repo/metadata" | "repo/targets" => 0o755,
             _ => 0o644,
         };
         assert_eq!(mode & 0o777, expected, "{name}");
-        if name.starts_with("keys/") {
-            assert!(
-                bytes.starts_with(b"-----BEGIN PRIVATE KEY-----\n"),
-                "{name}"
-            );
-        }
+        let start: &[u8] = match name.as_str() {
+            _ if name.ends_with(".pub.pem") => b"-----BEGIN PUBLIC KEY-----\n",
+            _ if name.starts_with("keys/") => b"-----BEGIN PRIVATE KEY-----\n",
+            _ => b"",
+        };
+        assert!(bytes.starts_with(start), "{name}");
     }
     for key in ["root", "timestamp", "snapshot", "targets"] {
         assert!(tree.contains_key(&format!("keys/{key}.pem")), "{key}");
@@ -996,13 +997,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     place.recipe("1.0.0", |_| {});
     place.release();
     let server = Server::start(&place);
-    let options = Options {
-        ca_file: None,
-        clock: Clock::new(SystemTime::now(), SystemTime::now()),
-        connect_timeout: Duration::from_secs(10),
-        stall_timeout: Duration::from_secs(10),
-        retries: 0,
-    };
+    let options = Options::new(Clock::new(SystemTime::now(), SystemTime::now()));
     let web = format!("http://{}", server.1);
     for (number, spec) in [web.as_str(), place.path("repo").to_str().unwrap()]
         .iter()
