@@ -605,7 +605,7 @@ mod tests {
             let repository = appliance.refresh().unwrap();
             let offer = &repository.releases()[0];
             let manifest = repository.manifest(&appliance.source, offer).unwrap();
-            let why = manifest.err().expect("it was accepted");
+            let why = manifest.expect_err("it was accepted");
             assert!(why.contains(word), "{why}");
         }
         let mut forge = Forge::new();

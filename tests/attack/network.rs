@@ -111,7 +111,24 @@ fn freeze() {
 /// Metadata and targets without end.
 #[test]
 fn endless_data() {
+    unfit_to_transfer(&Answer::Endless, 5);
+}
+
+/// Metadata and targets that come so slowly that they might as well not: a byte a second never stalls.
+#[test]
+fn slow_data() {
+    unfit_to_transfer(&Answer::Drip, 1);
+}
+
+/// Each file of the repository in turn is answered so.
+#[track_caller]
+fn unfit_to_transfer(answer: &Answer, code: i32) {
     let scene = Scene::new();
+    scene.appliance.edit_config(|config| {
+        config["limits"]["metadata_timeout_s"] = json!(3);
+        config["limits"]["stall_timeout_s"] = json!(3);
+        config["limits"]["retries"] = json!(1);
+    });
     let manifest = scene.publisher().manifest_of("1.3.0");
     let manifest = scene.publisher().target_file(&manifest);
     let manifest = manifest.file_name().unwrap().to_str().unwrap().to_owned();
@@ -128,17 +145,23 @@ fn endless_data() {
     ] {
         scene.rewind();
         let evil = scene.attacker(&[]);
-        fs::write(evil.repo.join("metadata/2.root.json"), "{").unwrap();
-        let ending = file.to_owned();
+        fs::write(
+            evil.repo.join("metadata/2.root.json"),
+            format!("{{{}}}", " ".repeat(99)),
+        )
+        .unwrap();
+        let (ending, answer) = (file.to_owned(), answer.clone());
         let server = Server::answering(&evil.repo, move |request| {
-            match (&request.path, request.path.ends_with(&ending)) {
-                (_, true) => Answer::Endless,
-                (path, _) if path.ends_with("2.root.json") => Answer::Status(404),
-                _ => Answer::Well,
+            if request.path.ends_with(&ending) {
+                answer.clone()
+            } else if request.path.ends_with("2.root.json") {
+                Answer::Status(404)
+            } else {
+                Answer::Well
             }
         });
         eprintln!("{file}");
-        scene.refuses_from(&server, &evil.repo, 5, &[file], kept);
+        scene.refuses_from(&server, &evil.repo, code, &[&server.url, file], kept);
         scene.trusts_the_publisher();
     }
     scene.ends_well();
