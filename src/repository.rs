@@ -139,22 +139,24 @@ impl Repository {
         })
     }
 
-    /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest.
-    pub fn manifest(&self, source: &impl Fetch, offer: &Offer) -> Result<Candidate> {
-        let refused = |why: String| {
-            Error::with(
-                Exit::Refused,
-                format!("reading the manifest {}: {why}", offer.target),
-            )
-        };
-        let target = self
-            .target(&offer.target)
-            .ok_or_else(|| refused("the repository does not offer it".into()))?;
+    /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest. `Ok(Err(…))` is the
+    /// publisher's fault: the very bytes that were signed are no manifest of that release.
+    ///
+    /// # Errors
+    /// What the source says for a failed transfer; [`Exit::Refused`] if it sent something else than what was signed.
+    pub fn manifest(
+        &self,
+        source: &impl Fetch,
+        offer: &Offer,
+    ) -> Result<Result<Candidate, String>> {
+        let doing = || format!("reading the manifest {}", offer.target);
+        let unusable = |why: String| Ok(Err(format!("{}: {why}", doing())));
+        let target = self.target(&offer.target).ok_or_else(|| {
+            let why = format!("{}: the repository does not offer it", doing());
+            Error::with(Exit::Refused, why)
+        })?;
         if target.length > manifest::MAX_BYTES {
-            return Err(refused(format!(
-                "it is longer than {} bytes",
-                manifest::MAX_BYTES
-            )));
+            return unusable(format!("it is longer than {} bytes", manifest::MAX_BYTES));
         }
         let file = TargetFile {
             length: target.length,
@@ -162,9 +164,13 @@ impl Repository {
         };
         let bytes = source.required(&target.path, manifest::MAX_BYTES, &mut |bytes| {
             file.check(&target.path, bytes)
-                .map_err(|e| refused(e.to_string()))
+                .doing(doing)
+                .map_err(|e| e.exiting(Exit::Refused))
         })?;
-        let manifest = Manifest::parse(&bytes).map_err(&refused)?;
+        let manifest = match Manifest::parse(&bytes) {
+            Ok(manifest) => manifest,
+            Err(why) => return unusable(why),
+        };
         for (field, said, named) in [
             ("product", manifest.product.as_str(), offer.product.as_str()),
             ("channel", manifest.channel.as_str(), offer.channel.as_str()),
@@ -176,16 +182,14 @@ impl Repository {
             ),
         ] {
             if said != named {
-                return Err(refused(format!(
-                    "its {field} is {said}, and its name says {named}"
-                )));
+                return unusable(format!("its {field} is {said}, and its name says {named}"));
             }
         }
-        Ok(Candidate {
+        Ok(Ok(Candidate {
             manifest,
             bytes,
             digest: target.sha256,
-        })
+        }))
     }
 }
 
@@ -572,7 +576,10 @@ mod tests {
                 manifest,
                 bytes,
                 digest,
-            } = repository.manifest(&appliance.source, offer).unwrap();
+            } = repository
+                .manifest(&appliance.source, offer)
+                .unwrap()
+                .unwrap();
             assert_eq!(manifest.version, offer.version);
             assert_eq!(digest, Digest::of(&bytes));
         }
@@ -597,9 +604,9 @@ mod tests {
             let appliance = Appliance::new("manifest", &forge);
             let repository = appliance.refresh().unwrap();
             let offer = &repository.releases()[0];
-            let error = refusal(repository.manifest(&appliance.source, offer));
-            assert_eq!(error.exit, Exit::Refused);
-            assert!(error.chain().contains(word), "{}", error.chain());
+            let manifest = repository.manifest(&appliance.source, offer).unwrap();
+            let why = manifest.expect_err("it was accepted");
+            assert!(why.contains(word), "{why}");
         }
         let mut forge = Forge::new();
         forge.files.insert(name, bytes);

@@ -195,6 +195,7 @@ impl Place {
             repository
                 .manifest(&self.directory(), offer)
                 .unwrap()
+                .unwrap()
                 .manifest
         };
         offers.iter().map(read).collect()
@@ -727,6 +728,7 @@ fn a_reader_never_sees_a_part_of_a_publication() {
                     let manifest = repository
                         .manifest(&place.directory(), offer)
                         .unwrap()
+                        .unwrap()
                         .manifest;
                     for component in &manifest.components {
                         let target = repository
@@ -1013,6 +1015,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
             Repository::refresh(&source, &work.join("trust"), &place.root(), now).unwrap();
         let manifest = repository
             .manifest(&source, &repository.releases()[0])
+            .unwrap()
             .unwrap()
             .manifest;
         for component in &manifest.components {
