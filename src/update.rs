@@ -405,7 +405,7 @@ impl Appliance {
         }
         let idle = idle_of(record);
         if !request.dry_run {
-            let dropped = self.drop_other_downloads(&candidate, &repository);
+            let dropped = self.drop_other_downloads(&candidate, &repository, &source);
             self.remember(dropped, request, record)?;
         }
         let planned = self.plan(&candidate, &idle, &repository, &source);
@@ -482,6 +482,7 @@ impl Appliance {
             &self.store.path("update/trust"),
             &root,
             self.host.now(),
+            &limits.trust,
         );
         let repository = match refreshed {
             // The source has no part in it.
@@ -521,7 +522,11 @@ impl Appliance {
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
         };
-        select::select(&ground, request, &repository.releases(), &mut |offer| {
+        let found = repository.releases(source, ground.product, ground.channel, ground.arch);
+        for why in found.left_out {
+            self.log.warning("select", why);
+        }
+        select::select(&ground, request, &found.offers, &mut |offer| {
             repository.manifest(source, offer)
         })
     }
@@ -553,14 +558,24 @@ impl Appliance {
             slots: self.store.path("slots"),
             alternate: self.store.slot(idle.active.set.alternate()),
         };
-        plan::plan(&candidate.manifest, &ground, repository)
+        plan::plan(&candidate.manifest, &ground, repository, source)
     }
 
     /// What an earlier release left half-fetched only takes space.
-    fn drop_other_downloads(&self, candidate: &Candidate, repository: &Repository) -> Result<()> {
+    fn drop_other_downloads(
+        &self,
+        candidate: &Candidate,
+        repository: &Repository,
+        source: &Source,
+    ) -> Result<()> {
         let mut wanted = Vec::new();
         for component in &candidate.manifest.components {
-            wanted.push(plan::artifact(component, repository)?.1.sha256.to_string());
+            wanted.push(
+                plan::artifact(component, repository, source)?
+                    .1
+                    .sha256
+                    .to_string(),
+            );
         }
         let directory = self.store.path("update/downloads");
         for entry in

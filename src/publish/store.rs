@@ -20,7 +20,7 @@ use crate::repository::{metadata_path, target_path};
 use crate::trust::key::Keys;
 use crate::trust::metadata::TargetFile;
 use crate::trust::signing::{SecretKey, Sign, sign};
-use crate::trust::{self, Role, TrustedSet};
+use crate::trust::{self, Limits, Role, TrustedSet};
 
 /// What names a repository's product.
 const ABOUT: &str = "repository.json";
@@ -185,7 +185,7 @@ impl State {
         let path = metadata_path(Role::Root, Some(1));
         let mut roots = vec![read(&path)?];
         // Nothing was expired at the epoch.
-        let mut set = TrustedSet::new(&roots[0], UNIX_EPOCH)
+        let mut set = TrustedSet::new(&roots[0], UNIX_EPOCH, &Limits::default())
             .doing(|| format!("verifying {}", dir.join(path).display()))?;
         loop {
             let path = metadata_path(Role::Root, Some(set.root().version + 1));
@@ -211,7 +211,7 @@ impl State {
         let meta = set.snapshot().and_then(|s| s.meta.get("targets.json"));
         let path = metadata_path(Role::Targets, meta.map(|meta| meta.version));
         let targets = read(&path)?;
-        verify(&path, set.update_targets(&targets))?;
+        verify(&path, set.update_targets(targets.clone()))?;
         Ok(State {
             dir: dir.to_owned(),
             product: about.product,
@@ -234,7 +234,7 @@ impl State {
 
     /// What an appliance that knows this state would say of new metadata.
     fn accepts(&self, new: &Metadata, now: SystemTime) -> Result<(), trust::Error> {
-        let mut set = TrustedSet::new(&self.roots[0], now)?;
+        let mut set = TrustedSet::new(&self.roots[0], now, &Limits::default())?;
         for root in &self.roots[1..] {
             set.update_root(root)?;
         }
@@ -242,7 +242,7 @@ impl State {
         let _ = set.update_timestamp(&self.timestamp);
         set.update_timestamp(&new.timestamp)?;
         set.update_snapshot(&new.snapshot, false)?;
-        set.update_targets(&new.targets)
+        set.update_targets(new.targets.clone())
     }
 }
 
@@ -297,7 +297,7 @@ impl Store {
     }
 
     /// A target that is published already.
-    pub fn published(&self, name: &RelPath) -> Option<&TargetFile> {
+    pub fn published(&self, name: &RelPath) -> Option<TargetFile> {
         self.state.set.target(name)
     }
 
@@ -327,7 +327,7 @@ impl Store {
             };
             let name: RelPath = name.parse().map_err(Error::new)?;
             match self.published(&name) {
-                Some(published) if published == artifact => return Ok((name, false)),
+                Some(published) if published == *artifact => return Ok((name, false)),
                 Some(_) => {}
                 None => return Ok((name, true)),
             }
