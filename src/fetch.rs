@@ -101,11 +101,21 @@ impl Source {
     /// A whole file of at most `limit` bytes, or `None` if there is none of that name (404, or the 403 that
     /// object stores say instead to those who may not list).
     pub fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        Ok(self.find(path, limit)?.ok())
+    }
+
+    /// A whole file of at most `limit` bytes that must be there. The error tells a server's 404 from its 403.
+    pub fn required(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
+        self.find(path, limit)?
+    }
+
+    /// The inner error says that there is no such file.
+    fn find(&self, path: &str, limit: u64) -> Result<Result<Vec<u8>>> {
         match &self.place {
             Place::Directory(directory) => {
                 let path = inside(directory, path)?;
                 let Some((file, length)) = open_if_there(&path)? else {
-                    return Ok(None);
+                    return Ok(Err(missing(&path)));
                 };
                 if length > limit {
                     return Err(too_long(&path.display(), limit));
@@ -113,14 +123,14 @@ impl Source {
                 read_limited(file, limit)
                     .doing(|| format!("reading {}", path.display()))?
                     .ok_or_else(|| too_long(&path.display(), limit))
-                    .map(Some)
+                    .map(Ok)
             }
             Place::Web(base, client) => {
                 let url = base.join(path);
                 let mut retries = Retries::new(self.retries);
                 loop {
                     match small_over_http(client, &url, limit) {
-                        Ok(bytes) => return Ok(bytes),
+                        Ok(found) => return Ok(found),
                         Err(fault) => retries.pause(fault)?,
                     }
                 }
@@ -148,8 +158,7 @@ impl Source {
             Place::Directory(directory) => {
                 let path = inside(directory, path)?;
                 let Some((file, found)) = open_if_there(&path)? else {
-                    let why = format!("opening {}: there is no such file", path.display());
-                    return Err(Error::new(why));
+                    return Err(missing(&path));
                 };
                 if found != length {
                     return Err(wrong_length(&path.display(), found, length));
@@ -222,10 +231,9 @@ impl Fault {
     }
 
     fn status(url: &Url, status: u16) -> Fault {
-        let error = Error::new(format!("fetching {url}: the server answered {status}"));
         match status {
-            408 | 425 | 429 | 500.. => Fault::Transient(error),
-            _ => Fault::Permanent(error),
+            408 | 425 | 429 | 500.. => Fault::Transient(answered(url, status)),
+            _ => Fault::Permanent(answered(url, status)),
         }
     }
 }
@@ -255,18 +263,27 @@ impl Retries {
     }
 }
 
-fn small_over_http(client: &Client, url: &Url, limit: u64) -> Result<Option<Vec<u8>>, Fault> {
+fn answered(url: &Url, status: u16) -> Error {
+    let mut why = format!("fetching {url}: the server answered {status}");
+    if matches!(status, 401 | 403) {
+        why.push_str(" (no right to it, or no such file)");
+    }
+    Error::new(why)
+}
+
+/// The inner error says that there is no such file.
+fn small_over_http(client: &Client, url: &Url, limit: u64) -> Result<Result<Vec<u8>>, Fault> {
     let response = client.get(url, 0).map_err(|e| Fault::of(url, e))?;
     match response.status {
         200 => {}
-        403 | 404 => return Ok(None),
+        status @ (403 | 404) => return Ok(Err(answered(url, status))),
         status => return Err(Fault::status(url, status)),
     }
     if response.length.is_some_and(|length| length > limit) {
         return Err(too_long(url, limit).into());
     }
     match read_limited(response.body, limit).map_err(|e| Fault::of(url, e))? {
-        Some(bytes) => Ok(Some(bytes)),
+        Some(bytes) => Ok(Ok(bytes)),
         None => Err(too_long(url, limit).into()),
     }
 }
@@ -531,6 +548,10 @@ fn options(follow: bool) -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
     options.read(true).custom_flags(flags.bits() as i32);
     options
+}
+
+fn missing(path: &Path) -> Error {
+    Error::new(format!("opening {}: there is no such file", path.display()))
 }
 
 fn too_long(what: &dyn std::fmt::Display, limit: u64) -> Error {

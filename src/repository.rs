@@ -37,11 +37,34 @@ const OTHERS: usize = 10;
 pub trait Fetch {
     /// The file at a path of the repository, `None` if there is none. More than `limit` bytes are an error.
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>>;
+
+    /// A file that must be there and that `accept` takes: there may be another mirror to ask for one that it does not
+    /// take.
+    fn required(
+        &self,
+        path: &str,
+        limit: u64,
+        accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = self
+            .small(path, limit)?
+            .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
+        accept(bytes)
+    }
 }
 
 impl Fetch for Source {
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         Source::small(self, path, limit)
+    }
+
+    fn required(
+        &self,
+        path: &str,
+        limit: u64,
+        accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
+        accept(Source::required(self, path, limit)?)
     }
 }
 
@@ -261,13 +284,17 @@ impl Repository {
                 manifest::MAX_BYTES
             )));
         }
-        let bytes = required(source, &target.path, manifest::MAX_BYTES)?;
         let file = TargetFile {
             length: target.length,
             sha256: target.sha256,
         };
-        file.check(&target.path, &bytes)
-            .map_err(|e| refused(e.to_string()))?;
+        let mut bytes = Vec::new();
+        source.required(&target.path, manifest::MAX_BYTES, &mut |fetched| {
+            file.check(&target.path, &fetched)
+                .map_err(|e| refused(e.to_string()))?;
+            bytes = fetched;
+            Ok(())
+        })?;
         let manifest = Manifest::parse(&bytes).map_err(&refused)?;
         for (field, said, named) in [
             ("product", manifest.product.as_str(), offer.product.as_str()),
@@ -370,8 +397,14 @@ impl Repository {
         };
         let named = self.set.root().consistent_snapshot.then_some(version);
         let path = delegated_path(role, named);
-        let bytes = required(source, &path, self.set.limits().targets_bytes)?;
-        let targets = trusted(&path, self.set.delegated(delegation, bytes))?;
+        let mut accepted = None;
+        let limit = Role::Targets.max_bytes(self.set.limits());
+        source.required(&path, limit, &mut |bytes| {
+            accepted = Some(trusted(&path, self.set.delegated(delegation, bytes))?);
+            Ok(())
+        })?;
+        let targets = accepted
+            .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
         durable::create_dir(&directory, 0o700)?;
         durable::write(&directory.join(file), targets.bytes())?;
         Ok(targets)
@@ -467,8 +500,15 @@ fn update_timestamp(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> R
         let _ = set.update_timestamp(&bytes);
     }
     let path = metadata_path(Role::Timestamp, None);
-    let bytes = required(source, &path, Role::Timestamp.max_bytes(set.limits()))?;
-    if trusted(&path, set.update_timestamp(&bytes))? {
+    let limit = Role::Timestamp.max_bytes(set.limits());
+    let mut newer = None;
+    source.required(&path, limit, &mut |bytes| {
+        if trusted(&path, set.update_timestamp(&bytes))? {
+            newer = Some(bytes);
+        }
+        Ok(())
+    })?;
+    if let Some(bytes) = newer {
         durable::write(&store.join(file), &bytes)?;
     }
     Ok(set.timestamp().map_or(0, |timestamp| timestamp.version))
@@ -482,9 +522,14 @@ fn update_snapshot(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Re
     }
     let named = set.root().consistent_snapshot.then_some(version);
     let path = metadata_path(Role::Snapshot, named);
-    let bytes = required(source, &path, Role::Snapshot.max_bytes(set.limits()))?;
-    trusted(&path, set.update_snapshot(&bytes, false))?;
-    durable::write(&store.join(file), &bytes)?;
+    let limit = Role::Snapshot.max_bytes(set.limits());
+    let mut accepted = Vec::new();
+    source.required(&path, limit, &mut |bytes| {
+        trusted(&path, set.update_snapshot(&bytes, false))?;
+        accepted = bytes;
+        Ok(())
+    })?;
+    durable::write(&store.join(file), &accepted)?;
     Ok(version)
 }
 
@@ -510,8 +555,10 @@ fn update_targets(
     }
     let named = set.root().consistent_snapshot.then_some(version);
     let path = metadata_path(Role::Targets, named);
-    let bytes = required(source, &path, Role::Targets.max_bytes(set.limits()))?;
-    trusted(&path, set.update_targets(bytes))?;
+    let limit = Role::Targets.max_bytes(set.limits());
+    source.required(&path, limit, &mut |bytes| {
+        trusted(&path, set.update_targets(bytes))
+    })?;
     let accepted = set.targets().map_or(&[][..], Targets::bytes);
     durable::write(&store.join(file), accepted)?;
     Ok(version)
@@ -520,12 +567,6 @@ fn update_targets(
 /// A copy kept earlier. One that cannot be read is as good as none: the source has it.
 fn kept(store: &Path, file: &str) -> Option<Vec<u8>> {
     fs::read(store.join(file)).ok()
-}
-
-fn required(source: &dyn Fetch, path: &str, limit: u64) -> Result<Vec<u8>> {
-    source
-        .small(path, limit)?
-        .ok_or_else(|| Error::new(format!("fetching {path}: the repository has no such file")))
 }
 
 fn trusted<T>(path: &str, result: Result<T, trust::Error>) -> Result<T> {

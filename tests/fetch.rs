@@ -526,6 +526,11 @@ fn small_files_are_there_or_not_or_too_long() {
     assert!(source.small("metadata/a b.json", 1).is_err());
     assert_eq!(source.small("missing", 2).unwrap(), None);
     assert_eq!(source.small("forbidden", 2).unwrap(), None);
+    // Where it must be there, a wrong token is told from a file that is gone.
+    for (path, status) in [("missing", "answered 404"), ("forbidden", "answered 403")] {
+        let error = source.required(path, 2).unwrap_err().chain();
+        assert!(error.contains(status), "{error}");
+    }
     let error = source.small("long", 1 << 20).unwrap_err();
     assert!(
         error.chain().contains("longer than 1048576 bytes"),

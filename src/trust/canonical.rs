@@ -165,15 +165,16 @@ mod tests {
             ("{\"a\":1,\"a\":1}", "'a' is there twice"),
             ("{\"a\":1,\"b\":2,\"\\u0061\":3}", "'a' is there twice"),
             ("[{\"x\":{\"\":1,\"\":1}}]", "'' is there twice"),
-            ("\"\\ud800\"", "surrogate"),
-            ("{\"\\ud800\":1}", "surrogate"),
+            ("\"\\ud800\"", "hex escape"),
+            ("{\"\\ud800\":1}", "hex escape"),
             ("{\"a\":1}}", "trailing"),
-            ("[1,]", "trailing comma"),
+            ("[1,]", "expected value"),
             ("{", "EOF"),
             ("", "EOF"),
             ("01", "number"),
             ("+1", "expected"),
-            ("nul", "ident"),
+            ("nul", "EOF"),
+            ("nule", "ident"),
         ] {
             let error = canonical_text(json).unwrap_err();
             assert!(error.contains(word), "{json}: {error}");

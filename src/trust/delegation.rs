@@ -233,7 +233,7 @@ fn walk(
     limits: &Limits,
     choose: &mut dyn FnMut(&Scope) -> Option<String>,
 ) -> Result<Vec<Delegation>, String> {
-    let raw: RawDelegations = json::read(text)?;
+    let raw: RawDelegations = json::object(text)?;
     let keys = parse_keys(raw.keys.get(), limits).map_err(|why| format!("keys: {why}"))?;
     let mut taken = Vec::new();
     let mut take = |name: &str, keyids: &str, scope: &Scope| {
@@ -253,7 +253,7 @@ fn walk(
             let mut names = BTreeSet::new();
             json::items(roles.get(), &mut |item| {
                 at_most(names.len(), limits.delegations, "delegated roles")?;
-                let raw: RawDelegation = json::read(item)?;
+                let raw: RawDelegation = json::object(item)?;
                 let name = RoleName::new(&raw.name, limits)?;
                 let (list, paths) = match (raw.paths, raw.path_hash_prefixes) {
                     (Some(list), None) => (list, Paths::Patterns(list.get())),
@@ -279,7 +279,7 @@ fn walk(
             })?;
         }
         (None, Some(succinct)) => {
-            let raw: RawSuccinct = json::read(succinct.get())?;
+            let raw: RawSuccinct = json::object(succinct.get())?;
             if !(1..=32).contains(&raw.bit_length) {
                 return Err(format!("bit_length {} is not 1 to 32", raw.bit_length));
             }

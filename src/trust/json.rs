@@ -8,7 +8,16 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Reads a small value.
+/// Reads an object into a struct.
+pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    // A list of the members' values would do as well otherwise.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err("it is no object".into());
+    }
+    read(text)
+}
+
+/// Reads a value.
 pub fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }

@@ -41,7 +41,7 @@ impl Key {
             #[serde(borrow)]
             public: Cow<'a, str>,
         }
-        let raw: Raw = json::read(text).ok()?;
+        let raw: Raw = json::object(text).ok()?;
         let public = &raw.keyval.public;
         match (&*raw.keytype, &*raw.scheme) {
             ("ed25519", "ed25519") => Some(Key::Ed25519(unhex(public)?.try_into().ok()?)),

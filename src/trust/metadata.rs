@@ -225,7 +225,7 @@ impl RoleKeys {
             keyids: &'a RawValue,
             threshold: u64,
         }
-        let raw: Raw = json::read(text)?;
+        let raw: Raw = json::object(text)?;
         if raw.threshold == 0 {
             return Err("a threshold of 0 would let anybody sign".into());
         }
@@ -283,7 +283,7 @@ impl MetaFile {
             #[serde(borrow)]
             hashes: Option<&'a RawValue>,
         }
-        let raw: Raw = json::read(text)?;
+        let raw: Raw = json::object(text)?;
         if raw.version == 0 {
             return Err("versions start at 1".into());
         }
@@ -344,7 +344,7 @@ impl TargetInfo {
             #[serde(borrow)]
             hashes: &'a RawValue,
         }
-        let raw: Raw = json::read(text)?;
+        let raw: Raw = json::object(text)?;
         Ok(TargetInfo {
             length: raw.length,
             hashes: Hashes::parse(raw.hashes.get())?,
@@ -400,7 +400,7 @@ impl Hashes {
             #[serde(borrow)]
             sha512: Option<Cow<'a, str>>,
         }
-        let raw: Raw = json::read(text)?;
+        let raw: Raw = json::object(text)?;
         let sha512 = raw.sha512.map(|digits| {
             let bytes = unhex(&digits).and_then(|bytes| bytes.try_into().ok());
             bytes.ok_or("sha512: it is not 128 hexadecimal digits")
@@ -694,11 +694,11 @@ fn envelope<'a, T>(
             role.max_bytes(limits)
         ));
     }
-    let envelope: Envelope = json::read(text)?;
+    let envelope: Envelope = json::object(text)?;
     let signatures = parse_signatures(there(envelope.signatures, "signatures")?, limits)
         .map_err(|why| format!("signatures: {why}"))?;
     let signed = there(envelope.signed, "signed")?;
-    let fields: Fields = json::read(signed)?;
+    let fields: Fields = json::object(signed)?;
     let kind = string(fields.kind, "_type")?;
     if kind != role.as_str() {
         return Err(format!("its _type is '{}'", kind.escape_debug()));
@@ -737,7 +737,7 @@ fn parse_signatures(text: &str, limits: &Limits) -> Result<Vec<Signature>, Strin
     let mut signatures: Vec<Signature> = Vec::new();
     json::items(text, &mut |item| {
         at_most(signatures.len(), limits.signatures, "of them")?;
-        let raw: Raw = json::read(item)?;
+        let raw: Raw = json::object(item)?;
         // One a key bounds the work that hostile metadata can ask for.
         if signatures.iter().any(|other| other.keyid == raw.keyid) {
             return Err(format!(
