@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
 use qx_update::manifest::Name;
-use qx_update::publish::{self, Keyring};
+use qx_update::publish::{self, Keyring, Passphrase, PublicKey};
+use qx_update::trust::signing::{Scheme, Sign};
 
 /// Makes the releases that qx-update installs.
 #[derive(FromArgs)]
@@ -25,6 +26,7 @@ struct Arguments {
 #[argh(subcommand)]
 enum Command {
     Init(Init),
+    Key(KeyCommand),
     Release(Release),
     Factory(Factory),
     Inspect(Inspect),
@@ -46,6 +48,48 @@ struct Init {
     product: Name,
 }
 
+/// Make and show keys.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "key")]
+struct KeyCommand {
+    #[argh(subcommand)]
+    command: KeySubcommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum KeySubcommand {
+    New(KeyNew),
+    Show(KeyShow),
+}
+
+/// Make a private key, and its public half beside it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "new")]
+struct KeyNew {
+    /// the private key, NAME.pem; its public half becomes NAME.pub.pem
+    #[argh(positional)]
+    file: PathBuf,
+    /// ed25519 (the default) or ecdsa-sha2-nistp256
+    #[argh(option, default = "Scheme::Ed25519")]
+    scheme: Scheme,
+    /// protect it by a passphrase
+    #[argh(switch)]
+    encrypt: bool,
+    /// a file whose first line is the passphrase (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Print the public half of a key.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "show")]
+struct KeyShow {
+    /// the key: NAME.pem, NAME.pub.pem or NAME.signer.json
+    #[argh(positional)]
+    file: PathBuf,
+}
+
 /// Pack what a recipe names, and publish it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "release")]
@@ -59,6 +103,9 @@ struct Release {
     /// the directory with the private keys
     #[argh(option)]
     keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
     /// the channel to publish on (stable)
     #[argh(option)]
     channel: Option<Name>,
@@ -148,10 +195,12 @@ fn run(command: Command) -> Result<String> {
                 root.display()
             ))
         }
+        Command::Key(KeyCommand { command }) => key(command),
         Command::Release(Release {
             recipe,
             repo,
             keys,
+            passphrase_file,
             channel,
         }) => {
             let channel = match channel {
@@ -159,7 +208,7 @@ fn run(command: Command) -> Result<String> {
                 None => "stable".parse().map_err(|why: String| Error::new(why))?,
             };
             let released = released(now)?;
-            let keys = Keyring::open(&keys)?;
+            let keys = Keyring::open(&keys, passphrase_file.as_deref())?;
             let done = publish::release(&recipe, &repo, &keys, &channel, released, now)?;
             Ok(format!(
                 "published {}: {} components, {} bytes to install, {} to download, {} of them new\n",
@@ -199,6 +248,32 @@ fn run(command: Command) -> Result<String> {
             publish::serve(&repo, &listener)?;
             Ok(String::new())
         }
+    }
+}
+
+fn key(command: KeySubcommand) -> Result<String> {
+    match command {
+        KeySubcommand::New(KeyNew {
+            file,
+            scheme,
+            encrypt,
+            passphrase_file,
+        }) => {
+            if passphrase_file.is_some() && !encrypt {
+                return Err(Error::with(
+                    Exit::Usage,
+                    "--passphrase-file is of use with --encrypt only",
+                ));
+            }
+            let passphrase = encrypt.then(|| Passphrase::new(passphrase_file.as_deref()));
+            let key = publish::create_key(&file, scheme, passphrase.as_ref())?;
+            Ok(format!(
+                "wrote {}: {scheme}, id {}\n",
+                file.display(),
+                key.id()
+            ))
+        }
+        KeySubcommand::Show(KeyShow { file }) => Ok(PublicKey::read(&file)?.to_string()),
     }
 }
 

@@ -6,9 +6,12 @@
 //! offers what it offered before.
 
 mod elf;
+mod external;
 mod inspect;
 mod keyring;
 mod pack;
+mod passphrase;
+mod pem;
 mod recipe;
 mod serve;
 mod store;
@@ -17,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use inspect::{Inspection, inspect};
-pub use keyring::{Keyring, Signer};
+pub use keyring::{Keyring, PublicKey, Signer, create_key};
+pub use passphrase::Passphrase;
 pub use serve::serve;
 pub use store::init;
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::absolute;
-use super::keyring::{Keyring, Signer};
+use super::keyring::{Keyring, Signer, check_vacant, create_key};
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
@@ -19,7 +19,7 @@ use crate::manifest::{Component, Name, RelPath};
 use crate::repository::{metadata_path, target_path};
 use crate::trust::key::Keys;
 use crate::trust::metadata::TargetFile;
-use crate::trust::signing::{SecretKey, Sign, sign};
+use crate::trust::signing::{Scheme, SecretKey, Sign, sign};
 use crate::trust::{self, Limits, Role, TrustedSet};
 
 /// What names a repository's product.
@@ -75,21 +75,17 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
         )));
     }
     for file in Role::ALL.map(|role| key_file(keys, role)) {
-        if fs::symlink_metadata(&file).is_ok() {
-            return Err(Error::new(format!(
-                "{} is there already, and no key is overwritten",
-                file.display()
-            )));
-        }
+        check_vacant(&file)?;
     }
     durable::create_dir(keys, 0o700)?;
     durable::create_dir(repo, 0o755)?;
     for dir in ["metadata", "targets"] {
         durable::create_dir(&repo.join(dir), 0o755)?;
     }
-    let secrets = Role::ALL.map(|role| (role, SecretKey::generate()));
-    for (role, key) in &secrets {
-        durable::write(&key_file(keys, *role), key.to_pem().as_bytes())?;
+    let mut secrets = Vec::new();
+    for role in Role::ALL {
+        let key = create_key(&key_file(keys, role), Scheme::Ed25519, None)?;
+        secrets.push((role, key));
     }
     let listed: Map<String, Value> = secrets
         .iter()
@@ -102,7 +98,10 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             (role.as_str().to_owned(), keys)
         })
         .collect();
-    let [root, timestamp, snapshot, targets] = secrets.map(|(_, key)| key);
+    let secrets: Vec<&SecretKey> = secrets.iter().map(|(_, key)| key).collect();
+    let [root, timestamp, snapshot, targets] = secrets[..] else {
+        return Err(Error::new("there are four roles"));
+    };
     let new = |role, body| dated(body, role, 1, now);
     let root = signed(
         Role::Root,
@@ -110,12 +109,12 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             Role::Root,
             json!({"consistent_snapshot": true, "keys": listed, "roles": roles}),
         ),
-        &[&root],
+        &[root],
     )?;
     let targets = signed(
         Role::Targets,
         &new(Role::Targets, json!({"targets": {}})),
-        &[&targets],
+        &[targets],
     )?;
     let snapshot = signed(
         Role::Snapshot,
@@ -123,7 +122,7 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             Role::Snapshot,
             json!({"meta": {"targets.json": meta(1, &targets)}}),
         ),
-        &[&snapshot],
+        &[snapshot],
     )?;
     let timestamp = signed(
         Role::Timestamp,
@@ -131,7 +130,7 @@ pub fn init(repo: &Path, keys: &Path, product: &Name, now: SystemTime) -> Result
             Role::Timestamp,
             json!({"meta": {"snapshot.json": meta(1, &snapshot)}}),
         ),
-        &[&timestamp],
+        &[timestamp],
     )?;
     let about = About {
         format: ABOUT_FORMAT,

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::canonical;
 use super::json;
 use super::limits::Limits;
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
 
 /// A public key of a scheme that this version knows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,17 @@ impl Key {
     pub fn from_value(value: &Value) -> Option<Key> {
         Key::parse(&value.to_string())
     }
+
+    /// Whether `signature` is this key's signature of `message`.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Key::Ed25519(public) => ed25519_begin(public, signature).is_some_and(|mut state| {
+                state.absorb(message);
+                state.verify().is_ok()
+            }),
+            Key::P256(point) => p256_verifies(point, &Digest::of(message), signature),
+        }
+    }
 }
 
 /// The start of each SubjectPublicKeyInfo (RFC 5480) with an uncompressed point of P-256, which follows.
@@ -79,6 +90,20 @@ fn p256_key(point: &[u8; 65]) -> Option<p256::ecdsa::VerifyingKey> {
     p256::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()
 }
 
+fn p256_verifies(point: &[u8; 65], digest: &Digest, signature: &[u8]) -> bool {
+    let signature = p256::ecdsa::Signature::from_der(signature);
+    match (p256_key(point), signature) {
+        (Some(key), Ok(signature)) => key.verify_prehash(digest.as_bytes(), &signature).is_ok(),
+        _ => false,
+    }
+}
+
+fn ed25519_begin(public: &[u8; 32], signature: &[u8]) -> Option<VerifyingState> {
+    let signature = ed25519_compact::Signature::from_slice(signature).ok()?;
+    let public = ed25519_compact::PublicKey::new(*public);
+    public.verify_incremental(&signature).ok()
+}
+
 /// Who speaks for a role, as its delegator says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verifiers {
@@ -97,23 +122,14 @@ impl Verifiers {
         signatures: &[Signature],
         limits: &Limits,
     ) -> Result<usize, String> {
-        let mut ed25519: Vec<(&Key, VerifyingState)> = Vec::new();
-        let mut p256: Vec<(&Key, p256::ecdsa::VerifyingKey, p256::ecdsa::Signature)> = Vec::new();
+        let (mut ed25519, mut p256) = (Vec::new(), Vec::new());
         for signature in signatures {
             match self.keys.get(&signature.keyid) {
                 Some(key @ Key::Ed25519(public)) => {
-                    let state = ed25519_compact::Signature::from_slice(&signature.bytes).and_then(
-                        |signature| {
-                            ed25519_compact::PublicKey::new(*public).verify_incremental(&signature)
-                        },
-                    );
-                    ed25519.extend(state.ok().map(|state| (key, state)));
+                    let state = ed25519_begin(public, &signature.bytes);
+                    ed25519.extend(state.map(|state| (key, state)));
                 }
-                Some(key @ Key::P256(point)) => {
-                    let signature = p256::ecdsa::Signature::from_der(&signature.bytes);
-                    let pair = p256_key(point).zip(signature.ok());
-                    p256.extend(pair.map(|(public, signature)| (key, public, signature)));
-                }
+                Some(key @ Key::P256(point)) => p256.push((key, point, &signature.bytes)),
                 None => {}
             }
         }
@@ -128,9 +144,9 @@ impl Verifiers {
         })?;
         let digest = sha256.digest();
         let ed25519 = ed25519.iter().filter(|(_, state)| state.verify().is_ok());
-        let p256 = p256.iter().filter(|(_, public, signature)| {
-            public.verify_prehash(digest.as_bytes(), signature).is_ok()
-        });
+        let p256 = p256
+            .iter()
+            .filter(|(_, point, signature)| p256_verifies(point, &digest, signature));
         let valid: BTreeSet<&Key> = ed25519
             .map(|(key, _)| *key)
             .chain(p256.map(|(key, _, _)| *key))
@@ -212,13 +228,19 @@ mod tests {
 
     #[test]
     fn a_known_answer_of_rfc_8032() {
-        // Test 2 of section 7.1 signs the byte 0x72, "r", which is no JSON: the rule is tested without it.
-        let public = unhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c");
+        // Test 2 of section 7.1.
+        let public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c";
         let signature = "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
                          085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00";
-        let public = ed25519_compact::PublicKey::from_slice(&public.unwrap()).unwrap();
-        let signature = ed25519_compact::Signature::from_slice(&unhex(signature).unwrap());
-        assert!(public.verify([0x72], &signature.unwrap()).is_ok());
+        let key = Key::from_value(
+            &json!({"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": public}}),
+        )
+        .unwrap();
+        let signature = unhex(signature).unwrap();
+        assert!(key.verifies(&[0x72], &signature));
+        assert!(!key.verifies(&[0x73], &signature));
+        assert!(!key.verifies(&[0x72], &signature[1..]));
+        assert!(!key.verifies(&[0x72], &[]));
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! The other side of [`super::key`]: private keys, and making signed metadata.
 
+use std::fmt;
+use std::str::FromStr;
+
 use ed25519_compact::{KeyPair, Seed};
+use p256::ecdsa::signature::Signer as _;
+use p256::elliptic_curve::Generate as _;
+use p256::pkcs8::{EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
 
 use super::canonical::canonical;
@@ -8,45 +14,109 @@ use super::key::hex;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 
+/// The signature schemes that this version can sign with, and verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// RFC 8032.
+    Ed25519,
+    /// ECDSA on the curve P-256 with SHA-256.
+    EcdsaP256,
+}
+
+impl Scheme {
+    /// As TUF metadata spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Ed25519 => "ed25519",
+            Scheme::EcdsaP256 => "ecdsa-sha2-nistp256",
+        }
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Scheme, String> {
+        [Scheme::Ed25519, Scheme::EcdsaP256]
+            .into_iter()
+            .find(|scheme| scheme.as_str() == text)
+            .ok_or_else(|| {
+                format!(
+                    "'{}' is none of the schemes ed25519 and ecdsa-sha2-nistp256",
+                    text.escape_debug()
+                )
+            })
+    }
+}
+
 /// A private key.
-pub struct SecretKey(KeyPair);
+pub enum SecretKey {
+    /// Ed25519.
+    Ed25519(KeyPair),
+    /// ECDSA on the curve P-256.
+    P256(p256::SecretKey),
+}
 
 impl SecretKey {
     /// A new key from the system's randomness.
-    pub fn generate() -> SecretKey {
-        SecretKey(KeyPair::generate())
+    pub fn generate(scheme: Scheme) -> SecretKey {
+        match scheme {
+            Scheme::Ed25519 => SecretKey::Ed25519(KeyPair::generate()),
+            Scheme::EcdsaP256 => SecretKey::P256(p256::SecretKey::generate()),
+        }
     }
 
-    /// The key that a seed of 32 bytes stands for.
+    /// The Ed25519 key that a seed of 32 bytes stands for.
     pub fn from_seed(seed: [u8; 32]) -> SecretKey {
-        SecretKey(KeyPair::from_seed(Seed::new(seed)))
-    }
-
-    /// Reads a PKCS#8 key in PEM.
-    pub fn from_pem(pem: &str) -> Result<SecretKey, String> {
-        KeyPair::from_pem(pem)
-            .map(SecretKey)
-            .map_err(|e| format!("it is no Ed25519 private key (PKCS#8, PEM): {e}"))
-    }
-
-    /// As PKCS#8 in PEM.
-    pub fn to_pem(&self) -> String {
-        self.0.to_pem()
+        SecretKey::Ed25519(KeyPair::from_seed(Seed::new(seed)))
     }
 }
 
 impl Sign for SecretKey {
     fn public(&self) -> Value {
-        json!({
-            "keytype": "ed25519",
-            "scheme": "ed25519",
-            "keyval": {"public": hex(&*self.0.pk)},
-        })
+        match self {
+            SecretKey::Ed25519(pair) => ed25519_public(&pair.pk),
+            SecretKey::P256(key) => p256_public(&key.public_key()),
+        }
     }
 
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
-        Ok(self.0.sk.sign(message, None).to_vec())
+        Ok(match self {
+            SecretKey::Ed25519(pair) => pair.sk.sign(message, None).to_vec(),
+            SecretKey::P256(key) => {
+                // Deterministic, by RFC 6979.
+                let signature: p256::ecdsa::DerSignature =
+                    p256::ecdsa::SigningKey::from(key).sign(message);
+                signature.as_bytes().to_vec()
+            }
+        })
     }
+}
+
+/// The TUF key object of an Ed25519 key.
+pub fn ed25519_public(public: &[u8; 32]) -> Value {
+    let scheme = Scheme::Ed25519.as_str();
+    json!({"keytype": "ed25519", "scheme": scheme, "keyval": {"public": hex(public)}})
+}
+
+/// The TUF key object of a key on the curve P-256.
+pub fn p256_public(public: &p256::PublicKey) -> Value {
+    // A point that is one has an encoding always.
+    let pem = public.to_public_key_pem(LineEnding::LF).unwrap_or_default();
+    let scheme = Scheme::EcdsaP256.as_str();
+    json!({"keytype": "ecdsa", "scheme": scheme, "keyval": {"public": pem}})
+}
+
+/// The id of a public key: the digest of its canonical form, as TUF's specification recommends.
+pub fn key_id(public: &Value) -> String {
+    // Text has a canonical form always.
+    Digest::of(&canonical(public).unwrap_or_default()).to_string()
 }
 
 /// What makes signatures with one key.
@@ -54,11 +124,9 @@ pub trait Sign {
     /// The public half as a TUF key object.
     fn public(&self) -> Value;
 
-    /// The key's id: the digest of its public half's canonical form, as TUF's specification recommends.
+    /// The key's id.
     fn id(&self) -> String {
-        // Text has a canonical form always.
-        let form = canonical(&self.public()).unwrap_or_default();
-        Digest::of(&form).to_string()
+        key_id(&self.public())
     }
 
     /// The key's signature of a message.
@@ -78,17 +146,4 @@ pub fn sign(signed: &Value, signers: &[&impl Sign]) -> Result<Vec<u8>> {
         .doing(|| "writing the JSON")?;
     bytes.push(b'\n');
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_private_key_survives_pem() {
-        let key = SecretKey::from_seed([7; 32]);
-        let again = SecretKey::from_pem(&key.to_pem()).unwrap();
-        assert_eq!(key.id(), again.id());
-        assert!(SecretKey::from_pem("-----BEGIN PRIVATE KEY-----\n").is_err());
-    }
 }
