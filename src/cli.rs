@@ -61,7 +61,7 @@ enum Subcommand {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "check")]
 struct CheckArguments {
-    /// a url or a directory instead of the configured source
+    /// a url, a directory or a bundle instead of the configured sources
     #[argh(option, arg_name = "repo")]
     from: Option<String>,
     /// with json, one event a line
@@ -76,7 +76,7 @@ struct ApplyArguments {
     /// this version instead of the newest
     #[argh(positional)]
     version: Option<Version>,
-    /// a url or a directory instead of the configured source
+    /// a url, a directory or a bundle instead of the configured sources
     #[argh(option, arg_name = "repo")]
     from: Option<String>,
     /// show what would be done, and change nothing

@@ -27,7 +27,8 @@ pub struct Config {
     pub product: Name,
     /// Only releases of this channel are installed.
     pub channel: Name,
-    /// Where releases come from: `https://` or `http://` URLs or absolute directories. The first is used.
+    /// Where releases come from: `https://` or `http://` URLs, or absolute paths of directories or bundles. They are tried in
+    /// this order.
     pub sources: Vec<String>,
     /// The TUF root that everything is trusted from, absolute.
     #[serde(default = "trust_root")]
@@ -35,6 +36,12 @@ pub struct Config {
     /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
     #[serde(default)]
     pub ca_file: Option<String>,
+    /// File with extra headers for requests to `sources`, absolute.
+    #[serde(default)]
+    pub headers_file: Option<String>,
+    /// What requests go through. Absent: what the environment says.
+    #[serde(default)]
+    pub proxy: Option<Proxy>,
     /// The writable partition, absolute.
     #[serde(default = "data_dir")]
     pub data_dir: String,
@@ -50,6 +57,41 @@ pub struct Config {
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// What requests go through.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "serde_json::Value")]
+pub struct Proxy {
+    /// `http://[USER:PASSWORD@]HOST[:PORT]`. Absent: no proxy, whatever the environment says.
+    pub url: Option<String>,
+    /// Hosts that are asked directly, and all below them; `*` for all.
+    pub except: Vec<String>,
+}
+
+/// An error tells the field, and never what it holds: there may be a password in it.
+impl TryFrom<serde_json::Value> for Proxy {
+    type Error = &'static str;
+
+    fn try_from(value: serde_json::Value) -> Result<Proxy, &'static str> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            url: Option<String>,
+            #[serde(default)]
+            except: Vec<String>,
+        }
+        let Fields { url, except } = serde_json::from_value(value).map_err(
+            |_| "proxy: it is an object of `url`, a text, and `except`, a list of texts",
+        )?;
+        Ok(Proxy { url, except })
+    }
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").finish_non_exhaustive()
+    }
 }
 
 /// The update log.
@@ -107,6 +149,10 @@ pub struct Limits {
     pub connect_timeout_s: u64,
     /// Seconds without a byte after which a transfer is broken off. 30.
     pub stall_timeout_s: u64,
+    /// Seconds until one file of metadata or a manifest must be whole, all tries included. 300.
+    pub metadata_timeout_s: u64,
+    /// Bytes a second that an artifact must bring at least, measured over each `stall_timeout_s`. 100.
+    pub slowest_bytes_per_s: u64,
     /// How often a broken transfer is tried again, with growing pauses. 5.
     pub retries: u32,
     /// Seconds a service may take to start or to stop. 60.
@@ -125,6 +171,8 @@ impl Default for Limits {
             release_bytes: 8 << 30,
             connect_timeout_s: 15,
             stall_timeout_s: 30,
+            metadata_timeout_s: 300,
+            slowest_bytes_per_s: 100,
             retries: 5,
             service_timeout_s: 60,
             trial_boots: 3,
@@ -149,12 +197,13 @@ impl Config {
         }
         let log = config.log.path.as_deref().map(|p| ("log.path", p));
         let ca = config.ca_file.as_deref().map(|p| ("ca_file", p));
+        let headers = config.headers_file.as_deref().map(|p| ("headers_file", p));
         let paths = [
             ("trust_root", config.trust_root.as_str()),
             ("data_dir", &config.data_dir),
             ("factory", &config.factory),
         ];
-        for (field, path) in paths.into_iter().chain(log).chain(ca) {
+        for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
             if !path.starts_with('/') {
                 return Err(format!("{field}: '{path}' is not an absolute path"));
             }
@@ -165,7 +214,7 @@ impl Config {
                 .any(|start| source.starts_with(start));
             if !good {
                 return Err(format!(
-                    "sources: '{source}' is neither an http(s):// URL nor an absolute directory"
+                    "sources: '{source}' is neither an http(s):// URL nor an absolute path"
                 ));
             }
         }
@@ -240,6 +289,16 @@ mod tests {
                 "\"format\":1",
                 "\"format\":1,\"data_dir\":\"data\"",
                 "data_dir",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"headers_file\":\"token\"",
+                "headers_file",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"proxy\":\"http://p\"",
+                "proxy",
             ),
             (
                 "\"format\":1",

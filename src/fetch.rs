@@ -1,61 +1,145 @@
-//! Sources of bytes: a web server or a directory.
+//! Sources of bytes: a web server, a directory, a bundle; and a list of them, [`Mirrors`].
 //!
 //! Nothing that comes from a source is trusted; lengths are limited here, digests and signatures are
 //! checked by whoever asked (and, for a download that is kept, here).
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
-use crate::digest::{Digest, Hasher};
+use crate::config::Limits;
+use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::RelPath;
 use crate::trust::clock::Clock;
 
+mod bundle;
+mod download;
+mod headers;
 mod http;
+mod mirrors;
+mod proxy;
 #[cfg(feature = "https")]
 mod tls;
 
-use http::{Client, Response, Tls, Url};
+use bundle::Bundle;
+use download::Download;
+pub use headers::Headers;
+use http::{Client, Tls, Url};
+pub use mirrors::Mirrors;
+pub use proxy::Proxies;
 
 /// The first pause before a broken transfer is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How patiently a source is asked.
+/// How a source is asked.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
     pub ca_file: Option<PathBuf>,
     /// What certificates are valid at.
     pub clock: Clock,
+    /// What does not go directly to the server.
+    pub proxies: Proxies,
+    /// Extra headers for the source's own server.
+    pub headers: Headers,
+    /// How long is waited.
+    pub patience: Patience,
+}
+
+impl Options {
+    /// Directly, without anything extra, with the system's certificate authorities and the configuration's defaults.
+    pub fn new(clock: Clock) -> Options {
+        Options {
+            ca_file: None,
+            clock,
+            proxies: Proxies::default(),
+            headers: Headers::default(),
+            patience: Patience::from(&Limits::default()),
+        }
+    }
+}
+
+/// How patiently a web server is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
     /// Until a connection must stand.
     pub connect_timeout: Duration,
-    /// Without a byte, after which a transfer is broken off. A transfer that goes on may take for ever.
+    /// Without a byte, after which a transfer is broken off.
     pub stall_timeout: Duration,
+    /// Until a small file must be whole, all tries included.
+    pub small_timeout: Duration,
+    /// Bytes a second that an artifact must bring, measured over each `stall_timeout`. One that does may take for ever.
+    pub slowest: u64,
     /// How often in a row a broken transfer is tried again without getting any further.
     pub retries: u32,
+}
+
+impl From<&Limits> for Patience {
+    fn from(limits: &Limits) -> Patience {
+        Patience {
+            connect_timeout: Duration::from_secs(limits.connect_timeout_s),
+            stall_timeout: Duration::from_secs(limits.stall_timeout_s),
+            small_timeout: Duration::from_secs(limits.metadata_timeout_s),
+            slowest: limits.slowest_bytes_per_s,
+            retries: limits.retries,
+        }
+    }
 }
 
 /// Where a repository's files come from.
 pub struct Source {
     place: Place,
-    retries: u32,
+    patience: Patience,
+    /// It did not answer after all tries; from then on each file is tried once.
+    tired: Cell<bool>,
 }
 
 enum Place {
     Directory(PathBuf),
-    Web(Url, Client),
+    Bundle(Bundle),
+    Web(Url, Box<Client>),
+}
+
+/// The bytes of an artifact, wherever they lie.
+pub struct Artifact {
+    file: File,
+    at: u64,
+    left: u64,
+}
+
+impl Artifact {
+    fn new(file: File, at: u64, length: u64) -> Artifact {
+        Artifact {
+            file,
+            at,
+            left: length,
+        }
+    }
+}
+
+impl Read for Artifact {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = into
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = self.file.read_at(&mut into[..most], self.at)?;
+        self.at += n as u64;
+        self.left -= n as u64;
+        Ok(n)
+    }
 }
 
 impl Source {
-    /// Takes `http://…`, `https://…` or the path of a directory. Nothing is connected to yet.
+    /// Takes `http://…`, `https://…`, the path of a directory, or that of a bundle. Nothing is connected to yet.
     pub fn open(spec: &str, options: &Options) -> Result<Source> {
         let place = if spec.contains("://") {
             let url = Url::parse(spec).map_err(|why| Error::with(Exit::Usage, why))?;
@@ -68,34 +152,45 @@ impl Source {
                 return Err(Error::with(Exit::Usage, why));
             }
             let client = Client {
-                connect_timeout: options.connect_timeout,
-                stall_timeout: options.stall_timeout,
-                deadline: None,
-                follow: true,
+                connect_timeout: options.patience.connect_timeout,
+                stall_timeout: options.patience.stall_timeout,
+                once: false,
                 tls: Some(Tls {
                     ca_file: options.ca_file.clone(),
                     clock: options.clock,
                 }),
+                proxies: options.proxies.clone(),
+                headers: Some((url.clone(), options.headers.clone())),
+                idle: None.into(),
             };
-            Place::Web(url, client)
+            Place::Web(url, Box::new(client))
         } else {
-            let directory = PathBuf::from(spec);
-            let there = fs::metadata(&directory).doing(|| format!("opening the source {spec}"))?;
-            if !there.is_dir() {
-                let why = format!("opening the source {spec}: it is no directory");
+            let path = PathBuf::from(spec);
+            let doing = || format!("opening the source {spec}");
+            let there = fs::metadata(&path).doing(doing)?;
+            if there.is_dir() {
+                Place::Directory(path)
+            } else if there.is_file() {
+                let file = File::open(&path).doing(doing)?;
+                Place::Bundle(Bundle::open(&path, file, there.len())?)
+            } else {
+                let why = format!("{}: it is neither a directory nor a bundle", doing());
                 return Err(Error::new(why));
             }
-            Place::Directory(directory)
         };
         Ok(Source {
             place,
-            retries: options.retries,
+            patience: options.patience,
+            tired: Cell::new(false),
         })
     }
 
-    /// Whether [`Source::artifact`] copies what it gets to the downloads: a directory's files are read in place.
-    pub fn copies_artifacts(&self) -> bool {
-        matches!(self.place, Place::Web(..))
+    /// Whether it can have a file of that path: a bundle may hold less than its metadata tell of.
+    pub fn may_have(&self, path: &str) -> bool {
+        match &self.place {
+            Place::Bundle(bundle) => bundle.holds(path),
+            Place::Directory(_) | Place::Web(..) => true,
+        }
     }
 
     /// A whole file of at most `limit` bytes, or `None` if there is none of that name (404, or the 403 that
@@ -111,36 +206,33 @@ impl Source {
 
     /// The inner error says that there is no such file.
     fn find(&self, path: &str, limit: u64) -> Result<Result<Vec<u8>>> {
-        match &self.place {
-            Place::Directory(directory) => {
-                let path = inside(directory, path)?;
-                let Some((file, length)) = open_if_there(&path)? else {
-                    return Ok(Err(missing(&path)));
-                };
-                if length > limit {
-                    return Err(too_long(&path.display(), limit));
-                }
-                read_limited(file, limit)
-                    .doing(|| format!("reading {}", path.display()))?
-                    .ok_or_else(|| too_long(&path.display(), limit))
-                    .map(Ok)
-            }
-            Place::Web(base, client) => {
-                let url = base.join(path);
-                let mut retries = Retries::new(self.retries);
-                loop {
-                    match small_over_http(client, &url, limit) {
-                        Ok(found) => return Ok(found),
-                        Err(fault) => retries.pause(fault)?,
-                    }
+        if let Place::Web(base, client) = &self.place {
+            let url = base.join(path);
+            let until = Instant::now() + self.patience.small_timeout;
+            let mut retries = self.retries(Some(until));
+            loop {
+                match small_over_http(client, &url, limit, until) {
+                    Ok(found) => return Ok(found),
+                    Err(fault) => retries.pause(fault)?,
                 }
             }
         }
+        let Some((file, length)) = self.open_file(path)? else {
+            return Ok(Err(self.missing(path)));
+        };
+        let name = self.name_of(path);
+        if length > limit {
+            return Err(too_long(&name, limit));
+        }
+        match read_limited(file, limit).doing(|| format!("reading {name}"))? {
+            Some(bytes) => Ok(Ok(bytes)),
+            None => Err(too_long(&name, limit)),
+        }
     }
 
-    /// An artifact, opened at its start. From a directory it is the file itself, whose digest is not
-    /// checked here. From the web it is downloaded to `downloads/SHA256`, resuming what an earlier try left
-    /// in `downloads/SHA256.part`, and is on the medium, with the right digest, before it has that name.
+    /// An artifact. From a directory or a bundle it is read where it lies, and its digest is not checked here. From the web
+    /// it is downloaded to `downloads/SHA256`, resuming what an earlier try left in `downloads/SHA256.part`, and is on
+    /// the medium, with the right digest, before it has that name.
     ///
     /// `progress` is told how many of the `length` bytes there are.
     ///
@@ -153,37 +245,74 @@ impl Source {
         sha256: &Digest,
         downloads: &Path,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<File> {
+    ) -> Result<Artifact> {
+        if let Place::Web(base, client) = &self.place {
+            durable::create_dir(downloads, 0o700)?;
+            let mut download = Download {
+                client,
+                url: base.join(path),
+                length,
+                sha256,
+                patience: &self.patience,
+                retries: self.retries(None),
+                progress,
+            };
+            let file = download.run(&downloads.join(sha256.to_string()))?;
+            return Ok(Artifact::new(file, 0, length));
+        }
+        let Some((file, found)) = self.open_file(path)? else {
+            return Err(self.missing(path));
+        };
+        if found != length {
+            return Err(wrong_length(&self.name_of(path), found, length));
+        }
+        progress(length);
+        Ok(file)
+    }
+
+    /// A file that can be read where it lies, and its length.
+    fn open_file(&self, path: &str) -> Result<Option<(Artifact, u64)>> {
         match &self.place {
             Place::Directory(directory) => {
-                let path = inside(directory, path)?;
-                let Some((file, found)) = open_if_there(&path)? else {
-                    return Err(missing(&path));
-                };
-                if found != length {
-                    return Err(wrong_length(&path.display(), found, length));
-                }
-                progress(length);
-                Ok(file)
+                let opened = open_if_there(&inside(directory, path)?)?;
+                Ok(opened.map(|(file, length)| (Artifact::new(file, 0, length), length)))
             }
-            Place::Web(base, client) => {
-                durable::create_dir(downloads, 0o700)?;
-                let mut download = Download {
-                    client,
-                    url: base.join(path),
-                    length,
-                    sha256,
-                    retries: self.retries,
-                    progress,
-                };
-                download.run(&downloads.join(sha256.to_string()))
-            }
+            Place::Bundle(bundle) => bundle.open_file(path),
+            Place::Web(..) => Ok(None),
+        }
+    }
+
+    /// A file of it, for an error.
+    fn name_of(&self, path: &str) -> String {
+        match &self.place {
+            Place::Directory(directory) => directory.join(path).display().to_string(),
+            Place::Bundle(bundle) => format!("{path} in {}", bundle.path().display()),
+            Place::Web(base, _) => base.join(path).to_string(),
+        }
+    }
+
+    fn missing(&self, path: &str) -> Error {
+        let name = self.name_of(path);
+        Error::new(format!("opening {name}: there is no such file"))
+    }
+
+    fn retries(&self, until: Option<Instant>) -> Retries<'_> {
+        let most = if self.tired.get() {
+            0
+        } else {
+            self.patience.retries
+        };
+        Retries {
+            most,
+            failed: 0,
+            until,
+            tired: &self.tired,
         }
     }
 }
 
 /// One GET over plain HTTP for a health check: status and body, of at most `limit` bytes. No redirect is
-/// followed, nothing is tried again, and `timeout` is for all of it.
+/// followed, no proxy is used, nothing is tried again, and `timeout` is for all of it.
 pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<(u16, Vec<u8>)> {
     let parsed = Url::parse(url).map_err(Error::new)?;
     if parsed.is_https() {
@@ -192,12 +321,14 @@ pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<(u16, Vec<u8>)> {
     let client = Client {
         connect_timeout: timeout,
         stall_timeout: timeout,
-        deadline: Some(Instant::now() + timeout),
-        follow: false,
+        once: true,
         tls: None,
+        proxies: Proxies::default(),
+        headers: None,
+        idle: None.into(),
     };
     let ask = || -> io::Result<_> {
-        let response = client.get(&parsed, 0)?;
+        let response = client.get(&parsed, 0, Some(Instant::now() + timeout))?;
         Ok((response.status, read_limited(response.body, limit)?))
     };
     match ask().doing(|| format!("asking {url}"))? {
@@ -238,42 +369,62 @@ impl Fault {
     }
 }
 
-struct Retries {
+struct Retries<'a> {
     most: u32,
     failed: u32,
+    /// When no further try makes sense.
+    until: Option<Instant>,
+    tired: &'a Cell<bool>,
 }
 
-impl Retries {
-    fn new(most: u32) -> Retries {
-        Retries { most, failed: 0 }
-    }
-
+impl Retries<'_> {
     /// Returns when it is time for the next try, or with the error if there is none.
     fn pause(&mut self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::Permanent(error) => Err(error),
-            Fault::Transient(error) if self.failed >= self.most => Err(error),
-            Fault::Transient(_) => {
-                let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.failed));
-                std::thread::sleep(pause.min(LONGEST_PAUSE));
-                self.failed += 1;
-                Ok(())
-            }
+        let error = match fault {
+            Fault::Permanent(error) => return Err(error),
+            Fault::Transient(error) => error,
+        };
+        let pause = FIRST_PAUSE
+            .saturating_mul(2u32.saturating_pow(self.failed))
+            .min(LONGEST_PAUSE);
+        let too_late = self
+            .until
+            .is_some_and(|until| Instant::now() + pause >= until);
+        if self.failed >= self.most || too_late {
+            self.tired.set(true);
+            return Err(error);
         }
+        std::thread::sleep(pause);
+        self.failed += 1;
+        Ok(())
+    }
+
+    /// The last try got somewhere.
+    fn begin_anew(&mut self) {
+        self.failed = 0;
     }
 }
 
 fn answered(url: &Url, status: u16) -> Error {
     let mut why = format!("fetching {url}: the server answered {status}");
-    if matches!(status, 401 | 403) {
-        why.push_str(" (no right to it, or no such file)");
+    match status {
+        401 | 403 => why.push_str(" (no right to it, or no such file)"),
+        407 => why.push_str(" (the proxy wants to know who asks)"),
+        _ => {}
     }
     Error::new(why)
 }
 
 /// The inner error says that there is no such file.
-fn small_over_http(client: &Client, url: &Url, limit: u64) -> Result<Result<Vec<u8>>, Fault> {
-    let response = client.get(url, 0).map_err(|e| Fault::of(url, e))?;
+fn small_over_http(
+    client: &Client,
+    url: &Url,
+    limit: u64,
+    until: Instant,
+) -> Result<Result<Vec<u8>>, Fault> {
+    let response = client
+        .get(url, 0, Some(until))
+        .map_err(|e| Fault::of(url, e))?;
     match response.status {
         200 => {}
         status @ (403 | 404) => return Ok(Err(answered(url, status))),
@@ -286,223 +437,6 @@ fn small_over_http(client: &Client, url: &Url, limit: u64) -> Result<Result<Vec<
         Some(bytes) => Ok(Ok(bytes)),
         None => Err(too_long(url, limit).into()),
     }
-}
-
-struct Download<'a> {
-    client: &'a Client,
-    url: Url,
-    length: u64,
-    sha256: &'a Digest,
-    retries: u32,
-    progress: &'a mut dyn FnMut(u64),
-}
-
-/// A download's beginning: the file, and the digest of what is in it.
-struct Part {
-    path: PathBuf,
-    file: File,
-    hasher: Hasher,
-}
-
-impl Part {
-    fn open(path: PathBuf) -> Result<Part> {
-        let file = options(false)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .doing(|| format!("opening {}", path.display()))?;
-        let mut hasher = Hasher::default();
-        hash(&file, &mut hasher).doing(|| format!("reading {}", path.display()))?;
-        Ok(Part { path, file, hasher })
-    }
-
-    fn bytes(&self) -> u64 {
-        self.hasher.bytes()
-    }
-
-    fn restart(&mut self) -> Result<()> {
-        self.hasher = Hasher::default();
-        self.file
-            .set_len(0)
-            .and_then(|()| self.file.rewind())
-            .doing(|| format!("emptying {}", self.path.display()))
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .doing(|| format!("writing {}", self.path.display()))?;
-        self.hasher.update(bytes);
-        Ok(())
-    }
-}
-
-impl Download<'_> {
-    fn run(&mut self, complete: &Path) -> Result<File> {
-        if let Some(file) = self.already_there(complete)? {
-            (self.progress)(self.length);
-            return Ok(file);
-        }
-        let mut part = Part::open(complete.with_extension("part"))?;
-        if part.bytes() > self.length {
-            part.restart()?;
-        }
-        let mut inherited = part.bytes() > 0;
-        loop {
-            self.fill(&mut part)?;
-            if part.hasher.digest() == *self.sha256 {
-                break;
-            }
-            if !inherited {
-                durable::remove(&part.path)?;
-                return Err(Error::with(
-                    Exit::Refused,
-                    format!(
-                        "fetching {}: what came was tampered with: its digest is {} instead of {}",
-                        self.url,
-                        part.hasher.digest(),
-                        self.sha256
-                    ),
-                ));
-            }
-            // What an earlier process left may have been damaged by a power cut: that is not the server's
-            // fault, nor anybody's attack.
-            part.restart()?;
-            inherited = false;
-        }
-        durable::sync_file(&part.file, &part.path)?;
-        durable::rename(&part.path, complete)?;
-        part.file
-            .rewind()
-            .doing(|| format!("reading {}", complete.display()))?;
-        Ok(part.file)
-    }
-
-    fn already_there(&self, complete: &Path) -> Result<Option<File>> {
-        let mut file = match options(false).open(complete) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).doing(|| format!("opening {}", complete.display())),
-        };
-        let mut hasher = Hasher::default();
-        hash(&file, &mut hasher)
-            .and_then(|()| file.rewind())
-            .doing(|| format!("reading {}", complete.display()))?;
-        if hasher.bytes() == self.length && hasher.digest() == *self.sha256 {
-            return Ok(Some(file));
-        }
-        durable::remove(complete)?;
-        Ok(None)
-    }
-
-    /// Fetches until the part is as long as it must be.
-    fn fill(&mut self, part: &mut Part) -> Result<()> {
-        let mut retries = Retries::new(self.retries);
-        // Only what goes beyond all that was there before counts as progress: a server that makes us start
-        // again and again does not keep us for ever.
-        let mut furthest = part.bytes();
-        (self.progress)(part.bytes());
-        while part.bytes() < self.length {
-            let fault = match self.transfer(part) {
-                Ok(()) => continue,
-                Err(fault) => fault,
-            };
-            if part.bytes() > furthest {
-                furthest = part.bytes();
-                retries = Retries::new(self.retries);
-            }
-            retries.pause(fault)?;
-        }
-        Ok(())
-    }
-
-    /// One request.
-    fn transfer(&mut self, part: &mut Part) -> Result<(), Fault> {
-        let have = part.bytes();
-        let fault = |error| Fault::of(&self.url, error);
-        let mut response = self.client.get(&self.url, have).map_err(fault)?;
-        match response.status {
-            200 => {
-                part.restart()?;
-                if let Some(length) = response.length.filter(|length| *length != self.length) {
-                    return Err(wrong_length(&self.url, length, self.length).into());
-                }
-            }
-            206 => self.check_range(&response, have)?,
-            // The file that the part is of was longer.
-            416 if have > 0 => {
-                part.restart()?;
-                return Err(Fault::Transient(Error::new(format!(
-                    "fetching {}: the server has nothing from byte {have} on",
-                    self.url
-                ))));
-            }
-            status => return Err(Fault::status(&self.url, status)),
-        }
-        let mut buffer = vec![0; 128 * 1024];
-        loop {
-            let n = match response.body.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(fault(e)),
-            };
-            if n as u64 > self.length - part.bytes() {
-                // Its digest would be right if only more was appended, but such a server is not to be asked
-                // again.
-                let why = format!(
-                    "fetching {}: it is longer than {} bytes",
-                    self.url, self.length
-                );
-                return Err(Error::with(Exit::Refused, why).into());
-            }
-            part.append(&buffer[..n])?;
-            (self.progress)(part.bytes());
-        }
-        if part.bytes() < self.length {
-            let left = self.length - part.bytes();
-            let why = format!("the server ended it {left} bytes too early");
-            return Err(fault(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
-        }
-        Ok(())
-    }
-
-    fn check_range(&self, response: &Response, have: u64) -> Result<(), Fault> {
-        let given = response.range.as_deref().unwrap_or("");
-        let parsed = || {
-            let (range, total) = given.strip_prefix("bytes ")?.split_once('/')?;
-            let (first, last) = range.split_once('-')?;
-            let total = match total {
-                "*" => self.length,
-                total => total.parse().ok()?,
-            };
-            Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
-        };
-        match parsed() {
-            Some((first, last, total))
-                if have > 0 && first == have && last < self.length && total == self.length =>
-            {
-                Ok(())
-            }
-            _ => Err(Error::with(
-                Exit::Refused,
-                format!(
-                    "fetching {}: the server answered with the range '{}' where bytes {have} to the end \
-                     of {} were asked for",
-                    self.url,
-                    given.escape_debug(),
-                    self.length
-                ),
-            )
-            .into()),
-        }
-    }
-}
-
-fn hash(file: &File, hasher: &mut Hasher) -> io::Result<()> {
-    io::copy(&mut BufReader::with_capacity(128 * 1024, file), hasher).map(drop)
 }
 
 /// `None` if there is more than `limit`.
@@ -548,10 +482,6 @@ fn options(follow: bool) -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
     options.read(true).custom_flags(flags.bits() as i32);
     options
-}
-
-fn missing(path: &Path) -> Error {
-    Error::new(format!("opening {}: there is no such file", path.display()))
 }
 
 fn too_long(what: &dyn std::fmt::Display, limit: u64) -> Error {

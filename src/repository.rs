@@ -51,6 +51,11 @@ pub trait Fetch {
             .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
         accept(bytes)
     }
+
+    /// Whether a target may be there: a bundle may hold less than its metadata tell of. `false` only if it is not.
+    fn may_have(&self, _path: &str) -> bool {
+        true
+    }
 }
 
 impl Fetch for Source {
@@ -176,7 +181,10 @@ impl Repository {
             return Releases::default();
         };
         let (mut offers, mut others) = (Vec::new(), Vec::new());
-        top.names(&mut |name| match Offer::of(&name) {
+        let offered = |name: &RelPath, target: &TargetInfo| {
+            Offer::of(name).filter(|_| source.may_have(&self.path(name, target)))
+        };
+        top.each(&mut |name, target| match offered(&name, &target) {
             Some(offer) if ours(&offer) => offers.push(offer),
             Some(offer) if others.len() < OTHERS => others.push(offer),
             _ => {}
@@ -190,8 +198,8 @@ impl Repository {
             top,
             &|pattern| might_name_releases(pattern, fits),
             &mut |role, walked| match walked {
-                Ok(targets) => targets.names(&mut |name| {
-                    let offer = Offer::of(&name).filter(|offer| ours(offer));
+                Ok(targets) => targets.each(&mut |name, target| {
+                    let offer = offered(&name, &target).filter(|offer| ours(offer));
                     delegated.extend(offer.map(|offer| (role.clone(), offer)));
                 }),
                 Err(e) => {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::fetch::Source;
+use crate::fetch::Mirrors;
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::{Component, Kind};
@@ -34,7 +34,7 @@ pub struct Stage<'a> {
     /// Where it is described.
     pub repository: &'a Repository,
     /// Where it is fetched from.
-    pub source: &'a Source,
+    pub mirrors: &'a Mirrors,
 }
 
 impl Stage<'_> {
@@ -145,21 +145,19 @@ impl Stage<'_> {
     }
 
     fn fetch(&mut self, component: &Component, next: &Path) -> Result<()> {
-        let (name, target) = plan::artifact(component, self.repository, self.source)?;
+        let (name, target) = plan::artifact(component, self.repository, self.mirrors)?;
         let total = target.length;
         let what = component.name.to_string();
         let downloads = self.store.path("update/downloads");
         let log = &mut *self.log;
         log.info("fetch", format!("fetching {name} ({total} bytes)"));
-        let artifact = self.source.artifact(
-            &target.path,
-            total,
-            &target.sha256,
-            &downloads,
-            &mut |done| {
-                log.progress(&what, done, total);
-            },
-        )?;
+        let artifact = self.mirrors.artifact(&target, &downloads, &mut |done| {
+            log.progress(&what, done, total);
+        });
+        for warning in self.mirrors.take_warnings() {
+            log.warning("fetch", warning);
+        }
+        let artifact = artifact?;
         unpack::unpack(
             component,
             artifact,

@@ -11,7 +11,7 @@ use crate::config::{Config, Services};
 use crate::decision::Loaded;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
-use crate::fetch::{Options, Source};
+use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::Name;
@@ -53,7 +53,7 @@ pub enum Back {
 pub struct Apply {
     /// This version instead of the highest eligible one.
     pub version: Option<Version>,
-    /// A URL or a directory instead of the configured source.
+    /// A URL, a directory or a bundle instead of the configured sources.
     pub from: Option<String>,
     /// Show the plan and change nothing.
     pub dry_run: bool,
@@ -80,12 +80,12 @@ impl Appliance {
         self.store.prepare()?;
         let _lock = self.store.lock("check")?;
         let record = self.current_record();
-        let (repository, source) = self.refresh(from)?;
+        let (repository, mirrors) = self.refresh(from)?;
         let request = Request {
             version: None,
             retry: false,
         };
-        match self.select(&repository, &source, &record, &request)? {
+        match self.select(&repository, &mirrors, &record, &request)? {
             Choice::NothingNewer(running) => {
                 self.log
                     .info("select", format!("nothing newer than {running} is offered"));
@@ -364,12 +364,12 @@ impl Appliance {
     /// Steps 2 to 10 of an install.
     fn install(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
         let refreshed = self.refresh(request.from.as_deref());
-        let (repository, source) = self.remember(refreshed, request, record)?;
+        let (repository, mirrors) = self.remember(refreshed, request, record)?;
         let wanted = Request {
             version: request.version.clone(),
             retry: request.retry,
         };
-        let selected = match self.select(&repository, &source, record, &wanted) {
+        let selected = match self.select(&repository, &mirrors, record, &wanted) {
             // A refusal is no failed attempt: its reason stands in the list of refused releases.
             Err(e) if e.exit == Exit::Refused => return Err(e),
             other => self.remember(other, request, record)?,
@@ -405,10 +405,10 @@ impl Appliance {
         }
         let idle = idle_of(record);
         if !request.dry_run {
-            let dropped = self.drop_other_downloads(&candidate, &repository, &source);
+            let dropped = self.drop_other_downloads(&candidate, &repository, &mirrors);
             self.remember(dropped, request, record)?;
         }
-        let planned = self.plan(&candidate, &idle, &repository, &source);
+        let planned = self.plan(&candidate, &idle, &repository, &mirrors);
         let plan = self.remember(planned, request, record)?;
         for line in plan.describe() {
             self.log.info("plan", line);
@@ -430,7 +430,7 @@ impl Appliance {
             candidate: &candidate,
             plan: &plan,
             repository: &repository,
-            source: &source,
+            mirrors: &mirrors,
         }
         .run(op, record)?;
         self.switch(op, &staged)
@@ -447,7 +447,7 @@ impl Appliance {
     }
 
     /// Step 2, first half: trust.
-    fn refresh(&mut self, from: Option<&str>) -> Result<(Repository, Source)> {
+    fn refresh(&mut self, from: Option<&str>) -> Result<(Repository, Mirrors)> {
         let root_path = self.host.path(&self.config.trust_root);
         let root = store::read_if_there(&root_path, 1 << 20)?.ok_or_else(|| {
             Error::with(
@@ -458,55 +458,78 @@ impl Appliance {
                 ),
             )
         })?;
-        let limits = &self.config.limits;
-        let options = Options {
-            ca_file: self
-                .config
-                .ca_file
-                .as_deref()
-                .map(|path| self.host.path(path)),
-            clock: self.host.clock(),
-            connect_timeout: Duration::from_secs(limits.connect_timeout_s),
-            stall_timeout: Duration::from_secs(limits.stall_timeout_s),
-            retries: limits.retries,
+        let places = match from {
+            Some(from) => vec![from.to_owned()],
+            None => self.config.sources.clone(),
         };
-        let spec = from.unwrap_or(&self.config.sources[0]);
-        let source = if spec.contains("://") {
-            Source::open(spec, &options)?
-        } else {
-            Source::open(&self.host.path(spec).display().to_string(), &options)?
-        };
-        let doing = || format!("refreshing trust from {spec}");
-        let refreshed = Repository::refresh(
-            &source,
-            &self.store.path("update/trust"),
-            &root,
-            self.host.now(),
-            &limits.trust,
-        );
+        let options = self.options(&places)?;
+        let places = places.into_iter().map(|place| match is_url(&place) {
+            true => place,
+            false => self.host.path(&place).display().to_string(),
+        });
+        let mirrors = Mirrors::new(places, &options)?;
+        let (store, now) = (self.store.path("update/trust"), self.host.now());
+        let limits = &self.config.limits.trust;
+        let refreshed =
+            mirrors.refresh(|mirrors| Repository::refresh(mirrors, &store, &root, now, limits));
+        self.warn("trust", &mirrors);
         let repository = match refreshed {
             // The source has no part in it.
             Err(e) if e.exit == Exit::Usage => {
                 Err(e).doing(|| format!("starting from {}", root_path.display()))
             }
-            refreshed => refreshed.doing(doing),
+            refreshed => refreshed,
         }?;
         let v = repository.versions();
         self.log.info(
             "trust",
             format!(
-                "{spec} is trusted: root {}, timestamp {}, snapshot {}, targets {}",
-                v.root, v.timestamp, v.snapshot, v.targets
+                "{} is trusted: root {}, timestamp {}, snapshot {}, targets {}",
+                mirrors.place(),
+                v.root,
+                v.timestamp,
+                v.snapshot,
+                v.targets
             ),
         );
-        Ok((repository, source))
+        Ok((repository, mirrors))
+    }
+
+    /// How these places are asked.
+    fn options(&self, places: &[String]) -> Result<Options> {
+        let config = &self.config;
+        let web = places.iter().any(|place| is_url(place));
+        let proxies = match &config.proxy {
+            _ if !web => Proxies::default(),
+            Some(proxy) => Proxies::configured(proxy.url.as_deref(), &proxy.except)?,
+            None => Proxies::from_environment(|name| std::env::var(name).ok())?,
+        };
+        // For the configured sources only: what a person names is not necessarily entitled to them.
+        let entitled = |place: &String| is_url(place) && config.sources.contains(place);
+        let headers = match &config.headers_file {
+            Some(file) if places.iter().any(entitled) => Headers::read(&self.host.path(file))?,
+            _ => Headers::default(),
+        };
+        Ok(Options {
+            ca_file: config.ca_file.as_deref().map(|path| self.host.path(path)),
+            clock: self.host.clock(),
+            proxies,
+            headers,
+            patience: Patience::from(&config.limits),
+        })
+    }
+
+    fn warn(&mut self, step: &str, mirrors: &Mirrors) {
+        for warning in mirrors.take_warnings() {
+            self.log.warning(step, warning);
+        }
     }
 
     /// Step 2, second half: which release.
     fn select(
         &mut self,
         repository: &Repository,
-        source: &Source,
+        mirrors: &Mirrors,
         record: &Record,
         request: &Request,
     ) -> Result<Choice> {
@@ -522,13 +545,15 @@ impl Appliance {
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
         };
-        let found = repository.releases(source, ground.product, ground.channel, ground.arch);
+        let found = repository.releases(mirrors, ground.product, ground.channel, ground.arch);
         for why in found.left_out {
             self.log.warning("select", why);
         }
-        select::select(&ground, request, &found.offers, &mut |offer| {
-            repository.manifest(source, offer)
-        })
+        let choice = select::select(&ground, request, &found.offers, &mut |offer| {
+            repository.manifest(mirrors, offer)
+        });
+        self.warn("select", mirrors);
+        choice
     }
 
     /// Step 3.
@@ -537,7 +562,7 @@ impl Appliance {
         candidate: &Candidate,
         idle: &Idle,
         repository: &Repository,
-        source: &Source,
+        mirrors: &Mirrors,
     ) -> Result<Plan> {
         let mut sets = Vec::new();
         for set in [
@@ -553,12 +578,12 @@ impl Appliance {
             sets: &sets,
             downloads: self.store.path("update/downloads"),
             active: idle.active.set,
-            copies_artifacts: source.copies_artifacts(),
+            copies_artifacts: mirrors.copies_artifacts(),
             release_bytes: self.config.limits.release_bytes,
             slots: self.store.path("slots"),
             alternate: self.store.slot(idle.active.set.alternate()),
         };
-        plan::plan(&candidate.manifest, &ground, repository, source)
+        plan::plan(&candidate.manifest, &ground, repository, mirrors)
     }
 
     /// What an earlier release left half-fetched only takes space.
@@ -566,12 +591,12 @@ impl Appliance {
         &self,
         candidate: &Candidate,
         repository: &Repository,
-        source: &Source,
+        mirrors: &Mirrors,
     ) -> Result<()> {
         let mut wanted = Vec::new();
         for component in &candidate.manifest.components {
             wanted.push(
-                plan::artifact(component, repository, source)?
+                plan::artifact(component, repository, mirrors)?
                     .1
                     .sha256
                     .to_string(),
@@ -692,6 +717,10 @@ fn running(record: &Record) -> Installed {
 
 fn wait_for_runlevel(how: &Services, host: &Host, log: &mut Log) {
     Manager::new(how, host, Duration::ZERO).wait_for_runlevel(log);
+}
+
+fn is_url(place: &str) -> bool {
+    place.contains("://")
 }
 
 /// The machine's architecture as the kernel names it.

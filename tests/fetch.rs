@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use qx_update::digest::Digest;
 use qx_update::error::{Error, Exit};
-use qx_update::fetch::{self, Options, Source};
+use qx_update::fetch::{self, Options, Patience, Source};
 use qx_update::trust::clock::Clock;
 
 /// What a request asked for: its path, and the first byte of its range.
@@ -54,7 +54,7 @@ impl Server {
     }
 
     fn source(&self) -> Source {
-        Source::open(&self.url, &patience()).unwrap()
+        Source::open(&self.url, &options()).unwrap()
     }
 }
 
@@ -63,13 +63,20 @@ fn clock() -> Clock {
     Clock::new(SystemTime::now(), SystemTime::now())
 }
 
-fn patience() -> Options {
-    Options {
-        ca_file: None,
-        clock: clock(),
+fn patience() -> Patience {
+    Patience {
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(1),
+        small_timeout: Duration::from_secs(60),
+        slowest: 1,
         retries: 2,
+    }
+}
+
+fn options() -> Options {
+    Options {
+        patience: patience(),
+        ..Options::new(clock())
     }
 }
 
@@ -601,8 +608,11 @@ fn a_dead_server_is_one_error() {
     let error = Source::open(
         &url,
         &Options {
-            retries: 0,
-            ..patience()
+            patience: Patience {
+                retries: 0,
+                ..patience()
+            },
+            ..options()
         },
     )
     .unwrap()
@@ -648,7 +658,7 @@ fn a_directory_is_a_source() {
     fs::create_dir(dir.path().join("targets")).unwrap();
     fs::write(dir.path().join("targets/x.tar.gz"), "0123456789").unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe"), 0o600.into()).unwrap();
-    let open = || Source::open(dir.path().to_str().unwrap(), &patience()).unwrap();
+    let open = || Source::open(dir.path().to_str().unwrap(), &options()).unwrap();
     let source = open();
     assert!(download(&source, b"0123456789", dir.path()).unwrap() == b"0123456789");
     let error = download(&source, b"012345678", dir.path()).unwrap_err();
@@ -680,12 +690,13 @@ fn a_directory_is_a_source() {
 fn a_source_that_cannot_be_one_is_named() {
     for (spec, exit) in [
         ("/nonexistent/repository", Exit::Failed),
-        ("/etc/hostname", Exit::Failed),
+        ("/etc/hostname", Exit::Refused),
+        ("/dev/null", Exit::Failed),
         ("ftp://host/", Exit::Usage),
         ("http://user@host/", Exit::Usage),
         ("http://host/?repository=1", Exit::Usage),
     ] {
-        let error = Source::open(spec, &patience()).err().expect(spec);
+        let error = Source::open(spec, &options()).err().expect(spec);
         assert_eq!(error.exit, exit, "{}", error.chain());
         assert!(error.chain().contains(spec), "{}", error.chain());
     }
@@ -694,7 +705,7 @@ fn a_source_that_cannot_be_one_is_named() {
 #[cfg(not(feature = "https"))]
 #[test]
 fn without_tls_an_https_source_is_one_error() {
-    let error = Source::open("https://localhost/", &patience())
+    let error = Source::open("https://localhost/", &options())
         .err()
         .unwrap();
     assert!(error.chain().contains("has no TLS"), "{}", error.chain());
@@ -760,7 +771,7 @@ mod tls {
             url,
             &Options {
                 ca_file,
-                ..patience()
+                ..options()
             },
         )
         .unwrap()
@@ -803,7 +814,7 @@ mod tls {
             assert!(connections.load(Ordering::Relaxed) <= before + 1, "{error}");
         }
         // The system's authorities do not vouch for it either.
-        let system = Source::open(&url, &patience()).unwrap();
+        let system = Source::open(&url, &options()).unwrap();
         let error = system.small("x", 2).unwrap_err().chain();
         assert!(error.contains("certificate"), "{error}");
     }
@@ -833,7 +844,7 @@ mod tls {
             let options = Options {
                 ca_file: Some(ca_file.clone()),
                 clock: Clock::new(year(system) + half, year(built) + half),
-                ..patience()
+                ..options()
             };
             let got = Source::open(&url, &options).unwrap().small("x", 2);
             match (got, refused) {

@@ -680,7 +680,7 @@ fn nothing_is_signed_on_top_of_what_was_tampered_with() {
     ] {
         let path = place.path("repo/metadata").join(file);
         let good = fs::read_to_string(&path).unwrap();
-        fs::write(&path, good.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        fs::write(&path, good.replace("\"version\":1", "\"version\":2")).unwrap();
         let error = place.fails(RELEASE, Exit::Failed);
         assert!(error.contains(file), "{error}");
         fs::write(&path, good).unwrap();
@@ -1014,13 +1014,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     place.recipe("1.0.0", |_| {});
     place.release();
     let server = Server::start(&place);
-    let options = Options {
-        ca_file: None,
-        clock: Clock::new(SystemTime::now(), SystemTime::now()),
-        connect_timeout: Duration::from_secs(10),
-        stall_timeout: Duration::from_secs(10),
-        retries: 0,
-    };
+    let options = Options::new(Clock::new(SystemTime::now(), SystemTime::now()));
     let web = format!("http://{}", server.1);
     for (number, spec) in [web.as_str(), place.path("repo").to_str().unwrap()]
         .iter()

@@ -1,14 +1,17 @@
-//! The part of HTTP/1.1 that static files need: GET, ranges, redirects; one request a connection. Every
-//! length has a limit and every wait a time-out; bodies are streamed.
+//! The part of HTTP/1.1 that static files need: GET, ranges, redirects, proxies, and a connection that is used again for
+//! the next file. Every length has a limit and every wait a time-out; bodies are streamed.
 //!
 //! Errors of kind [`io::ErrorKind::InvalidData`] are final: the same request would end in the same way.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::headers::Headers;
+use super::proxy::{Proxies, Proxy};
 #[cfg(feature = "https")]
 use super::tls;
 use crate::trust::clock::Clock;
@@ -16,6 +19,8 @@ use crate::trust::clock::Clock;
 /// The status line and the headers of an answer are at most this long, in bytes.
 const HEAD_LIMIT: u64 = 64 * 1024;
 const MAX_REDIRECTS: usize = 5;
+/// A connection without a request for so long is not used again: the server, or something between, may have forgotten it.
+const MAX_IDLE: Duration = Duration::from_secs(5);
 
 /// An `http://` or `https://` URL without user, password and fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +130,12 @@ impl Url {
         Ok(url)
     }
 
+    /// Whether the same server is asked in the same way.
+    fn same_origin(&self, other: &Url) -> bool {
+        (self.https, self.port) == (other.https, other.port)
+            && self.host.eq_ignore_ascii_case(&other.host)
+    }
+
     fn authority(&self) -> String {
         match (self.https, self.port) {
             (true, 443) | (false, 80) => self.host.clone(),
@@ -133,7 +144,7 @@ impl Url {
     }
 
     /// For the resolver: without an IPv6 address's brackets.
-    fn bare_host(&self) -> &str {
+    pub fn bare_host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 }
@@ -151,13 +162,24 @@ pub struct Client {
     pub connect_timeout: Duration,
     /// Without a byte, after which a transfer is broken off; the answer's head must be whole in that time.
     pub stall_timeout: Duration,
-    /// When everything must be over. Name resolution alone takes as long as the system's resolver lets it.
-    pub deadline: Option<Instant>,
-    /// Whether redirects are followed, or returned.
-    pub follow: bool,
+    /// Each request for itself: no redirect is followed, and no connection is kept.
+    pub once: bool,
     /// For `https`; absent where that is not asked for.
     #[cfg_attr(not(feature = "https"), expect(dead_code))]
     pub tls: Option<Tls>,
+    /// What does not go directly to the server.
+    pub proxies: Proxies,
+    /// Extra headers, and the only server that gets them.
+    pub headers: Option<(Url, Headers)>,
+    /// A connection that waits for its next request.
+    pub idle: RefCell<Option<Idle>>,
+}
+
+/// A connection without a request.
+pub struct Idle {
+    url: Url,
+    reader: BufReader<Stream>,
+    since: Instant,
 }
 
 /// Whom TLS trusts, and when.
@@ -170,7 +192,7 @@ pub struct Tls {
 }
 
 /// An answer, its body not yet read.
-pub struct Response {
+pub struct Response<'a> {
     /// The status code.
     pub status: u16,
     /// What `Content-Length` says.
@@ -178,20 +200,25 @@ pub struct Response {
     /// What `Content-Range` says.
     pub range: Option<String>,
     /// The body. A body that is cut short is an error, as is one that stalls.
-    pub body: Body,
-    location: Option<String>,
+    pub body: Body<'a>,
 }
 
 impl Client {
-    /// Asks for a file, from byte `from` on if that is not 0.
-    pub fn get(&self, url: &Url, from: u64) -> io::Result<Response> {
+    /// Asks for a file, from byte `from` on if that is not 0. All of it, the body included, must be over at `until`; name
+    /// resolution alone takes as long as the system's resolver lets it.
+    pub fn get(&self, url: &Url, from: u64, until: Option<Instant>) -> io::Result<Response<'_>> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.get_once(&url, from)?;
-            if !self.follow || !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
+            let (head, body) = self.get_once(&url, from, until)?;
+            if self.once || !matches!(head.status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(Response {
+                    status: head.status,
+                    length: head.length,
+                    range: head.range,
+                    body,
+                });
             }
-            let Some(location) = &response.location else {
+            let Some(location) = &head.location else {
                 return Err(invalid("a redirect to nowhere"));
             };
             url = url
@@ -201,47 +228,135 @@ impl Client {
         Err(invalid(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn get_once(&self, url: &Url, from: u64) -> io::Result<Response> {
-        let mut stream = self.connect(url)?;
-        let range = match from {
-            0 => String::new(),
-            _ => format!("Range: bytes={from}-\r\n"),
+    fn get_once(
+        &self,
+        url: &Url,
+        from: u64,
+        until: Option<Instant>,
+    ) -> io::Result<(Head, Body<'_>)> {
+        let proxy = self.proxies.of(url);
+        let request = self.request(url, from, proxy);
+        if let Some(reader) = self.waiting(url) {
+            match self.exchange(reader, url, &request, until) {
+                // The server closed it just when it was to be used again.
+                Err(e) if is_gone(&e) => {}
+                answered => return answered,
+            }
+        }
+        let stream = self.open(url, proxy, until)?;
+        let reader = BufReader::with_capacity(64 * 1024, stream);
+        self.exchange(reader, url, &request, until)
+    }
+
+    fn request(&self, url: &Url, from: u64, proxy: Option<&Proxy>) -> String {
+        // What goes through TLS is between us and the server.
+        let proxy = proxy.filter(|_| !url.https);
+        let target = match proxy {
+            Some(_) => url.to_string(),
+            None => url.path.clone(),
         };
         // An encoded body would have another length and another digest.
-        let request = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: qx-update/{}\r\nAccept: */*\r\n\
-             Accept-Encoding: identity\r\n{range}Connection: close\r\n\r\n",
-            url.path,
+        let mut request = format!(
+            "GET {target} HTTP/1.1\r\nHost: {}\r\nUser-Agent: qx-update/{}\r\nAccept: */*\r\n\
+             Accept-Encoding: identity\r\n",
             url.authority(),
             env!("CARGO_PKG_VERSION"),
         );
-        stream.write_all(request.as_bytes())?;
-        stream.flush()?;
-        let mut reader = BufReader::with_capacity(64 * 1024, stream);
-        let mut response = read_head(&mut reader)?;
-        // From here on a transfer may take hours, if only it does not stall.
-        reader.get_mut().socket().until = self.deadline;
-        response.body.reader = Some(reader);
-        Ok(response)
+        if from > 0 {
+            request.push_str(&format!("Range: bytes={from}-\r\n"));
+        }
+        if self.once {
+            request.push_str("Connection: close\r\n");
+        }
+        if let Some(proxy) = proxy {
+            request.push_str(&proxy.authorization);
+        }
+        // Never to whom a redirect leads.
+        if let Some((base, headers)) = &self.headers
+            && base.same_origin(url)
+        {
+            request.push_str(headers.lines());
+        }
+        request.push_str("\r\n");
+        request
     }
 
-    fn connect(&self, url: &Url) -> io::Result<Stream> {
+    /// The connection that waits, if it is to the right server and nothing has come since: not its end, and nothing that
+    /// could be taken for an answer.
+    fn waiting(&self, url: &Url) -> Option<BufReader<Stream>> {
+        let mut idle = self.idle.take()?;
+        if !idle.url.same_origin(url) || idle.since.elapsed() > MAX_IDLE {
+            return None;
+        }
+        let tcp = &idle.reader.get_mut().socket().tcp;
+        tcp.set_nonblocking(true).ok()?;
+        let quiet = tcp
+            .peek(&mut [0])
+            .is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
+        tcp.set_nonblocking(false).ok()?;
+        quiet.then_some(idle.reader)
+    }
+
+    fn exchange(
+        &self,
+        mut reader: BufReader<Stream>,
+        url: &Url,
+        request: &str,
+        until: Option<Instant>,
+    ) -> io::Result<(Head, Body<'_>)> {
+        let stream = reader.get_mut();
+        stream.socket().until = self.head_by(until);
+        stream.write_all(request.as_bytes())?;
+        stream.flush()?;
+        let head = read_head(&mut reader)?;
+        // From here on a transfer may take hours, if only it does not stall.
+        reader.get_mut().socket().until = until;
+        let body = Body {
+            client: self,
+            url: url.clone(),
+            reader: Some(reader),
+            framing: head.framing,
+            keep: head.keep && !self.once,
+        };
+        Ok((head, body))
+    }
+
+    fn head_by(&self, until: Option<Instant>) -> Option<Instant> {
+        let head = Instant::now() + self.stall_timeout;
+        Some(until.map_or(head, |until| head.min(until)))
+    }
+
+    /// A new connection to where the URL leads, through the proxy if there is one.
+    fn open(&self, url: &Url, proxy: Option<&Proxy>, until: Option<Instant>) -> io::Result<Stream> {
+        let socket = match proxy {
+            None => self.connect(url, until)?,
+            Some(proxy) => self
+                .connect(&proxy.url, until)
+                .and_then(|socket| match url.https {
+                    true => tunnel(socket, url, proxy),
+                    false => Ok(socket),
+                })
+                .map_err(|e| {
+                    io::Error::new(e.kind(), format!("through the proxy {}: {e}", proxy.url))
+                })?,
+        };
+        match url.https {
+            true => self.secure(socket, url),
+            false => Ok(Stream::Plain(socket)),
+        }
+    }
+
+    fn connect(&self, url: &Url, until: Option<Instant>) -> io::Result<Socket> {
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in (url.bare_host(), url.port).to_socket_addrs()? {
-            let patience = remaining(self.deadline, self.connect_timeout)?;
+            let patience = remaining(until, self.connect_timeout)?;
             match TcpStream::connect_timeout(&address, patience) {
                 Ok(tcp) => {
-                    let head = Instant::now() + self.stall_timeout;
-                    let socket = Socket {
+                    return Ok(Socket {
                         tcp,
                         stall: self.stall_timeout,
-                        until: Some(self.deadline.map_or(head, |deadline| head.min(deadline))),
-                    };
-                    return if url.https {
-                        self.secure(socket, url)
-                    } else {
-                        Ok(Stream::Plain(socket))
-                    };
+                        until: self.head_by(until),
+                    });
                 }
                 Err(error) => failure = error,
             }
@@ -269,12 +384,70 @@ impl Client {
     }
 }
 
-/// An answer's body.
-pub struct Body {
-    reader: Option<BufReader<Stream>>,
-    framing: Framing,
+/// Has the proxy connect to where the URL leads.
+fn tunnel(mut socket: Socket, url: &Url, proxy: &Proxy) -> io::Result<Socket> {
+    let (host, port) = (&url.host, url.port);
+    let request = format!(
+        "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{}\r\n",
+        proxy.authorization
+    );
+    socket.write_all(request.as_bytes())?;
+    let mut reader = BufReader::new(socket);
+    let head = read_head(&mut reader)?;
+    match head.status {
+        // In TLS it is the client who speaks first.
+        200..=299 if reader.buffer().is_empty() => Ok(reader.into_inner()),
+        200..=299 => Err(invalid("something came before anything was asked")),
+        status @ (408 | 425 | 429 | 500..) => {
+            Err(io::Error::other(format!("it answered {status}")))
+        }
+        status => Err(invalid(format!("it answered {status}"))),
+    }
 }
 
+/// Whether a connection ended without an answer.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+    )
+}
+
+/// An answer's body. When it has been read to its end the connection may serve the next request.
+pub struct Body<'a> {
+    client: &'a Client,
+    url: Url,
+    reader: Option<BufReader<Stream>>,
+    framing: Framing,
+    keep: bool,
+}
+
+impl Drop for Body<'_> {
+    fn drop(&mut self) {
+        let Some(mut reader) = self.reader.take() else {
+            return;
+        };
+        // The page that comes with an error is not waited for, but may be here.
+        if let Framing::Length(left) = self.framing
+            && left == reader.buffer().len() as u64
+        {
+            reader.consume(left as usize);
+            self.framing = Framing::Done;
+        }
+        if self.keep && self.framing == Framing::Done && reader.buffer().is_empty() {
+            self.client.idle.replace(Some(Idle {
+                url: self.url.clone(),
+                reader,
+                since: Instant::now(),
+            }));
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Framing {
     /// So many bytes are left.
     Length(u64),
@@ -286,7 +459,7 @@ enum Framing {
     Done,
 }
 
-impl Read for Body {
+impl Read for Body<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let Some(reader) = &mut self.reader else {
             return Ok(0);
@@ -335,22 +508,33 @@ fn next_chunk(reader: &mut impl BufRead, first: bool) -> io::Result<u64> {
     Ok(size)
 }
 
-fn read_head(reader: &mut impl BufRead) -> io::Result<Response> {
-    let mut limit = HEAD_LIMIT;
-    let mut response = loop {
-        let response = read_one_head(reader, &mut limit)?;
-        // 1xx announces an answer that is still to come.
-        if response.status >= 200 {
-            break response;
-        }
-    };
-    if matches!(response.status, 204 | 304) {
-        response.body.framing = Framing::Done;
-    }
-    Ok(response)
+/// The status line and the headers of an answer.
+struct Head {
+    status: u16,
+    length: Option<u64>,
+    range: Option<String>,
+    location: Option<String>,
+    framing: Framing,
+    /// Whether the connection stays open after the body.
+    keep: bool,
 }
 
-fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Response> {
+fn read_head(reader: &mut impl BufRead) -> io::Result<Head> {
+    let mut limit = HEAD_LIMIT;
+    let mut head = loop {
+        let head = read_one_head(reader, &mut limit)?;
+        // 1xx announces an answer that is still to come.
+        if head.status >= 200 {
+            break head;
+        }
+    };
+    if matches!(head.status, 204 | 304) {
+        head.framing = Framing::Done;
+    }
+    Ok(head)
+}
+
+fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Head> {
     let line = read_line(reader, limit)?;
     let status = line
         .strip_prefix("HTTP/1.")
@@ -360,15 +544,13 @@ fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Respo
     let Some(status) = status else {
         return Err(invalid("the answer is not HTTP/1"));
     };
-    let mut response = Response {
+    let mut head = Head {
         status,
         length: None,
         range: None,
         location: None,
-        body: Body {
-            reader: None,
-            framing: Framing::Close,
-        },
+        framing: Framing::Close,
+        keep: line.starts_with("HTTP/1.1 "),
     };
     let mut chunked = false;
     loop {
@@ -384,8 +566,8 @@ fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Respo
             "content-length" => {
                 let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
                 match value.parse() {
-                    Ok(length) if digits && response.length.is_none_or(|l| l == length) => {
-                        response.length = Some(length);
+                    Ok(length) if digits && head.length.is_none_or(|l| l == length) => {
+                        head.length = Some(length);
                     }
                     _ => return Err(invalid("Content-Length is no number, or two")),
                 }
@@ -397,12 +579,16 @@ fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Respo
             "content-encoding" if !value.eq_ignore_ascii_case("identity") => {
                 return Err(invalid("the body is encoded, which was not asked for"));
             }
-            "content-range" => response.range = Some(value.to_owned()),
-            "location" => response.location = Some(value.to_owned()),
+            "content-range" => head.range = Some(value.to_owned()),
+            "location" => head.location = Some(value.to_owned()),
+            "connection" => {
+                let close = |word: &str| word.trim().eq_ignore_ascii_case("close");
+                head.keep &= !value.split(',').any(close);
+            }
             _ => {}
         }
     }
-    response.body.framing = match (chunked, response.length) {
+    head.framing = match (chunked, head.length) {
         (true, Some(_)) => return Err(invalid("both chunks and a Content-Length")),
         (true, None) => Framing::Chunked {
             left: 0,
@@ -411,7 +597,7 @@ fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Respo
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::Close,
     };
-    Ok(response)
+    Ok(head)
 }
 
 /// A line without its end; what is not UTF-8 in it is replaced.

@@ -83,7 +83,7 @@ pub fn inspect(repo: &Path, now: SystemTime) -> Result<Inspection> {
         line(Role::Targets, targets.version, &targets.expires),
     ];
     let mut offers: Vec<Offer> = Vec::new();
-    targets.names(&mut |name| offers.extend(Offer::of(&name)));
+    targets.each(&mut |name, _| offers.extend(Offer::of(&name)));
     offers
         .sort_by(|a, b| (&a.channel, &a.arch, &a.version).cmp(&(&b.channel, &b.arch, &b.version)));
     let releases = offers

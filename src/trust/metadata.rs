@@ -621,7 +621,7 @@ impl Targets {
     /// A target that is listed here; delegations do not count.
     pub fn target(&self, name: &RelPath) -> Option<TargetInfo> {
         let mut found = None;
-        self.each(&mut |listed, info| {
+        self.walk(&mut |listed, info| {
             if listed != name.as_str() {
                 return ControlFlow::Continue(());
             }
@@ -631,11 +631,11 @@ impl Targets {
         found
     }
 
-    /// Gives every name that is listed here to `visit`; names that no appliance could place are left out.
-    pub fn names(&self, visit: &mut dyn FnMut(RelPath)) {
-        self.each(&mut |name, _| {
-            if let Ok(name) = name.parse() {
-                visit(name);
+    /// Gives every target that is listed here to `visit`; those whose names no appliance could place are left out.
+    pub fn each(&self, visit: &mut dyn FnMut(RelPath, TargetInfo)) {
+        self.walk(&mut |name, info| {
+            if let (Ok(name), Ok(info)) = (name.parse(), TargetInfo::parse(info)) {
+                visit(name, info);
             }
             ControlFlow::Continue(())
         });
@@ -646,7 +646,7 @@ impl Targets {
         self.delegations.clone().map(|range| &self.text[range])
     }
 
-    fn each(&self, visit: &mut dyn FnMut(&str, &str) -> ControlFlow<()>) {
+    fn walk(&self, visit: &mut dyn FnMut(&str, &str) -> ControlFlow<()>) {
         // It was walked before, so that there is nothing to go wrong but what `visit` breaks off.
         let _ = json::members(
             &self.text[self.targets.clone()],

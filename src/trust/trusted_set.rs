@@ -763,7 +763,7 @@ mod tests {
         .unwrap();
         let targets = set.targets().unwrap();
         let mut names = Vec::new();
-        targets.names(&mut |name| names.push(name.to_string()));
+        targets.each(&mut |name, _| names.push(name.to_string()));
         assert_eq!(names, ["md5", "ok"]);
         let md5 = targets.target(&"md5".parse().unwrap()).unwrap();
         assert_eq!(md5.file(), None);

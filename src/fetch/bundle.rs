@@ -1,0 +1,181 @@
+//! A repository in one file: an uncompressed tar archive whose files are those of the repository, by their paths.
+//!
+//! Nothing in it is trusted; it is read like any other source. Its entries are looked through once; after that files are
+//! read where they lie.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use tar::EntryType;
+
+use super::Artifact;
+use crate::error::{Context, Error, Exit, Result};
+use crate::manifest::RelPath;
+
+/// A bundle has at most this many entries.
+const MAX_ENTRIES: usize = 10_000;
+/// The names of its files have at most this many bytes altogether: they are kept in memory.
+const MAX_NAMES: usize = 1 << 20;
+/// A header that carries a long name is at most this long, in bytes.
+const MAX_EXTENSION: u64 = 4096;
+const BLOCK: u64 = 512;
+
+/// A bundle and where its files lie in it.
+pub struct Bundle {
+    path: PathBuf,
+    file: File,
+    files: BTreeMap<String, Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    at: u64,
+    length: u64,
+}
+
+impl Bundle {
+    /// Looks through the archive.
+    ///
+    /// # Errors
+    /// [`Exit::Refused`] if it is no uncompressed tar archive to its end, or holds anything but directories and regular
+    /// files, each with a name of its own that stays inside.
+    pub fn open(path: &Path, file: File, length: u64) -> Result<Bundle> {
+        let mut bundle = Bundle {
+            path: path.to_owned(),
+            file: file
+                .try_clone()
+                .doing(|| format!("reading the bundle {}", path.display()))?,
+            files: BTreeMap::new(),
+        };
+        bundle.index(file, length)?;
+        Ok(bundle)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it holds a file of that path.
+    pub fn holds(&self, path: &str) -> bool {
+        self.files.contains_key(path)
+    }
+
+    /// A file of it, and how long it is.
+    pub fn open_file(&self, path: &str) -> Result<Option<(Artifact, u64)>> {
+        let Some(Place { at, length }) = self.files.get(path).copied() else {
+            return Ok(None);
+        };
+        let file = self
+            .file
+            .try_clone()
+            .doing(|| format!("reading {path} in {}", self.path.display()))?;
+        Ok(Some((Artifact::new(file, at, length), length)))
+    }
+
+    fn index(&mut self, file: File, length: u64) -> Result<()> {
+        let path = self.path.clone();
+        let refused = |why: &str| {
+            let why = format!("reading the bundle {}: {why}", path.display());
+            Error::with(Exit::Refused, why)
+        };
+        let unreadable = |e: io::Error| match e.raw_os_error() {
+            Some(_) => Err::<(), _>(e)
+                .doing(|| format!("reading the bundle {}", path.display()))
+                .unwrap_err(),
+            None => refused(&format!(
+                "it is no uncompressed tar archive, or a damaged one: {e}"
+            )),
+        };
+        let mut archive = tar::Archive::new(file);
+        let mut end = 0;
+        let mut entries = 0;
+        let mut names = 0;
+        let mut long_name = None;
+        // Raw: left to itself the reader would take long names of any length into memory.
+        for entry in archive.entries_with_seek().map_err(unreadable)?.raw(true) {
+            let mut entry = entry.map_err(unreadable)?;
+            let (at, size) = (entry.raw_file_position(), entry.size());
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                return Err(refused(&format!("it has more than {MAX_ENTRIES} entries")));
+            }
+            end = at
+                .checked_add(size)
+                .filter(|end| *end <= length)
+                .ok_or_else(|| refused("it is cut short"))?
+                .next_multiple_of(BLOCK);
+            let kind = entry.header().entry_type();
+            let name = match kind {
+                EntryType::GNULongName | EntryType::XHeader => {
+                    if long_name.is_some() {
+                        return Err(refused("an entry of it has two names"));
+                    }
+                    if size > MAX_EXTENSION {
+                        return Err(refused("a name or an attribute in it is over-long"));
+                    }
+                    let mut data = Vec::new();
+                    entry.read_to_end(&mut data).map_err(unreadable)?;
+                    long_name = match kind {
+                        EntryType::XHeader => pax_path(&data).map_err(|why| refused(&why))?,
+                        _ => Some(data.strip_suffix(b"\0").unwrap_or(&data).to_owned()),
+                    };
+                    continue;
+                }
+                _ => match long_name.take() {
+                    Some(name) => name,
+                    None => entry.path_bytes().into_owned(),
+                },
+            };
+            let name = String::from_utf8_lossy(&name);
+            let refuse = |why: &str| refused(&format!("its entry '{}' {why}", name.escape_debug()));
+            match kind {
+                EntryType::Regular => {}
+                EntryType::Directory => continue,
+                _ => return Err(refuse("is neither a regular file nor a directory")),
+            }
+            let name: RelPath = name
+                .strip_prefix("./")
+                .unwrap_or(&name)
+                .parse()
+                .map_err(|why: String| refuse(&format!("is refused: {why}")))?;
+            names += name.as_str().len();
+            if names > MAX_NAMES {
+                return Err(refused(&format!(
+                    "the names in it have more than {MAX_NAMES} bytes"
+                )));
+            }
+            let place = Place { at, length: size };
+            if self.files.insert(name.into(), place).is_some() {
+                return Err(refuse("is there twice"));
+            }
+        }
+        // The reader takes the file's end for the archive's; an archive has an end of its own.
+        let mut last = [1; BLOCK as usize];
+        match self.file.read_exact_at(&mut last, end) {
+            Ok(()) if last == [0; BLOCK as usize] => Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(unreadable(e)),
+            _ => Err(refused("it is cut short")),
+        }
+    }
+}
+
+/// The name that an extended header gives to the entry after it. What would change how much there is of it is refused; times,
+/// owners and the like do not count.
+fn pax_path(data: &[u8]) -> Result<Option<Vec<u8>>, String> {
+    let mut path = None;
+    for pair in tar::PaxExtensions::new(data) {
+        let pair = pair.map_err(|e| format!("an attribute in it is damaged: {e}"))?;
+        match pair.key_bytes() {
+            b"path" => path = Some(pair.value_bytes().to_owned()),
+            key if key == b"size" || key.starts_with(b"GNU.sparse") => {
+                return Err("it has a sparse file, or one that is larger than 8 GiB".into());
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
+}

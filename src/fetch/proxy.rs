@@ -1,0 +1,261 @@
+//! Which requests go through a proxy: what the configuration says, else what the environment says.
+
+use std::fmt;
+
+use ct_codecs::{Base64, Encoder};
+
+use super::http::Url;
+use crate::error::{Error, Exit, Result};
+
+/// The proxies of both schemes. Without any, everything is asked directly.
+#[derive(Debug, Clone, Default)]
+pub struct Proxies {
+    http: Option<Proxy>,
+    https: Option<Proxy>,
+    /// Lower case, without a dot in front.
+    except: Vec<String>,
+}
+
+/// One proxy, reached over plain HTTP.
+#[derive(Clone)]
+pub struct Proxy {
+    /// Where it is: scheme, host and port count.
+    pub url: Url,
+    /// The request's line that says who asks; empty if nobody in particular does. Not to be shown to anybody.
+    pub authorization: String,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+impl Proxies {
+    /// This proxy for everything but the hosts in `except`; none at all without a URL.
+    pub fn configured(url: Option<&str>, except: &[String]) -> Result<Proxies> {
+        let proxy = url.map(|url| parse("proxy.url", url)).transpose()?;
+        Ok(Proxies {
+            http: proxy.clone(),
+            https: proxy,
+            except: except.iter().map(|host| normal(host)).collect(),
+        })
+    }
+
+    /// What the variables say that curl reads: `http_proxy` (not `HTTP_PROXY`, which a web server sets to what a stranger
+    /// sent), `https_proxy`, `all_proxy` and `no_proxy`, the last three in capitals too. An empty one is none.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Proxies> {
+        let first = |names: &[&'static str]| {
+            let set = |name| variable(name).filter(|value| !value.trim().is_empty());
+            names.iter().find_map(|name| Some((*name, set(name)?)))
+        };
+        let proxy = |names: &[&'static str]| {
+            first(names)
+                .map(|(name, url)| parse(name, &url))
+                .transpose()
+        };
+        let except = first(&["no_proxy", "NO_PROXY"]).map_or(String::new(), |(_, hosts)| hosts);
+        Ok(Proxies {
+            http: proxy(&["http_proxy", "all_proxy", "ALL_PROXY"])?,
+            https: proxy(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])?,
+            except: except
+                .split([',', ' ', '\t'])
+                .filter(|host| !host.is_empty())
+                .map(normal)
+                .collect(),
+        })
+    }
+
+    /// The proxy that this URL is asked through.
+    pub fn of(&self, url: &Url) -> Option<&Proxy> {
+        let proxy = if url.is_https() {
+            &self.https
+        } else {
+            &self.http
+        };
+        let host = normal(url.bare_host());
+        let direct = |except: &String| {
+            except == "*"
+                || host == *except
+                || host
+                    .strip_suffix(except.as_str())
+                    .is_some_and(|rest| rest.ends_with('.') && !except.is_empty())
+        };
+        proxy.as_ref().filter(|_| !self.except.iter().any(direct))
+    }
+}
+
+fn normal(host: &str) -> String {
+    let host = host.trim().trim_start_matches('.').trim_end_matches('.');
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    bare.unwrap_or(host).to_ascii_lowercase()
+}
+
+/// `[http://][USER[:PASSWORD]@]HOST[:PORT]`; user and password may be percent-encoded. The error does not repeat it.
+fn parse(from: &str, text: &str) -> Result<Proxy> {
+    let bad = || {
+        let why = format!(
+            "reading the proxy from {from}: it is not of the form http://[USER:PASSWORD@]HOST[:PORT]"
+        );
+        Error::with(Exit::Usage, why)
+    };
+    let text = text.trim();
+    let rest = match text.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        Some(_) => return Err(bad()),
+        None => text,
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (user, host) = match authority.rsplit_once('@') {
+        Some((user, host)) => (Some(user), host),
+        None => (None, authority),
+    };
+    let url = Url::parse(&format!("http://{host}{path}")).map_err(|_| bad())?;
+    let authorization = match user {
+        None => String::new(),
+        Some(user) => {
+            let (name, password) = user.split_once(':').unwrap_or((user, ""));
+            let mut plain = percent_decoded(name).ok_or_else(bad)?;
+            plain.push(b':');
+            plain.extend(percent_decoded(password).ok_or_else(bad)?);
+            let encoded = Base64::encode_to_string(plain).map_err(|_| bad())?;
+            format!("Proxy-Authorization: Basic {encoded}\r\n")
+        }
+    };
+    Ok(Proxy { url, authorization })
+}
+
+fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut decoded = Vec::new();
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let high = char::from(bytes.next()?).to_digit(16)?;
+                let low = char::from(bytes.next()?).to_digit(16)?;
+                (high * 16 + low) as u8
+            }
+            byte => byte,
+        });
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(set: &'static [(&str, &str)]) -> Result<Proxies> {
+        let value = |name: &str| set.iter().find(|(n, _)| *n == name);
+        Proxies::from_environment(|name| value(name).map(|(_, v)| (*v).to_owned()))
+    }
+
+    fn asked(proxies: &Proxies, url: &str) -> Option<String> {
+        let url = Url::parse(url).unwrap();
+        proxies.of(&url).map(|proxy| proxy.url.to_string())
+    }
+
+    #[test]
+    fn the_environment_is_read_as_curl_reads_it() {
+        type Case = (
+            &'static [(&'static str, &'static str)],
+            &'static str,
+            Option<&'static str>,
+        );
+        let cases: [Case; 10] = [
+            (
+                &[("http_proxy", "http://p:1")],
+                "http://h/",
+                Some("http://p:1/"),
+            ),
+            (&[("http_proxy", "p:1/")], "http://h/", Some("http://p:1/")),
+            (&[("http_proxy", "http://p:1")], "https://h/", None),
+            // A web server hands a request's `Proxy:` header to its programs under this name.
+            (&[("HTTP_PROXY", "http://evil:1")], "http://h/", None),
+            (
+                &[("HTTPS_PROXY", "http://p:1")],
+                "https://h/",
+                Some("http://p:1/"),
+            ),
+            (
+                &[("https_proxy", "http://p:1"), ("HTTPS_PROXY", "http://q:1")],
+                "https://h/",
+                Some("http://p:1/"),
+            ),
+            (
+                &[("ALL_PROXY", "http://p:1")],
+                "http://h/",
+                Some("http://p:1/"),
+            ),
+            (
+                &[("all_proxy", "http://a:1"), ("http_proxy", "http://p:1")],
+                "http://h/",
+                Some("http://p:1/"),
+            ),
+            (&[("http_proxy", " "), ("all_proxy", "")], "http://h/", None),
+            (
+                &[("http_proxy", "http://p:1"), ("NO_PROXY", "h")],
+                "http://h/",
+                None,
+            ),
+        ];
+        for (set, url, expected) in cases {
+            let proxies = environment(set).unwrap();
+            assert_eq!(asked(&proxies, url).as_deref(), expected, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn exceptions_are_hosts_and_what_is_below_them() {
+        let proxies = environment(&[
+            ("http_proxy", "http://p:1"),
+            ("no_proxy", "Example.com, .lan,10.0.0.1 [::1]"),
+        ])
+        .unwrap();
+        for (host, direct) in [
+            ("example.com", true),
+            ("EXAMPLE.com.", true),
+            ("a.example.com:8080", true),
+            ("badexample.com", false),
+            ("example.com.evil", false),
+            ("x.lan", true),
+            ("lan", true),
+            ("10.0.0.1", true),
+            ("10.0.0.11", false),
+            ("[::1]:80", true),
+            ("[::2]", false),
+        ] {
+            let url = format!("http://{host}/");
+            assert_eq!(asked(&proxies, &url).is_none(), direct, "{host}");
+        }
+        let all = Proxies::configured(Some("http://p:1"), &["*".into()]).unwrap();
+        assert_eq!(asked(&all, "http://h/"), None);
+        let none = Proxies::configured(None, &[]).unwrap();
+        assert_eq!(asked(&none, "http://h/"), None);
+    }
+
+    #[test]
+    fn a_password_is_sent_and_never_shown() {
+        let proxies = Proxies::configured(Some("http://me:p%40ss%3a@p:1"), &[]).unwrap();
+        let proxy = proxies.of(&Url::parse("https://h/").unwrap()).unwrap();
+        // me:p@ss:
+        assert_eq!(
+            proxy.authorization,
+            "Proxy-Authorization: Basic bWU6cEBzczo=\r\n"
+        );
+        assert!(!format!("{proxies:?}").contains("bWU6"));
+        for bad in [
+            "https://me:secret@p:1",
+            "socks5://me:secret@p:1",
+            "http://me:secret@",
+            "http://me:secret@p:x",
+            "http://me:secret%zz@p:1",
+            "http://me:secret@p:1 x",
+        ] {
+            let error = Proxies::configured(Some(bad), &[]).unwrap_err();
+            assert_eq!(error.exit, Exit::Usage);
+            assert!(error.chain().contains("proxy.url"), "{}", error.chain());
+            assert!(!error.chain().contains("secret"), "{}", error.chain());
+        }
+    }
+}
