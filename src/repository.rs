@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -30,7 +31,7 @@ const DELEGATED: &str = "delegated";
 /// So many bytes of delegated metadata are held in memory. What is beyond is read and verified again for each question:
 /// memory is bounded, whatever the teams publish.
 const HELD: usize = 2 << 20;
-/// So many releases for other appliances are told of where there is none for this one.
+/// So many releases for other appliances are told of.
 const OTHERS: usize = 10;
 
 /// Where small files come from.
@@ -111,10 +112,23 @@ pub struct Target {
     pub path: String,
 }
 
+/// Which releases an appliance asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its product.
+    pub product: &'a Name,
+    /// The channel that it follows.
+    pub channel: &'a Name,
+    /// Its architecture.
+    pub arch: &'a Name,
+    /// Of the releases for others, those of this version only.
+    pub version: Option<&'a Version>,
+}
+
 /// The releases that a repository offers.
 #[derive(Debug, Default)]
 pub struct Releases {
-    /// Those for this appliance; where there is none, some of those for others.
+    /// Those for this appliance, and some of those for others, for it may be told of them.
     pub offers: Vec<Offer>,
     /// Which releases are left out, and why: a sentence each.
     pub left_out: Vec<String>,
@@ -167,16 +181,17 @@ impl Repository {
     /// for their name ([`Repository::find`]) finds in that very role.
     ///
     /// A delegated role that cannot be had, or not be trusted, hides no release but those that it could speak for.
-    pub fn releases(
-        &self,
-        source: &dyn Fetch,
-        product: &Name,
-        channel: &Name,
-        arch: &Name,
-    ) -> Releases {
+    pub fn releases(&self, source: &dyn Fetch, wanted: &Wanted) -> Releases {
+        let Wanted {
+            product,
+            channel,
+            arch,
+            version,
+        } = *wanted;
         let ours = |offer: &Offer| {
             (&offer.product, &offer.channel, &offer.arch) == (product, channel, arch)
         };
+        let told = |offer: &Offer| version.is_none_or(|version| offer.version == *version);
         let Some(top) = self.set.targets() else {
             return Releases::default();
         };
@@ -186,7 +201,7 @@ impl Repository {
         };
         top.each(&mut |name, target| match offered(&name, &target) {
             Some(offer) if ours(&offer) => offers.push(offer),
-            Some(offer) if others.len() < OTHERS => others.push(offer),
+            Some(offer) if told(&offer) && others.len() < OTHERS => others.push(offer),
             _ => {}
         });
         let mut named: BTreeSet<RelPath> = offers.iter().map(|o| o.target.clone()).collect();
@@ -229,9 +244,7 @@ impl Repository {
                 }
             }
         }
-        if offers.is_empty() {
-            offers = others;
-        }
+        offers.extend(others);
         Releases {
             offers,
             left_out: left_out.into_iter().collect(),
@@ -691,7 +704,13 @@ mod tests {
 
     fn releases(appliance: &Appliance, repository: &Repository) -> Releases {
         let (product, channel, arch) = (name("vdc"), name("stable"), name("x86_64"));
-        repository.releases(&appliance.source, &product, &channel, &arch)
+        let wanted = Wanted {
+            product: &product,
+            channel: &channel,
+            arch: &arch,
+            version: None,
+        };
+        repository.releases(&appliance.source, &wanted)
     }
 
     fn offers(appliance: &Appliance, repository: &Repository) -> Vec<Offer> {

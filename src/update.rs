@@ -18,7 +18,7 @@ use crate::manifest::Name;
 use crate::migrate;
 use crate::plan::{self, Ground, Plan};
 use crate::recover;
-use crate::repository::Repository;
+use crate::repository::{Repository, Wanted};
 use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
@@ -545,7 +545,13 @@ impl Appliance {
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
         };
-        let found = repository.releases(mirrors, ground.product, ground.channel, ground.arch);
+        let wanted = Wanted {
+            product: ground.product,
+            channel: ground.channel,
+            arch: ground.arch,
+            version: request.version.as_ref(),
+        };
+        let found = repository.releases(mirrors, &wanted);
         for why in found.left_out {
             self.log.warning("select", why);
         }

@@ -15,7 +15,7 @@ use qx_update::error::{Context, Exit, Result};
 use qx_update::fetch::{Options, Source};
 use qx_update::manifest::{Kind, Manifest, Name};
 use qx_update::publish;
-use qx_update::repository::{Fetch, Repository};
+use qx_update::repository::{Fetch, Repository, Wanted};
 use qx_update::select::Offer;
 use qx_update::trust::Limits;
 use qx_update::trust::clock::Clock;
@@ -194,7 +194,13 @@ impl Place {
     /// All releases: an appliance that there is none for is told of the others.
     fn offers(&self, repository: &Repository) -> Vec<Offer> {
         let nobody: Name = "nobody".parse().unwrap();
-        let found = repository.releases(&self.directory(), &nobody, &nobody, &nobody);
+        let wanted = Wanted {
+            product: &nobody,
+            channel: &nobody,
+            arch: &nobody,
+            version: None,
+        };
+        let found = repository.releases(&self.directory(), &wanted);
         assert!(found.left_out.is_empty(), "{:?}", found.left_out);
         found.offers
     }
