@@ -224,9 +224,12 @@ impl Source {
         if length > limit {
             return Err(too_long(&name, limit));
         }
-        match read_limited(file, limit).doing(|| format!("reading {name}"))? {
-            Some(bytes) => Ok(Ok(bytes)),
-            None => Err(too_long(&name, limit)),
+        let bytes = read_limited(file, limit).doing(|| format!("reading {name}"))?;
+        match bytes {
+            Some(bytes) if bytes.len() as u64 == length => Ok(Ok(bytes)),
+            _ => Err(Error::new(format!(
+                "reading {name}: it became shorter meanwhile"
+            ))),
         }
     }
 

@@ -15,3 +15,5 @@ mod good;
 mod killed;
 #[path = "cli/refused.rs"]
 mod refused;
+#[path = "cli/sources.rs"]
+mod sources;

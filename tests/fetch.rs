@@ -686,6 +686,211 @@ fn a_directory_is_a_source() {
     }
 }
 
+/// A server that answers one request after the other on each connection, until `answer` says otherwise; and the paths that
+/// each connection was asked for.
+fn keeping(
+    answer: impl Fn(&Asked, &mut TcpStream) -> bool + Send + Sync + 'static,
+) -> (String, Arc<Mutex<Vec<Vec<String>>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let connections = Arc::new(Mutex::new(Vec::new()));
+    let log = connections.clone();
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let number = {
+                let mut log = log.lock().unwrap();
+                log.push(Vec::new());
+                log.len() - 1
+            };
+            let (log, answer) = (log.clone(), answer.clone());
+            std::thread::spawn(move || {
+                loop {
+                    let asked = read_request(&mut stream);
+                    if asked.path.is_empty() {
+                        break;
+                    }
+                    log.lock().unwrap()[number].push(asked.path.clone());
+                    if !answer(&asked, &mut stream) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    (url, connections)
+}
+
+#[test]
+fn one_connection_serves_many_files() {
+    let (url, connections) = keeping(|asked, stream| {
+        match asked.path.as_str() {
+            "/missing" => say(stream, "HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\nnone"),
+            "/chunks" => say(
+                stream,
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+            ),
+            "/targets/x.tar.gz" => serve(stream, asked, b"abc", usize::MAX),
+            "/moved" => say(
+                stream,
+                "HTTP/1.1 302 Found\r\nLocation: /a\r\nContent-Length: 0\r\n\r\n",
+            ),
+            _ => say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+        }
+        true
+    });
+    let source = Source::open(&url, &options()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(source.small("missing", 9).unwrap(), None);
+    for path in ["a", "chunks", "moved"] {
+        assert_eq!(
+            source.small(path, 9).unwrap(),
+            Some(b"{}".to_vec()),
+            "{path}"
+        );
+    }
+    assert!(download(&source, b"abc", dir.path()).unwrap() == b"abc");
+    assert_eq!(source.small("a", 9).unwrap(), Some(b"{}".to_vec()));
+    let asked = [
+        "/missing",
+        "/a",
+        "/chunks",
+        "/moved",
+        "/a",
+        "/targets/x.tar.gz",
+        "/a",
+    ];
+    assert_eq!(
+        *connections.lock().unwrap(),
+        [asked.map(str::to_owned).to_vec()]
+    );
+}
+
+/// What would make an answer out of something else, or of nothing.
+#[test]
+fn a_connection_is_not_used_again_when_in_doubt() {
+    let cases = [
+        // Closed without a word, by its word, by its version.
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", false),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x, Close\r\n\r\n{}",
+            true,
+        ),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", true),
+        // Another answer before anything was asked.
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad",
+            true,
+        ),
+    ];
+    for (answer, stays) in cases {
+        let (url, connections) = keeping(move |_, stream| {
+            say(stream, answer);
+            stays
+        });
+        let source = Source::open(&url, &options()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(
+                source.small("a", 9).unwrap(),
+                Some(b"{}".to_vec()),
+                "{answer}"
+            );
+        }
+        let asked: Vec<usize> = connections.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(asked, [1, 1, 1], "{answer}");
+    }
+    // The server hangs up when it is asked again: that is no failed try.
+    let asked = Mutex::new(0);
+    let (url, connections) = keeping(move |_, stream| {
+        let mut asked = asked.lock().unwrap();
+        *asked += 1;
+        if *asked != 2 {
+            say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        }
+        *asked != 2
+    });
+    let mut options = options();
+    options.patience.retries = 0;
+    let source = Source::open(&url, &options).unwrap();
+    for _ in 0..2 {
+        assert_eq!(source.small("a", 9).unwrap(), Some(b"{}".to_vec()));
+    }
+    assert_eq!(connections.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn a_server_that_accepts_nobody_is_not_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // When its queue is full the kernel answers nobody any more.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(500)) {
+        waiting.push(stream);
+        assert!(waiting.len() < 10_000, "the queue has no end");
+    }
+    let mut options = options();
+    options.patience.connect_timeout = Duration::from_millis(300);
+    options.patience.stall_timeout = Duration::from_secs(3600);
+    options.patience.small_timeout = Duration::from_secs(3600);
+    let source = Source::open(&format!("http://{address}"), &options).unwrap();
+    let start = Instant::now();
+    let error = source.small("timestamp.json", 10).unwrap_err().chain();
+    assert!(error.ends_with("connection timed out"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(600));
+}
+
+/// A bundle that changes while it is read gives an error, or what was in it when it was opened; nothing else.
+#[test]
+fn a_bundle_that_is_replaced_while_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bundle.tar");
+    let spec = file.to_str().unwrap();
+    let content = content();
+    let tar = |content: &[u8]| {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, bytes) in [
+            ("metadata/x.json", &b"{}"[..]),
+            ("targets/x.tar.gz", content),
+        ] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, path, bytes).unwrap();
+        }
+        tar.into_inner().unwrap()
+    };
+    fs::write(&file, tar(&content)).unwrap();
+    let source = Source::open(spec, &options()).unwrap();
+    assert!(source.may_have("targets/x.tar.gz") && !source.may_have("targets/y"));
+    assert!(download(&source, &content, dir.path()).unwrap() == content);
+
+    // Another one under its name.
+    fs::write(dir.path().join("new"), tar(b"another")).unwrap();
+    fs::rename(dir.path().join("new"), &file).unwrap();
+    assert!(download(&source, &content, dir.path()).unwrap() == content);
+
+    // The same file, cut: not a byte less is taken for all.
+    fs::write(&file, tar(&content)).unwrap();
+    let source = Source::open(spec, &options()).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(513)
+        .unwrap();
+    let error = source.small("metadata/x.json", 10).unwrap_err();
+    assert!(
+        error.chain().contains("metadata/x.json in"),
+        "{}",
+        error.chain()
+    );
+    assert!(error.chain().contains(spec), "{}", error.chain());
+    assert!(download(&source, &content, dir.path()).unwrap().len() < content.len());
+    // What is read of an artifact is checked by whoever unpacks it; nothing was copied.
+    assert!(!complete(dir.path(), &content).exists());
+}
+
 #[test]
 fn a_source_that_cannot_be_one_is_named() {
     for (spec, exit) in [

@@ -783,6 +783,8 @@ fn an_expired_repository_is_renewed_by_a_release() {
         &place.path("repo"),
         &place.path("keys"),
         &"vdc".parse().unwrap(),
+        1,
+        None,
         past,
     )
     .unwrap();
@@ -799,8 +801,10 @@ fn an_expired_repository_is_renewed_by_a_release() {
     let error = refresh().err().unwrap();
     assert_eq!(error.exit, Exit::Refused, "{}", error.chain());
     assert!(error.chain().contains("expired"), "{}", error.chain());
-    let shown = place.succeeds(&["inspect", "--repo", "repo"]);
+    let (code, shown, warned) = place.run(&["inspect", "--repo", "repo"]);
+    assert_eq!(code, 0, "{warned}");
     assert_eq!(shown.matches("EXPIRED").count(), 3, "{shown}");
+    assert_eq!(warned.lines().count(), 3, "{warned}");
     place.recipe("1.0.0", |_| {});
     place.release();
     assert_eq!(place.offers(&refresh().unwrap()).len(), 1);

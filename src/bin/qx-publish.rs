@@ -2,15 +2,17 @@
 
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
-use qx_update::manifest::Name;
-use qx_update::publish::{self, Keyring, Passphrase, PublicKey};
-use qx_update::trust::signing::{Scheme, Sign};
+use qx_update::manifest::{Name, RelPath};
+use qx_update::publish::{
+    self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team,
+};
+use qx_update::trust::signing::{Scheme, Sign as _};
 
 /// Makes the releases that qx-update installs.
 #[derive(FromArgs)]
@@ -28,6 +30,12 @@ enum Command {
     Init(Init),
     Key(KeyCommand),
     Release(Release),
+    Component(Component),
+    Sign(Sign),
+    Rotate(Rotate),
+    Refresh(Refresh),
+    Expiry(Expiry),
+    Delegate(Delegate),
     Factory(Factory),
     Inspect(Inspect),
     Serve(Serve),
@@ -46,6 +54,12 @@ struct Init {
     /// the product whose releases it will hold
     #[argh(option)]
     product: Name,
+    /// how many keys speak for the root (1)
+    #[argh(option, default = "1")]
+    root_keys: usize,
+    /// how many of them must sign (more than half)
+    #[argh(option)]
+    root_threshold: Option<u64>,
 }
 
 /// Make and show keys.
@@ -109,6 +123,156 @@ struct Release {
     /// the channel to publish on (stable)
     #[argh(option)]
     channel: Option<Name>,
+    /// the team that signs it (the targets role)
+    #[argh(option, long = "as")]
+    team: Option<String>,
+}
+
+/// Pack a recipe's components, and publish them for the releases that others make.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "component")]
+struct Component {
+    /// the recipe
+    #[argh(positional)]
+    recipe: PathBuf,
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+    /// the team that signs them (the targets role)
+    #[argh(option, long = "as")]
+    team: Option<String>,
+}
+
+/// Sign a draft, on any machine; or publish drafts that were signed.
+///
+/// `sign DRAFT --keys DIR` shows what is signed and signs it. `sign --repo DIR --keys DIR --add-signature FILE` collects
+/// signatures made elsewhere, and publishes the drafts that have enough.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "sign")]
+struct Sign {
+    /// the draft to sign
+    #[argh(positional)]
+    draft: Option<PathBuf>,
+    /// the directory with the private keys
+    #[argh(option)]
+    keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+    /// where to write the signed draft (in its place)
+    #[argh(option)]
+    out: Option<PathBuf>,
+    /// the repository's directory; with a draft: to show what changes
+    #[argh(option)]
+    repo: Option<PathBuf>,
+    /// a draft that was signed elsewhere; may be repeated
+    #[argh(option)]
+    add_signature: Vec<PathBuf>,
+    /// the old key of a role whose keys change is lost for good
+    #[argh(switch)]
+    lost: bool,
+}
+
+/// Give a role other keys. Without an option that says which, each key is replaced by a new one.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rotate")]
+struct Rotate {
+    /// root, timestamp, snapshot, targets or a team
+    #[argh(positional)]
+    role: String,
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+    /// the directory with the private keys, old and new
+    #[argh(option)]
+    keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+    /// a key that comes: the file of a public key, or "new"; may be repeated
+    #[argh(option)]
+    key: Vec<String>,
+    /// a key that goes, by the start of its id, or "none" (all, if keys come); may be repeated
+    #[argh(option)]
+    remove: Vec<String>,
+    /// how many keys must sign then
+    #[argh(option)]
+    threshold: Option<u64>,
+    /// the old key is lost for good: do not wait for its signature
+    #[argh(switch)]
+    lost: bool,
+}
+
+/// Renew what expires soon; made for cron. Exits 10 if something will expire that it could not renew.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "refresh")]
+struct Refresh {
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+    /// renew what expires within so many days (a third of its life, at most 120 days)
+    #[argh(option)]
+    within: Option<u32>,
+}
+
+/// Set for how many days new metadata of a role are valid.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "expiry")]
+struct Expiry {
+    /// root, timestamp, snapshot, targets or a team
+    #[argh(positional)]
+    role: String,
+    /// the number of days
+    #[argh(positional)]
+    days: u32,
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+}
+
+/// Let a team publish what matches its patterns, or take that right away.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "delegate")]
+struct Delegate {
+    /// the team
+    #[argh(positional)]
+    team: String,
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    passphrase_file: Option<PathBuf>,
+    /// a pattern of the targets that it may publish; * and ? do not match a slash; may be repeated
+    #[argh(option)]
+    paths: Vec<String>,
+    /// the file of a public key of the team, or "new" (a new one); may be repeated
+    #[argh(option)]
+    key: Vec<String>,
+    /// how many of its keys must sign (1)
+    #[argh(option)]
+    threshold: Option<u64>,
+    /// what matches its patterns is looked for nowhere else
+    #[argh(switch)]
+    terminating: bool,
+    /// take the right to publish away
+    #[argh(switch)]
+    remove: bool,
 }
 
 /// Write the manifest of a factory set, for the image.
@@ -171,7 +335,8 @@ fn main() -> ExitCode {
         return wrong_usage("a command is missing; see qx-publish --help");
     };
     match run(command) {
-        Ok(output) => print(&output),
+        Ok((output, exit)) if print(&output) == ExitCode::SUCCESS => ExitCode::from(exit.code()),
+        Ok(_) => ExitCode::from(Exit::Failed.code()),
         Err(error) => {
             eprintln!("qx-publish: {}", error.chain());
             ExitCode::from(error.exit.code())
@@ -179,21 +344,60 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<String> {
+/// Carries a command out: what to print, and the exit code.
+fn run(command: Command) -> Result<(String, Exit)> {
     let now = SystemTime::now();
+    if let Command::Refresh(command) = command {
+        return refresh(&command, now);
+    }
+    let repo = match &command {
+        Command::Release(Release { repo, .. })
+        | Command::Component(Component { repo, .. })
+        | Command::Sign(Sign {
+            repo: Some(repo), ..
+        })
+        | Command::Rotate(Rotate { repo, .. })
+        | Command::Expiry(Expiry { repo, .. })
+        | Command::Delegate(Delegate { repo, .. })
+        | Command::Inspect(Inspect { repo, .. }) => Some(repo.clone()),
+        _ => None,
+    };
+    let output = carry_out(command, now)?;
+    // After the command, which may have renewed what would have been warned of.
+    for line in repo.map_or(Ok(Vec::new()), |repo| publish::warnings(&repo, now))? {
+        eprintln!("qx-publish: warning: {line}");
+    }
+    Ok((output, Exit::Done))
+}
+
+fn carry_out(command: Command, now: SystemTime) -> Result<String> {
     match command {
         Command::Init(Init {
             repo,
             keys,
             product,
+            root_keys,
+            root_threshold,
         }) => {
-            let root = publish::init(&repo, &keys, &product, now)?;
-            Ok(format!(
+            let made = publish::init(&repo, &keys, &product, root_keys, root_threshold, now)?;
+            let mut text = format!(
                 "the repository {} is ready, its keys are in {}\nthe root that appliances trust, for /etc/qx-update/root.json: {}\n",
                 repo.display(),
                 keys.display(),
-                root.display()
-            ))
+                made.root.display()
+            );
+            for key in &made.root_keys {
+                text += &format!(
+                    "take {} away, to a place of its own with a copy, and delete it here\n",
+                    key.display()
+                );
+            }
+            text += &format!(
+                "{} of {} root keys must sign a new root; the others stay here, for each publication needs them\n",
+                made.threshold,
+                made.root_keys.len()
+            );
+            Ok(text)
         }
         Command::Key(KeyCommand { command }) => key(command),
         Command::Release(Release {
@@ -202,23 +406,104 @@ fn run(command: Command) -> Result<String> {
             keys,
             passphrase_file,
             channel,
+            team,
         }) => {
             let channel = match channel {
                 Some(channel) => channel,
                 None => "stable".parse().map_err(|why: String| Error::new(why))?,
             };
             let released = released(now)?;
-            let keys = Keyring::open(&keys, passphrase_file.as_deref())?;
-            let done = publish::release(&recipe, &repo, &keys, &channel, released, now)?;
+            let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
+            let (channel, team) = (Some(&channel), team.as_deref());
+            let done = publish::release(&recipe, &repo, &keyring, channel, team, released, now)?;
+            Ok(published(&done, &repo, &keys))
+        }
+        Command::Component(Component {
+            recipe,
+            repo,
+            keys,
+            passphrase_file,
+            team,
+        }) => {
+            let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
+            let team = team.as_deref();
+            let done = publish::release(&recipe, &repo, &keyring, None, team, now, now)?;
+            Ok(published(&done, &repo, &keys))
+        }
+        Command::Sign(command) => sign(command, now),
+        Command::Rotate(Rotate {
+            role,
+            repo,
+            keys,
+            passphrase_file,
+            key,
+            remove,
+            threshold,
+            lost,
+        }) => {
+            let mut store = Store::open(&repo, now)?;
+            store.lost = lost;
+            let rotation = Rotation {
+                role: &role,
+                keys: &key,
+                remove: &remove,
+                threshold,
+            };
+            let mut new = NewKeys::new(&keys);
+            let done = publish::rotate(store, &rotation, &mut new, &|| {
+                Keyring::open(&keys, passphrase_file.as_deref())
+            })?;
+            Ok(made(&new) + &changed(&done, &repo, &keys))
+        }
+        Command::Expiry(Expiry { role, days, repo }) => {
+            publish::set_lifetime(Store::open(&repo, now)?, &role, days)?;
             Ok(format!(
-                "published {}: {} components, {} bytes to install, {} to download, {} of them new\n",
-                done.target,
-                done.manifest.components.len(),
-                done.manifest.size_bytes(),
-                done.artifact_bytes,
-                done.new_bytes
+                "from their next version on, the {role} metadata are valid for {days} days\n"
             ))
         }
+        Command::Delegate(Delegate {
+            team,
+            repo,
+            keys,
+            passphrase_file,
+            remove: true,
+            ..
+        }) => {
+            let store = Store::open(&repo, now)?;
+            let done = publish::remove_team(
+                store,
+                &team,
+                &Keyring::open(&keys, passphrase_file.as_deref())?,
+            )?;
+            Ok(changed(&done, &repo, &keys))
+        }
+        Command::Delegate(Delegate {
+            team,
+            repo,
+            keys,
+            passphrase_file,
+            paths,
+            key,
+            threshold,
+            terminating,
+            remove: false,
+        }) => {
+            let store = Store::open(&repo, now)?;
+            let team = Team {
+                name: &team,
+                paths: &paths,
+                keys: &key,
+                threshold,
+                terminating,
+            };
+            let mut new = NewKeys::new(&keys);
+            let done = publish::delegate(store, &team, &mut new, &|| {
+                Keyring::open(&keys, passphrase_file.as_deref())
+            })?;
+            Ok(made(&new) + &changed(&done, &repo, &keys))
+        }
+        // `run` has done it.
+        Command::Refresh(_) => Ok(String::new()),
         Command::Factory(Factory { recipe, out }) => {
             let manifest = publish::factory(&recipe, &out, released(now)?)?;
             Ok(format!(
@@ -249,6 +534,137 @@ fn run(command: Command) -> Result<String> {
             Ok(String::new())
         }
     }
+}
+
+fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
+    let Refresh {
+        repo,
+        keys,
+        passphrase_file,
+        within,
+    } = command;
+    let within = within.map(|days| Duration::from_secs(86_400) * days);
+    let store = Store::open(repo, now)?;
+    let done = publish::refresh(
+        store,
+        &Keyring::open(keys, passphrase_file.as_deref())?,
+        within,
+        now,
+    )?;
+    let mut text = match done.done.published[..] {
+        [] => "nothing was renewed\n".to_owned(),
+        _ => changed(&done.done, repo, keys),
+    };
+    let (next, role) = &done.next;
+    text += &format!(
+        "run this again on {} ({role})\n",
+        humantime::format_rfc3339_seconds((*next).max(now))
+    );
+    for line in &done.open {
+        eprintln!("qx-publish: warning: {line}");
+    }
+    let exit = match done.open[..] {
+        [] => Exit::Done,
+        _ => Exit::NeedsPerson,
+    };
+    Ok((text, exit))
+}
+
+fn sign(command: Sign, now: SystemTime) -> Result<String> {
+    let Sign {
+        draft,
+        keys,
+        passphrase_file,
+        out,
+        repo,
+        add_signature,
+        lost,
+    } = command;
+    let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
+    match (draft, repo) {
+        (Some(draft), repo) if add_signature.is_empty() && !lost => {
+            let out = out.unwrap_or_else(|| draft.clone());
+            let signed = publish::sign(&draft, &keyring, repo.as_deref(), &out)?;
+            let mut text = signed.description;
+            text += &format!(
+                "signed by {}, in {}\n",
+                signed.keys.join(", "),
+                out.display()
+            );
+            for missing in &signed.missing {
+                text += &format!("{missing}\n");
+            }
+            text += "next: qx-publish sign --repo DIR --keys DIR --add-signature FILE where the repository is\n";
+            Ok(text)
+        }
+        (None, Some(repo)) if out.is_none() => {
+            let mut store = Store::open(&repo, now)?;
+            store.lost = lost;
+            let (lines, done) = publish::collect(store, &add_signature, &keyring)?;
+            let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            Ok(lines + &changed(&done, &repo, &keys))
+        }
+        _ => Err(Error::with(
+            Exit::Usage,
+            "sign takes a DRAFT with --keys (and --out), or --repo with --keys and --add-signature; see qx-publish sign --help",
+        )),
+    }
+}
+
+/// What a release did, for people.
+fn published(done: &Published, repo: &Path, keys: &Path) -> String {
+    let word = match done.done.waiting[..] {
+        [] => "published",
+        _ => "packed",
+    };
+    let names: Vec<&str> = done.targets.iter().map(RelPath::as_str).collect();
+    let mut text = format!(
+        "{word} {}: {} components, {} bytes to install, {} to download, {} of them new\n",
+        names.join(", "),
+        done.manifest.components.len(),
+        done.manifest.size_bytes(),
+        done.artifact_bytes,
+        done.new_bytes
+    );
+    text += &waiting(&done.done, repo, keys);
+    text
+}
+
+/// What changed in a repository, for people.
+fn changed(done: &Done, repo: &Path, keys: &Path) -> String {
+    let mut text = String::new();
+    for line in &done.published {
+        text += &format!("published {line}\n");
+    }
+    if done.published.is_empty() && done.waiting.is_empty() {
+        text += "nothing to publish\n";
+    }
+    text + &waiting(done, repo, keys)
+}
+
+/// What waits for signatures, and what to do about it.
+fn waiting(done: &Done, repo: &Path, keys: &Path) -> String {
+    let mut text = String::new();
+    for draft in &done.waiting {
+        text += &format!("{} waits: {}\n", draft.file.display(), draft.why);
+    }
+    if !done.waiting.is_empty() {
+        text += &format!(
+            "next: qx-publish sign FILE --keys DIR --out SIGNED where a missing key is; then qx-publish sign --repo {} --keys {} --add-signature SIGNED\n",
+            repo.display(),
+            keys.display()
+        );
+    }
+    text
+}
+
+/// Which keys were made.
+fn made(new: &NewKeys) -> String {
+    let lines = new
+        .made
+        .iter()
+        .map(|file| format!("new key {}\n", file.display()));
+    lines.collect()
 }
 
 fn key(command: KeySubcommand) -> Result<String> {

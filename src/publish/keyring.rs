@@ -20,7 +20,8 @@ use crate::trust::signing::{Scheme, SecretKey, Sign, key_id};
 
 const PRIVATE: &str = ".pem";
 const PUBLIC: &str = ".pub.pem";
-const EXTERNAL: &str = ".signer.json";
+/// What the description of a signer outside of this process is called.
+pub const EXTERNAL: &str = ".signer.json";
 
 /// The keys in a directory that something can be signed with.
 pub struct Keyring {
@@ -279,7 +280,7 @@ fn read_public(file: &Path) -> Result<Value> {
 }
 
 /// `NAME.pub.pem` for both that and `NAME.pem`.
-fn public_file(file: &Path) -> PathBuf {
+pub fn public_file(file: &Path) -> PathBuf {
     match named(file, PUBLIC) {
         true => file.to_owned(),
         false => file.with_extension("pub.pem"),

@@ -33,11 +33,15 @@ impl Archive {
         self
     }
 
-    pub fn gzip(mut self) -> Vec<u8> {
-        self.0.extend([0; 1024]);
+    pub fn gzip(self) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(&self.0).unwrap();
+        encoder.write_all(&self.tar()).unwrap();
         encoder.finish().unwrap()
+    }
+
+    pub fn tar(mut self) -> Vec<u8> {
+        self.0.extend([0; 1024]);
+        self.0
     }
 }
 

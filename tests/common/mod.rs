@@ -4,6 +4,7 @@
 #![allow(dead_code)] // Each test binary uses its part of this.
 
 pub mod hostile;
+pub mod proxy;
 pub mod server;
 pub mod signer;
 
@@ -193,7 +194,12 @@ impl Appliance {
 
     /// Takes releases from there.
     pub fn source(&self, source: &str) {
-        self.edit_config(|config| config["sources"] = json!([source]));
+        self.sources(&[source]);
+    }
+
+    /// Takes releases from these mirrors.
+    pub fn sources(&self, sources: &[&str]) {
+        self.edit_config(|config| config["sources"] = json!(sources));
     }
 
     pub fn data(&self) -> PathBuf {
@@ -352,7 +358,17 @@ impl Appliance {
     /// Starts qx-update.
     #[track_caller]
     pub fn start(&self, arguments: &[&str]) -> Running<'_> {
+        self.start_with(&[], arguments)
+    }
+
+    /// Starts qx-update with these variables in its environment, and no other that names a proxy.
+    #[track_caller]
+    pub fn start_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Running<'_> {
         let mut command = Command::new(UPDATE);
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
+        command.envs(variables.iter().copied());
         command.arg("--root").arg(&self.root).args(arguments);
         self.spawn(command)
     }

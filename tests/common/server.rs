@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// One request: its path, and the first byte of its range.
+/// One request: its path, the first byte of its range, and its headers as they came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub path: String,
     pub from: Option<usize>,
+    pub headers: Vec<String>,
 }
 
 impl Request {
@@ -35,7 +36,7 @@ pub enum Answer {
     Short(usize),
     /// The body, and after it zeros without end.
     Endless,
-    /// To this path again.
+    /// To this path, or URL.
     Redirect(String),
     /// Only this status.
     Status(u16),
@@ -165,16 +166,22 @@ fn read_request(connection: &mut dyn Connection) -> Option<Request> {
     let first = lines.next()?.ok()?;
     let path = first.split(' ').nth(1)?.to_owned();
     let mut from = None;
+    let mut headers = Vec::new();
     for line in lines {
-        let line = line.ok()?.to_ascii_lowercase();
+        let line = line.ok()?;
         if line.is_empty() {
             break;
         }
-        if let Some(range) = line.strip_prefix("range: bytes=") {
+        if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
             from = range.split('-').next()?.parse().ok();
         }
+        headers.push(line);
     }
-    Some(Request { path, from })
+    Some(Request {
+        path,
+        from,
+        headers,
+    })
 }
 
 fn respond(

@@ -1,0 +1,107 @@
+//! Keys that come to a role: public ones that were made elsewhere, and new ones made here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::current::{Current, ROOT, TARGETS, top_level};
+use super::keyring::{EXTERNAL, PublicKey, create_key, public_file};
+use super::pem;
+use crate::durable;
+use crate::error::{Context, Error, Result};
+use crate::trust::signing::{Scheme, key_id};
+
+/// What asks for a key to be made.
+pub const NEW: &str = "new";
+
+/// Where new keys are put.
+pub struct NewKeys {
+    dir: PathBuf,
+    /// The files of the keys that were made.
+    pub made: Vec<PathBuf>,
+}
+
+impl NewKeys {
+    /// New keys will be put into this directory.
+    pub fn new(dir: &Path) -> NewKeys {
+        NewKeys {
+            dir: dir.to_owned(),
+            made: Vec::new(),
+        }
+    }
+
+    /// The key objects, by id, for a list of files of public keys and of `new`.
+    pub fn take(
+        &mut self,
+        current: &Current,
+        role: &str,
+        wanted: &[String],
+    ) -> Result<Map<String, Value>> {
+        let mut keys = Map::new();
+        for wanted in wanted {
+            let (id, key) = match wanted.as_str() {
+                NEW => self.next(current, role)?,
+                file => public(Path::new(file))?,
+            };
+            keys.insert(id, key);
+        }
+        Ok(keys)
+    }
+
+    /// A key that this repository has never listed, named after the metadata that will list it: what an interrupted
+    /// command has made is used, else one is made.
+    fn next(&mut self, current: &Current, role: &str) -> Result<(String, Value)> {
+        let version = current.next_version(if top_level(role) { ROOT } else { TARGETS });
+        for number in 1.. {
+            let name = match number {
+                1 => format!("{role}-v{version}.pem"),
+                _ => format!("{role}-v{version}-{number}.pem"),
+            };
+            let file = self.dir.join(name);
+            if self.made.contains(&file) {
+                continue;
+            }
+            make(&file)?;
+            let key = PublicKey::read(&file)?;
+            if !ever_listed(current, &key.id) {
+                self.made.push(file);
+                return Ok((key.id, key.key));
+            }
+        }
+        Err(Error::new(format!(
+            "{}: no name is left for a key",
+            self.dir.display()
+        )))
+    }
+}
+
+/// Makes a key, unless an interrupted command has done so.
+pub fn make(file: &Path) -> Result<()> {
+    if !file.exists() {
+        // Its public half is written first.
+        durable::remove(&public_file(file))?;
+        create_key(file, Scheme::Ed25519, None)?;
+    }
+    Ok(())
+}
+
+fn public(file: &Path) -> Result<(String, Value)> {
+    if file.to_string_lossy().ends_with(EXTERNAL) {
+        let key = PublicKey::read(file)?;
+        return Ok((key.id, key.key));
+    }
+    let doing = || format!("reading the public key {}", file.display());
+    let text = fs::read_to_string(file).doing(doing)?;
+    let key = pem::public(&text).map_err(|why| Error::new(format!("{}: {why}", doing())))?;
+    Ok((key_id(&key), key))
+}
+
+fn ever_listed(current: &Current, id: &str) -> bool {
+    let targets = current
+        .role(TARGETS)
+        .ok()
+        .map(|e| &e.signed["delegations"]["keys"]);
+    let roots = current.roots.iter().map(|root| &root.signed["keys"]);
+    roots.chain(targets).any(|keys| keys.get(id).is_some())
+}
