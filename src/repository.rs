@@ -134,6 +134,9 @@ pub struct Releases {
     pub left_out: Vec<String>,
 }
 
+/// Is given each role that is walked, or why it is not.
+type Visit<'v> = dyn FnMut(&RoleName, Result<Rc<Targets>>) -> Result<()> + 'v;
+
 impl Repository {
     /// Refreshes what is trusted: follows the chain of roots from `root` (the one shipped with the image), and gets
     /// the latest timestamp, snapshot and targets. `store` keeps them; `now` is what expiry is measured against.
@@ -180,8 +183,13 @@ impl Repository {
     /// that are delegated to by patterns which such names could match. Of the latter only those count that the search
     /// for their name ([`Repository::find`]) finds in that very role.
     ///
-    /// A delegated role that cannot be had, or not be trusted, hides no release but those that it could speak for.
-    pub fn releases(&self, source: &dyn Fetch, wanted: &Wanted) -> Releases {
+    /// A delegated role whose very metadata that the snapshot announces are not good (signed by too few, expired, too many
+    /// roles) is its publisher's fault, and hides no release but those that it could speak for.
+    ///
+    /// # Errors
+    /// What the source says of metadata that it does not have, or if it sent others than those announced: whoever stands
+    /// between must not be able to have an older release chosen by keeping a role away.
+    pub fn releases(&self, source: &dyn Fetch, wanted: &Wanted) -> Result<Releases> {
         let Wanted {
             product,
             channel,
@@ -193,7 +201,7 @@ impl Repository {
         };
         let told = |offer: &Offer| version.is_none_or(|version| offer.version == *version);
         let Some(top) = self.set.targets() else {
-            return Releases::default();
+            return Ok(Releases::default());
         };
         let (mut offers, mut others) = (Vec::new(), Vec::new());
         let offered = |name: &RelPath, target: &TargetInfo| {
@@ -206,25 +214,25 @@ impl Repository {
         });
         let mut named: BTreeSet<RelPath> = offers.iter().map(|o| o.target.clone()).collect();
         let mut left_out = BTreeSet::new();
+        let mut leave_out = |what: String, error: Error| match error.exit {
+            Exit::Refused => {
+                left_out.insert(format!("{what}: {}", error.chain()));
+                Ok(())
+            }
+            _ => Err(error),
+        };
         let mut delegated = Vec::new();
-        let fits = [product.as_str(), channel.as_str(), arch.as_str()];
-        self.walk(
-            source,
-            top,
-            &|pattern| might_name_releases(pattern, fits),
-            &mut |role, walked| match walked {
+        let might = |pattern: &str| might_name_releases(pattern, [product, channel, arch]);
+        self.walk(source, top, &might, &mut |role, walked| {
+            match walked {
                 Ok(targets) => targets.each(&mut |name, target| {
                     let offer = offered(&name, &target).filter(|offer| ours(offer));
                     delegated.extend(offer.map(|offer| (role.clone(), offer)));
                 }),
-                Err(e) => {
-                    left_out.insert(format!(
-                        "the releases of {role} are left out: {}",
-                        e.chain()
-                    ));
-                }
-            },
-        );
+                Err(e) => leave_out(format!("the releases of {role} are left out"), e)?,
+            }
+            Ok(())
+        })?;
         for (role, offer) in delegated {
             if named.contains(&offer.target) {
                 continue;
@@ -236,26 +244,22 @@ impl Repository {
                 }
                 // Somebody who is trusted more says what it is, or nobody is trusted to.
                 Ok(_) => {}
-                Err(e) => {
-                    left_out.insert(format!(
-                        "releases that {role} lists are left out: {}",
-                        e.chain()
-                    ));
-                }
+                Err(e) => leave_out(format!("releases that {role} lists are left out"), e)?,
             }
         }
         offers.extend(others);
-        Releases {
+        Ok(Releases {
             offers,
             left_out: left_out.into_iter().collect(),
-        }
+        })
     }
 
     /// Looks for a target in the order of TUF's search ([`delegation::search`]). Metadata of delegated roles are fetched
     /// as they are needed.
     ///
     /// # Errors
-    /// As of [`Repository::refresh`]: a role that would have to be asked and cannot be ends the search.
+    /// [`Exit::Refused`] if a role that would have to be asked is not good, and that is its publisher's fault; what the
+    /// source says if it does not have its metadata, or sent others than those announced.
     pub fn find(&self, source: &dyn Fetch, name: &RelPath) -> Result<Option<Found>> {
         let Some(top) = self.set.targets() else {
             return Ok(None);
@@ -288,22 +292,20 @@ impl Repository {
         target_path(name, &digest, self.set.root().consistent_snapshot)
     }
 
-    /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest.
-    pub fn manifest(&self, source: &dyn Fetch, offer: &Offer) -> Result<Candidate> {
-        let refused = |why: String| {
-            Error::with(
-                Exit::Refused,
-                format!("reading the manifest {}: {why}", offer.target),
-            )
-        };
-        let target = self
-            .target(source, &offer.target)?
-            .ok_or_else(|| refused("the repository does not offer it".into()))?;
+    /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest. `Ok(Err(…))` is the
+    /// publisher's fault: the very bytes that were signed are no manifest of that release.
+    ///
+    /// # Errors
+    /// What the source says for a failed transfer; [`Exit::Refused`] if it sent something else than what was signed.
+    pub fn manifest(&self, source: &dyn Fetch, offer: &Offer) -> Result<Result<Candidate, String>> {
+        let doing = || format!("reading the manifest {}", offer.target);
+        let unusable = |why: String| Ok(Err(format!("{}: {why}", doing())));
+        let target = self.target(source, &offer.target)?.ok_or_else(|| {
+            let why = format!("{}: the repository does not offer it", doing());
+            Error::with(Exit::Refused, why)
+        })?;
         if target.length > manifest::MAX_BYTES {
-            return Err(refused(format!(
-                "it is longer than {} bytes",
-                manifest::MAX_BYTES
-            )));
+            return unusable(format!("it is longer than {} bytes", manifest::MAX_BYTES));
         }
         let file = TargetFile {
             length: target.length,
@@ -312,11 +314,15 @@ impl Repository {
         let mut bytes = Vec::new();
         source.required(&target.path, manifest::MAX_BYTES, &mut |fetched| {
             file.check(&target.path, &fetched)
-                .map_err(|e| refused(e.to_string()))?;
+                .doing(doing)
+                .map_err(|e| e.exiting(Exit::Refused))?;
             bytes = fetched;
             Ok(())
         })?;
-        let manifest = Manifest::parse(&bytes).map_err(&refused)?;
+        let manifest = match Manifest::parse(&bytes) {
+            Ok(manifest) => manifest,
+            Err(why) => return unusable(why),
+        };
         for (field, said, named) in [
             ("product", manifest.product.as_str(), offer.product.as_str()),
             ("channel", manifest.channel.as_str(), offer.channel.as_str()),
@@ -328,16 +334,14 @@ impl Repository {
             ),
         ] {
             if said != named {
-                return Err(refused(format!(
-                    "its {field} is {said}, and its name says {named}"
-                )));
+                return unusable(format!("its {field} is {said}, and its name says {named}"));
             }
         }
-        Ok(Candidate {
+        Ok(Ok(Candidate {
             manifest,
             bytes,
             digest: target.sha256,
-        })
+        }))
     }
 
     /// Visits the roles that are delegated to by a pattern of which `might` says that it is of interest.
@@ -346,8 +350,8 @@ impl Repository {
         source: &dyn Fetch,
         top: &Targets,
         might: &dyn Fn(&str) -> bool,
-        visit: &mut dyn FnMut(&RoleName, Result<Rc<Targets>>),
-    ) {
+        visit: &mut Visit,
+    ) -> Result<()> {
         let limits = self.set.limits();
         let mut next = delegation::by_pattern(top, "targets", limits, might);
         next.reverse();
@@ -361,8 +365,7 @@ impl Repository {
             if asked == limits.delegated_roles {
                 let why =
                     format!("{asked} delegated roles were asked already, and the limit is there");
-                visit(role, Err(Error::with(Exit::Refused, why)));
-                break;
+                return visit(role, Err(Error::with(Exit::Refused, why)));
             }
             asked += 1;
             let loaded = self.load(source, &delegation);
@@ -372,8 +375,9 @@ impl Repository {
                 further.reverse();
                 next.extend(further);
             }
-            visit(role, loaded);
+            visit(role, loaded)?;
         }
+        Ok(())
     }
 
     /// The metadata of a delegated role, verified as this delegator asks.
@@ -409,7 +413,8 @@ impl Repository {
             return Ok(targets);
         }
         let meta = self.set.snapshot().and_then(|s| s.meta.get(&role.file()));
-        let Some(version) = meta.map(|meta| meta.version) else {
+        let Some((version, announced)) = meta.map(|meta| (meta.version, meta.hashes.is_some()))
+        else {
             let missing = trust::Error::Missing {
                 role: Role::Snapshot,
                 file: role.file(),
@@ -421,7 +426,13 @@ impl Repository {
         let mut accepted = None;
         let limit = Role::Targets.max_bytes(self.set.limits());
         source.required(&path, limit, &mut |bytes| {
-            accepted = Some(trusted(&path, self.set.delegated(delegation, bytes))?);
+            let verified = match self.set.delegated(delegation, bytes) {
+                Err(e) if !is_publishers(&e, announced) => {
+                    Err(e).doing(|| format!("verifying {path}"))
+                }
+                verified => trusted(&path, verified),
+            };
+            accepted = Some(verified?);
             Ok(())
         })?;
         let targets = accepted
@@ -432,15 +443,26 @@ impl Repository {
     }
 }
 
+/// Whether it is the publisher's fault that a delegated role is not trusted, and not that of whoever brought it: the source
+/// or somebody between. `announced`: the snapshot gives a digest.
+fn is_publishers(error: &trust::Error, announced: bool) -> bool {
+    match error {
+        trust::Error::Tampered { .. } => false,
+        // Of the right version, and signed as was asked.
+        trust::Error::Expired { .. } => true,
+        _ => announced,
+    }
+}
+
 /// Whether names of the form `PRODUCT/CHANNEL/ARCH/VERSION/release.json` could match a pattern.
-fn might_name_releases(pattern: &str, fits: [&str; 3]) -> bool {
+fn might_name_releases(pattern: &str, names: [&Name; 3]) -> bool {
     let segments: Vec<&str> = pattern.split('/').collect();
     let [product, channel, arch, _, file] = segments[..] else {
         return false;
     };
     let matches = delegation::segment_matches;
-    let [p, c, a] = fits;
-    matches(product, p) && matches(channel, c) && matches(arch, a) && matches(file, "release.json")
+    let mut fits = [product, channel, arch].into_iter().zip(names);
+    fits.all(|(pattern, name)| matches(pattern, name.as_str())) && matches(file, "release.json")
 }
 
 /// Where a target lies in a repository. `digest` is that of its bytes, in hexadecimal digits.
@@ -710,7 +732,7 @@ mod tests {
             arch: &arch,
             version: None,
         };
-        repository.releases(&appliance.source, &wanted)
+        repository.releases(&appliance.source, &wanted).unwrap()
     }
 
     fn offers(appliance: &Appliance, repository: &Repository) -> Vec<Offer> {
@@ -896,7 +918,10 @@ mod tests {
                 manifest,
                 bytes,
                 digest,
-            } = repository.manifest(&appliance.source, offer).unwrap();
+            } = repository
+                .manifest(&appliance.source, offer)
+                .unwrap()
+                .unwrap();
             assert_eq!(manifest.version, offer.version);
             assert_eq!(digest, Digest::of(&bytes));
         }
@@ -921,9 +946,9 @@ mod tests {
             let appliance = Appliance::new("manifest", &forge);
             let repository = appliance.refresh().unwrap();
             let offer = &offers(&appliance, &repository)[0];
-            let error = refusal(repository.manifest(&appliance.source, offer));
-            assert_eq!(error.exit, Exit::Refused);
-            assert!(error.chain().contains(word), "{}", error.chain());
+            let manifest = repository.manifest(&appliance.source, offer).unwrap();
+            let why = manifest.expect_err("it was accepted");
+            assert!(why.contains(word), "{why}");
         }
         let mut forge = Forge::new();
         forge.files.insert(name, bytes);

@@ -92,7 +92,9 @@ pub enum Choice {
     Take(Box<Candidate>),
 }
 
-/// Chooses. `manifest` gets the manifest of an offer; it is asked from the highest version down, until one is eligible.
+/// Chooses. `manifest` gets the manifest of an offer, or says why what was signed is none; it is asked from the highest
+/// version down, until one is eligible. A manifest that cannot be had ends the choice: whoever stands between the appliance
+/// and the repository must not be able to have an older release chosen by spoiling the newest.
 ///
 /// # Errors
 /// [`Exit::Refused`] if newer releases exist and none is eligible, with each one's reason; what `manifest` says if a
@@ -101,7 +103,7 @@ pub fn select(
     ground: &Ground,
     request: &Request,
     offers: &[Offer],
-    manifest: &mut dyn FnMut(&Offer) -> Result<Candidate>,
+    manifest: &mut dyn FnMut(&Offer) -> Result<Result<Candidate, String>>,
 ) -> Result<Choice> {
     let running = ground.running;
     if let Some(version) = &request.version {
@@ -133,14 +135,12 @@ pub fn select(
     for offer in newest_first {
         let found = match not_for_this_appliance(ground, offer) {
             Some(why) => Err(why),
-            None => match manifest(offer) {
-                Ok(candidate) => match refuse(ground, request, &candidate) {
+            None => {
+                manifest(offer)?.and_then(|candidate| match refuse(ground, request, &candidate) {
                     None => Ok(candidate),
                     Some(why) => Err(why),
-                },
-                Err(e) if e.exit == Exit::Refused => Err(e.chain()),
-                Err(e) => return Err(e),
-            },
+                })
+            }
         };
         match found {
             Ok(candidate) => return Ok(Choice::Take(Box::new(candidate))),
@@ -339,11 +339,11 @@ mod tests {
                 let min = self.min.filter(|_| offer.version.major == 2);
                 let manifest = manifest(&offer.version.to_string(), min, &["bin/qx-node"]);
                 let digest = Digest::of(offer.version.to_string().as_bytes());
-                Ok(Candidate {
+                Ok(Ok(Candidate {
                     manifest,
                     bytes: Vec::new(),
                     digest,
-                })
+                }))
             })
         }
 

@@ -551,7 +551,7 @@ impl Appliance {
             arch: ground.arch,
             version: request.version.as_ref(),
         };
-        let found = repository.releases(mirrors, &wanted);
+        let found = repository.releases(mirrors, &wanted)?;
         for why in found.left_out {
             self.log.warning("select", why);
         }

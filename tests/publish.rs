@@ -200,7 +200,7 @@ impl Place {
             arch: &nobody,
             version: None,
         };
-        let found = repository.releases(&self.directory(), &wanted);
+        let found = repository.releases(&self.directory(), &wanted).unwrap();
         assert!(found.left_out.is_empty(), "{:?}", found.left_out);
         found.offers
     }
@@ -211,6 +211,7 @@ impl Place {
         let read = |offer| {
             repository
                 .manifest(&self.directory(), offer)
+                .unwrap()
                 .unwrap()
                 .manifest
         };
@@ -746,6 +747,7 @@ fn a_reader_never_sees_a_part_of_a_publication() {
                     let manifest = repository
                         .manifest(&place.directory(), offer)
                         .unwrap()
+                        .unwrap()
                         .manifest;
                     for component in &manifest.components {
                         let name = component.artifact.as_ref().unwrap();
@@ -1039,6 +1041,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
         let repository = repository.unwrap();
         let manifest = repository
             .manifest(&source, &place.offers(&repository)[0])
+            .unwrap()
             .unwrap()
             .manifest;
         for component in &manifest.components {

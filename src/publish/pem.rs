@@ -37,7 +37,8 @@ pub struct Encrypted(SecretDocument);
 
 /// Reads a private key. The error says what it is instead.
 pub fn private(pem: &str) -> Result<Private, String> {
-    let (label, document) = SecretDocument::from_pem(pem).map_err(|e| no_pem(pem, &e))?;
+    let (label, document) =
+        SecretDocument::from_pem(first_block(pem)).map_err(|e| no_pem(pem, &e))?;
     match label {
         PRIVATE => decode(&document).map(Private::Plain),
         ENCRYPTED => Ok(Private::Encrypted(Encrypted(document))),
@@ -98,7 +99,7 @@ pub fn write_private(key: &SecretKey, passphrase: Option<&[u8]>) -> Result<Strin
 
 /// Reads a public key as a TUF key object. The error says what it is instead.
 pub fn public(pem: &str) -> Result<Value, String> {
-    let (label, document) = Document::from_pem(pem).map_err(|e| no_pem(pem, &e))?;
+    let (label, document) = Document::from_pem(first_block(pem)).map_err(|e| no_pem(pem, &e))?;
     match label {
         PUBLIC => {}
         PRIVATE | ENCRYPTED => return Err("it is a private key, and a public one is needed".into()),
@@ -175,6 +176,15 @@ fn known(algorithm: &AlgorithmIdentifierRef) -> Result<(), String> {
     ))
 }
 
+/// Up to the end of the first block, as openssl reads it: version 0.1 wrote the public key behind the private one.
+fn first_block(pem: &str) -> &str {
+    let end = pem.find("-----END ").and_then(|at| {
+        let line = pem[at..].find('\n')?;
+        Some(at + line + 1)
+    });
+    end.map_or(pem, |end| &pem[..end])
+}
+
 fn no_pem(pem: &str, why: &impl std::fmt::Display) -> String {
     // `openssl ecparam` puts the curve in front of the key, in a block of its own.
     if pem
@@ -192,5 +202,29 @@ fn foreign(label: &str) -> String {
             "it is in an older format, {label}; `openssl pkcs8 -topk8 -nocrypt` makes PKCS#8 of it"
         ),
         _ => format!("it is no key: the PEM says {label}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_version_0_1_is_read() {
+        let pem = "\
+-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIAXhA4CxZjuK3bt2a8xL+0SrOcqP9+vUpUvF/vBL2wg3
+-----END PRIVATE KEY-----
+-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAUT2HwXKOWE2ZcJw4ReF8fJakCmtHUGulxJ+Sew2CX7E=
+-----END PUBLIC KEY-----
+";
+        assert!(matches!(
+            private(pem),
+            Ok(Private::Plain(SecretKey::Ed25519(_)))
+        ));
+        let (_, behind) = pem.split_at(pem.find("-----BEGIN PUBLIC").unwrap());
+        assert!(public(behind).is_ok());
+        assert!(private(&pem.replace("END PRIVATE", "END OTHER")).is_err());
     }
 }

@@ -42,6 +42,8 @@ pub enum Answer {
     Status(u16),
     /// So many bytes every 20 ms.
     Slow(usize),
+    /// A byte a second.
+    Drip,
 }
 
 pub struct Server {
@@ -256,6 +258,14 @@ fn respond(
             loop {
                 to.write_all(&[0; 65_536])?;
             }
+        }
+        Answer::Drip => {
+            for byte in body {
+                to.write_all(&[*byte])?;
+                to.flush()?;
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            Ok(())
         }
         Answer::Slow(bytes) => {
             for part in body.chunks(*bytes) {

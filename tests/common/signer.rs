@@ -1,6 +1,8 @@
 //! Signs what qx-publish would not: edits a repository's metadata and signs the result with the publisher's own keys,
-//! so that everything an appliance sees is validly signed but for what the test is about.
+//! so that everything an appliance sees is validly signed but for what the test is about. The same for an attacker, who has
+//! some of the keys.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,20 +13,98 @@ use sha2::Digest as _;
 use super::{json_file, text};
 
 pub struct Signer {
-    repo: PathBuf,
-    keys: Vec<KeyPair>,
+    pub repo: PathBuf,
+    /// Where a new key goes.
+    dir: PathBuf,
+    /// By the names of their files, without the ending.
+    keys: BTreeMap<String, KeyPair>,
 }
 
 impl Signer {
     pub fn new(repo: &Path, keys: &Path) -> Signer {
         let files = fs::read_dir(keys).unwrap().flatten().map(|e| e.path());
-        let keys = files
-            .filter_map(|f| KeyPair::from_pem(&text(&f)).ok())
+        let found = files
+            .filter_map(|file| {
+                let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+                Some((name, KeyPair::from_pem(&text(&file)).ok()?))
+            })
             .collect();
         Signer {
             repo: repo.to_owned(),
-            keys,
+            dir: keys.to_owned(),
+            keys: found,
         }
+    }
+
+    /// For an attacker, who has these of the keys and no others.
+    pub fn only(mut self, names: &[&str]) -> Signer {
+        self.dir.clone_from(&self.repo);
+        self.keys.retain(|name, _| names.contains(&name.as_str()));
+        assert_eq!(self.keys.len(), names.len(), "stolen: {names:?}");
+        self
+    }
+
+    /// A key more, which the repository does not know yet. As a file too, so that `qx-publish` has it.
+    pub fn new_key(&mut self, name: &str) {
+        let key = KeyPair::generate();
+        fs::write(self.dir.join(format!("{name}.pem")), key.to_pem()).unwrap();
+        self.keys.insert(name.to_owned(), key);
+    }
+
+    /// The public half of a key as metadata list it, and its id.
+    pub fn public(&self, name: &str) -> (String, Value) {
+        let public = json!({
+            "keytype": "ed25519",
+            "scheme": "ed25519",
+            "keyval": {"public": hex(self.key(name).pk.as_slice())},
+        });
+        (sha256(public.to_string().as_bytes()), public)
+    }
+
+    /// Signs with these keys, whoever they belong to; each signature is under its key's own id.
+    pub fn seal(&self, signed: &Value, by: &[&str]) -> Value {
+        let signatures: Vec<Value> = by
+            .iter()
+            .map(|name| json!({"keyid": self.public(name).0, "sig": self.signature(signed, name)}))
+            .collect();
+        json!({"signatures": signatures, "signed": signed})
+    }
+
+    /// The signature by this key, in hexadecimal digits.
+    pub fn signature(&self, signed: &Value, by: &str) -> String {
+        // Canonical for what is used here: sorted keys, no spaces, no character that is escaped in two ways.
+        hex(self.key(by).sk.sign(signed.to_string(), None).as_slice())
+    }
+
+    /// Writes a file of metadata.
+    pub fn put(&self, file: &str, envelope: &Value) {
+        fs::write(self.repo.join("metadata").join(file), envelope.to_string()).unwrap();
+    }
+
+    /// The next root, with this change and by these keys; its version.
+    pub fn next_root(&self, by: &[&str], edit: impl FnOnce(&mut Value)) -> u64 {
+        let mut root = Value::Object(self.signed("root"));
+        let version = root["version"].as_u64().unwrap() + 1;
+        root["version"] = json!(version);
+        edit(&mut root);
+        self.put(&format!("{version}.root.json"), &self.seal(&root, by));
+        version
+    }
+
+    /// In root metadata, gives a role these keys and no others.
+    pub fn entrust(&self, root: &mut Value, role: &str, names: &[&str], threshold: u64) {
+        let mut ids = Vec::new();
+        for name in names {
+            let (id, public) = self.public(name);
+            root["keys"][&id] = public;
+            ids.push(id);
+        }
+        root["roles"][role] = json!({"keyids": ids, "threshold": threshold});
+    }
+
+    fn key(&self, name: &str) -> &KeyPair {
+        let key = self.keys.get(name);
+        key.unwrap_or_else(|| panic!("there is no key {name}"))
     }
 
     /// Edits what a role says, and signs it and all that depends on it, each with a new version.
@@ -128,7 +208,8 @@ impl Signer {
         metadata.join(format!("{version}.{role}.json"))
     }
 
-    fn signed(&self, role: &str) -> Map<String, Value> {
+    /// What the newest metadata of a role say.
+    pub fn signed(&self, role: &str) -> Map<String, Value> {
         json_file(&self.metadata_file(role))["signed"]
             .as_object()
             .unwrap()
@@ -171,7 +252,7 @@ impl Signer {
                 .unwrap();
             let key = self
                 .keys
-                .iter()
+                .values()
                 .find(|key| hex(key.pk.as_slice()) == public);
             let key = key.unwrap_or_else(|| panic!("no private key for {role}"));
             // Canonical for what is used here: sorted keys, no spaces, no character that is escaped in two ways.
