@@ -18,7 +18,7 @@ use crate::manifest::Name;
 use crate::migrate;
 use crate::plan::{self, Ground, Plan};
 use crate::recover;
-use crate::repository::Repository;
+use crate::repository::{Repository, Wanted};
 use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
@@ -405,7 +405,7 @@ impl Appliance {
         }
         let idle = idle_of(record);
         if !request.dry_run {
-            let dropped = self.drop_other_downloads(&candidate, &repository);
+            let dropped = self.drop_other_downloads(&candidate, &repository, &mirrors);
             self.remember(dropped, request, record)?;
         }
         let planned = self.plan(&candidate, &idle, &repository, &mirrors);
@@ -469,7 +469,9 @@ impl Appliance {
         });
         let mirrors = Mirrors::new(places, &options)?;
         let (store, now) = (self.store.path("update/trust"), self.host.now());
-        let refreshed = mirrors.refresh(|mirrors| Repository::refresh(mirrors, &store, &root, now));
+        let limits = &self.config.limits.trust;
+        let refreshed =
+            mirrors.refresh(|mirrors| Repository::refresh(mirrors, &store, &root, now, limits));
         self.warn("trust", &mirrors);
         let repository = match refreshed {
             // The source has no part in it.
@@ -543,12 +545,17 @@ impl Appliance {
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
         };
-        let mut offers = repository.releases();
-        offers.retain(|offer| {
-            let manifest = repository.target(&offer.target);
-            manifest.is_some_and(|manifest| mirrors.may_have(&manifest.path))
-        });
-        let choice = select::select(&ground, request, &offers, &mut |offer| {
+        let wanted = Wanted {
+            product: ground.product,
+            channel: ground.channel,
+            arch: ground.arch,
+            version: request.version.as_ref(),
+        };
+        let found = repository.releases(mirrors, &wanted)?;
+        for why in found.left_out {
+            self.log.warning("select", why);
+        }
+        let choice = select::select(&ground, request, &found.offers, &mut |offer| {
             repository.manifest(mirrors, offer)
         });
         self.warn("select", mirrors);
@@ -582,14 +589,24 @@ impl Appliance {
             slots: self.store.path("slots"),
             alternate: self.store.slot(idle.active.set.alternate()),
         };
-        plan::plan(&candidate.manifest, &ground, repository)
+        plan::plan(&candidate.manifest, &ground, repository, mirrors)
     }
 
     /// What an earlier release left half-fetched only takes space.
-    fn drop_other_downloads(&self, candidate: &Candidate, repository: &Repository) -> Result<()> {
+    fn drop_other_downloads(
+        &self,
+        candidate: &Candidate,
+        repository: &Repository,
+        mirrors: &Mirrors,
+    ) -> Result<()> {
         let mut wanted = Vec::new();
         for component in &candidate.manifest.components {
-            wanted.push(plan::artifact(component, repository)?.1.sha256.to_string());
+            wanted.push(
+                plan::artifact(component, repository, mirrors)?
+                    .1
+                    .sha256
+                    .to_string(),
+            );
         }
         let directory = self.store.path("update/downloads");
         for entry in
