@@ -778,9 +778,14 @@ fn a_connection_is_not_used_again_when_in_doubt() {
             true,
         ),
         ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", true),
-        // Another answer before anything was asked.
+        // More than was asked for.
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad",
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n\
+             HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad",
             true,
         ),
     ];
@@ -800,6 +805,25 @@ fn a_connection_is_not_used_again_when_in_doubt() {
         let asked: Vec<usize> = connections.lock().unwrap().iter().map(Vec::len).collect();
         assert_eq!(asked, [1, 1, 1], "{answer}");
     }
+    // An answer before anything was asked.
+    let (go, went) = std::sync::mpsc::channel();
+    let (came, arrived) = std::sync::mpsc::channel();
+    let went = Mutex::new(went);
+    let (url, _) = keeping(move |_, stream| {
+        say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+        if went.lock().unwrap().recv().is_ok() {
+            say(stream, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad");
+            came.send(()).unwrap();
+        }
+        true
+    });
+    let source = Source::open(&url, &options()).unwrap();
+    assert_eq!(source.small("a", 9).unwrap(), Some(b"{}".to_vec()));
+    go.send(()).unwrap();
+    arrived.recv().unwrap();
+    drop(go);
+    assert_eq!(source.small("a", 9).unwrap(), Some(b"{}".to_vec()));
+
     // The server hangs up when it is asked again: that is no failed try.
     let asked = Mutex::new(0);
     let (url, connections) = keeping(move |_, stream| {

@@ -221,6 +221,11 @@ fn files_come_from_the_other_mirrors() {
     appliance.refuses(&["apply"], 1, &[".tar.gz", &none.url, &dead.url]);
     // Three tries before it counted as dead, one after.
     assert_eq!(dead.asked().len(), 4);
+    // Whoever may answer is asked before it.
+    appliance.sources(&[&dead.url, &none.url, &good.url]);
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.3.0");
+    assert_eq!(dead.asked().len(), 3);
 }
 
 /// Requests go through the proxy that the environment or the configuration names, and those of health checks never.
@@ -574,7 +579,16 @@ fn hostile_bundles() {
         a.entry("././@LongLink", b'L', 0o644, "", name.as_bytes())
             .file("targets/x", 0o644, b"")
     });
+    let mut endless = file().file("targets/x", 0o644, b"").tar();
+    // The size of the second entry, in binary.
+    endless[1024 + 124..1024 + 136].copy_from_slice(&[&[0x80, 0, 0, 0][..], &[0x7f; 8]].concat());
+    let sum = endless[1024..1024 + 148]
+        .iter()
+        .chain(&endless[1024 + 156..1024 + 512]);
+    let sum: u32 = sum.map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
+    endless[1024 + 148..1024 + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let cases: Vec<(Vec<u8>, &str)> = vec![
+        (endless, "cut short"),
         (b"not even tar".to_vec(), "tar archive"),
         (vec![b'x'; 4096], "tar archive"),
         (file().gzip(), "uncompressed"),
