@@ -5,6 +5,7 @@
 use serde::Deserialize;
 
 use crate::manifest::Name;
+use crate::trust;
 
 /// The only configuration format there is.
 pub const FORMAT: u32 = 1;
@@ -160,6 +161,8 @@ pub struct Limits {
     pub trial_boots: u32,
     /// Seconds after which a trial is too old for its data to be restored unasked. A day.
     pub trial_max_age_s: u64,
+    /// What a repository's metadata may ask for.
+    pub trust: trust::Limits,
 }
 
 impl Default for Limits {
@@ -174,6 +177,7 @@ impl Default for Limits {
             service_timeout_s: 60,
             trial_boots: 3,
             trial_max_age_s: 86_400,
+            trust: trust::Limits::default(),
         }
     }
 }

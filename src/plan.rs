@@ -9,7 +9,7 @@ use rustix::fs::FallocateFlags;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Component, Kind, Manifest, Mode, RelPath, Service};
-use crate::repository::{Repository, Target};
+use crate::repository::{Fetch, Repository, Target};
 use crate::slot::Set;
 
 /// Room for directories, the manifest, the seal and the records, in bytes.
@@ -76,7 +76,12 @@ pub struct Plan {
 /// # Errors
 /// [`Exit::NoSpace`] if it does not fit; [`Exit::Refused`] if the release is larger than allowed, or names an artifact
 /// that the repository does not offer.
-pub fn plan(manifest: &Manifest, ground: &Ground, repository: &Repository) -> Result<Plan> {
+pub fn plan(
+    manifest: &Manifest,
+    ground: &Ground,
+    repository: &Repository,
+    source: &dyn Fetch,
+) -> Result<Plan> {
     let size = manifest.size_bytes();
     if size > ground.release_bytes {
         return Err(Error::with(
@@ -91,7 +96,7 @@ pub fn plan(manifest: &Manifest, ground: &Ground, repository: &Repository) -> Re
     for component in &manifest.components {
         origins.push(match installed_already(component, ground.sets) {
             Some(origin) => origin,
-            None => fetched(component, ground, repository)?,
+            None => fetched(component, ground, repository, source)?,
         });
     }
     let active = ground
@@ -126,7 +131,7 @@ pub fn plan(manifest: &Manifest, ground: &Ground, repository: &Repository) -> Re
     for (component, origin) in manifest.components.iter().zip(&mut plan.origins) {
         if matches!(origin, Origin::Reuse { set, .. } if *set == Set::from(ground.active.alternate()))
         {
-            *origin = fetched(component, ground, repository)?;
+            *origin = fetched(component, ground, repository, source)?;
         }
     }
     plan.add_up(manifest);
@@ -147,8 +152,13 @@ pub fn plan(manifest: &Manifest, ground: &Ground, repository: &Repository) -> Re
     ))
 }
 
-fn fetched(component: &Component, ground: &Ground, repository: &Repository) -> Result<Origin> {
-    let target = artifact(component, repository)?.1;
+fn fetched(
+    component: &Component,
+    ground: &Ground,
+    repository: &Repository,
+    source: &dyn Fetch,
+) -> Result<Origin> {
+    let target = artifact(component, repository, source)?.1;
     let left =
         |name: String| fs::metadata(ground.downloads.join(name)).map_or(0, |meta| meta.len());
     let there = left(target.sha256.to_string()).max(left(format!("{}.part", target.sha256)));
@@ -221,7 +231,11 @@ impl Plan {
 }
 
 /// The TUF target that a component comes in: its name, and where it is.
-pub fn artifact(component: &Component, repository: &Repository) -> Result<(String, Target)> {
+pub fn artifact(
+    component: &Component,
+    repository: &Repository,
+    source: &dyn Fetch,
+) -> Result<(String, Target)> {
     let refused =
         |why: &str| Error::with(Exit::Refused, format!("planning {}: {why}", component.name));
     let name = component
@@ -229,7 +243,7 @@ pub fn artifact(component: &Component, repository: &Repository) -> Result<(Strin
         .as_ref()
         .ok_or_else(|| refused("its manifest names no artifact"))?;
     let target = repository
-        .target(name)
+        .target(source, name)?
         .ok_or_else(|| refused(&format!("the repository does not offer {name}")))?;
     Ok((name.to_string(), target))
 }

@@ -1,22 +1,38 @@
 //! A repository as an appliance sees it: TUF metadata fetched, verified by the rules of [`crate::trust`], and kept.
 //!
 //! What is kept under `update/trust/` is what was verified, byte for byte, one durable write a file: the roots that
-//! followed the shipped one (`N.root.json`) and the latest `timestamp.json`, `snapshot.json` and `targets.json`.
-//! A copy that is damaged, or that the current root's keys no longer verify, counts as absent.
+//! followed the shipped one (`N.root.json`), the latest `timestamp.json`, `snapshot.json` and `targets.json`, and under
+//! `delegated/` those of delegated roles that something was looked for in. A copy that is damaged, or that the current
+//! keys no longer verify, counts as absent.
 
-use std::path::Path;
-use std::time::SystemTime;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::fetch::Source;
-use crate::manifest::{self, Manifest, RelPath};
+use crate::manifest::{self, Manifest, Name, RelPath};
 use crate::select::{Candidate, Offer};
-use crate::trust::metadata::TargetFile;
-use crate::trust::{self, MAX_ROTATIONS, Role, TrustedSet};
+use crate::trust::clock::Clock;
+use crate::trust::delegation::{self, Delegation, Found, RoleName};
+use crate::trust::key::Verifiers;
+use crate::trust::metadata::{TargetFile, TargetInfo, Targets};
+use crate::trust::{self, Limits, Role, TrustedSet};
+
+/// Where the metadata of delegated roles are kept.
+const DELEGATED: &str = "delegated";
+/// So many bytes of delegated metadata are held in memory. What is beyond is read and verified again for each question:
+/// memory is bounded, whatever the teams publish.
+const HELD: usize = 2 << 20;
+/// So many releases for other appliances are told of.
+const OTHERS: usize = 10;
 
 /// Where small files come from.
 pub trait Fetch {
@@ -29,13 +45,17 @@ pub trait Fetch {
         &self,
         path: &str,
         limit: u64,
-        accept: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Vec<u8>> {
+        accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
         let bytes = self
             .small(path, limit)?
             .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
-        accept(&bytes)?;
-        Ok(bytes)
+        accept(bytes)
+    }
+
+    /// Whether a target may be there: a bundle may hold less than its metadata tell of. `false` only if it is not.
+    fn may_have(&self, _path: &str) -> bool {
+        true
     }
 }
 
@@ -48,11 +68,9 @@ impl Fetch for Source {
         &self,
         path: &str,
         limit: u64,
-        accept: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Vec<u8>> {
-        let bytes = Source::required(self, path, limit)?;
-        accept(&bytes)?;
-        Ok(bytes)
+        accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
+        accept(Source::required(self, path, limit)?)
     }
 }
 
@@ -60,6 +78,14 @@ impl Fetch for Source {
 pub struct Repository {
     set: TrustedSet,
     versions: Versions,
+    store: PathBuf,
+    loaded: RefCell<BTreeMap<RoleName, Loaded>>,
+}
+
+/// The metadata of a delegated role, as those verify them who were asked for; or why there are none, and with what exit.
+struct Loaded {
+    verifiers: Verifiers,
+    outcome: Result<Rc<Targets>, (Exit, String)>,
 }
 
 /// The versions of the metadata that something was verified with.
@@ -86,34 +112,66 @@ pub struct Target {
     pub path: String,
 }
 
+/// Which releases an appliance asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its product.
+    pub product: &'a Name,
+    /// The channel that it follows.
+    pub channel: &'a Name,
+    /// Its architecture.
+    pub arch: &'a Name,
+    /// Of the releases for others, those of this version only.
+    pub version: Option<&'a Version>,
+}
+
+/// The releases that a repository offers.
+#[derive(Debug, Default)]
+pub struct Releases {
+    /// Those for this appliance, and some of those for others, for it may be told of them.
+    pub offers: Vec<Offer>,
+    /// Which releases are left out, and why: a sentence each.
+    pub left_out: Vec<String>,
+}
+
+/// Is given each role that is walked, or why it is not.
+type Visit<'v> = dyn FnMut(&RoleName, Result<Rc<Targets>>) -> Result<()> + 'v;
+
 impl Repository {
     /// Refreshes what is trusted: follows the chain of roots from `root` (the one shipped with the image), and gets
-    /// the latest timestamp, snapshot and targets. `store` keeps them; `now` is what expiry is measured against.
+    /// the latest timestamp, snapshot and targets. `store` keeps them; expiry is measured against `clock`.
     ///
     /// # Errors
     /// [`Exit::Refused`] for metadata that are not to be trusted; [`Exit::Usage`] for a shipped root that is none;
     /// what the source says for a failed transfer. What was verified before the error is kept.
     pub fn refresh(
-        source: &impl Fetch,
+        source: &dyn Fetch,
         store: &Path,
         root: &[u8],
-        now: SystemTime,
+        clock: Clock,
+        limits: &Limits,
     ) -> Result<Repository> {
         durable::create_dir(store, 0o700)?;
-        let mut set = TrustedSet::new(root, now)
+        let mut set = TrustedSet::new(root, clock, limits)
             .doing(|| "reading the trust root of the appliance")
             .map_err(|e| e.exiting(Exit::Usage))?;
         update_root(&mut set, source, store)?;
         let timestamp = update_timestamp(&mut set, source, store)?;
         let snapshot = update_snapshot(&mut set, source, store)?;
         let targets = update_targets(&mut set, source, store, snapshot)?;
+        drop_strangers(&set, store)?;
         let versions = Versions {
             root: set.root().version,
             timestamp,
             snapshot,
             targets,
         };
-        Ok(Repository { set, versions })
+        Ok(Repository {
+            set,
+            versions,
+            store: store.to_owned(),
+            loaded: RefCell::default(),
+        })
     }
 
     /// The versions of the metadata that all of this was verified with.
@@ -121,22 +179,122 @@ impl Repository {
         self.versions
     }
 
-    /// All releases, of whatever product, by the names of their targets.
-    pub fn releases(&self) -> Vec<Offer> {
-        let targets = self.set.targets();
-        let names = targets.into_iter().flat_map(|t| t.targets.keys());
-        names.filter_map(Offer::of).collect()
+    /// What expiry was measured against.
+    pub fn clock(&self) -> Clock {
+        self.set.clock()
     }
 
-    /// A target by its name.
-    pub fn target(&self, name: &RelPath) -> Option<Target> {
-        let TargetFile { length, sha256 } = *self.set.target(name)?;
-        let path = target_path(name, &sha256, self.set.root().consistent_snapshot);
-        Some(Target {
-            length,
-            sha256,
-            path,
+    /// The releases for an appliance, by the names of their targets: those in the top-level targets, and those in roles
+    /// that are delegated to by patterns which such names could match. Of the latter only those count that the search
+    /// for their name ([`Repository::find`]) finds in that very role.
+    ///
+    /// A delegated role whose very metadata that the snapshot announces are not good (signed by too few, expired, too many
+    /// roles) is its publisher's fault, and hides no release but those that it could speak for.
+    ///
+    /// # Errors
+    /// What the source says of metadata that it does not have, or if it sent others than those announced: whoever stands
+    /// between must not be able to have an older release chosen by keeping a role away.
+    pub fn releases(&self, source: &dyn Fetch, wanted: &Wanted) -> Result<Releases> {
+        let Wanted {
+            product,
+            channel,
+            arch,
+            version,
+        } = *wanted;
+        let ours = |offer: &Offer| {
+            (&offer.product, &offer.channel, &offer.arch) == (product, channel, arch)
+        };
+        let told = |offer: &Offer| version.is_none_or(|version| offer.version == *version);
+        let Some(top) = self.set.targets() else {
+            return Ok(Releases::default());
+        };
+        let (mut offers, mut others) = (Vec::new(), Vec::new());
+        let offered = |name: &RelPath, target: &TargetInfo| {
+            Offer::of(name).filter(|_| source.may_have(&self.path(name, target)))
+        };
+        top.each(&mut |name, target| match offered(&name, &target) {
+            Some(offer) if ours(&offer) => offers.push(offer),
+            Some(offer) if told(&offer) && others.len() < OTHERS => others.push(offer),
+            _ => {}
+        });
+        let mut named: BTreeSet<RelPath> = offers.iter().map(|o| o.target.clone()).collect();
+        let mut left_out = BTreeSet::new();
+        let mut leave_out = |what: String, error: Error| match error.exit {
+            Exit::Refused => {
+                left_out.insert(format!("{what}: {}", error.chain()));
+                Ok(())
+            }
+            _ => Err(error),
+        };
+        let mut delegated = Vec::new();
+        let might = |pattern: &str| might_name_releases(pattern, [product, channel, arch]);
+        self.walk(source, top, &might, &mut |role, walked| {
+            match walked {
+                Ok(targets) => targets.each(&mut |name, target| {
+                    let offer = offered(&name, &target).filter(|offer| ours(offer));
+                    delegated.extend(offer.map(|offer| (role.clone(), offer)));
+                }),
+                Err(e) => leave_out(format!("the releases of {role} are left out"), e)?,
+            }
+            Ok(())
+        })?;
+        for (role, offer) in delegated {
+            if named.contains(&offer.target) {
+                continue;
+            }
+            match self.find(source, &offer.target) {
+                Ok(Some(found)) if found.role.as_ref() == Some(&role) => {
+                    named.insert(offer.target.clone());
+                    offers.push(offer);
+                }
+                // Somebody who is trusted more says what it is, or nobody is trusted to.
+                Ok(_) => {}
+                Err(e) => leave_out(format!("releases that {role} lists are left out"), e)?,
+            }
+        }
+        offers.extend(others);
+        Ok(Releases {
+            offers,
+            left_out: left_out.into_iter().collect(),
         })
+    }
+
+    /// Looks for a target in the order of TUF's search ([`delegation::search`]). Metadata of delegated roles are fetched
+    /// as they are needed.
+    ///
+    /// # Errors
+    /// [`Exit::Refused`] if a role that would have to be asked is not good, and that is its publisher's fault; what the
+    /// source says if it does not have its metadata, or sent others than those announced.
+    pub fn find(&self, source: &dyn Fetch, name: &RelPath) -> Result<Option<Found>> {
+        let Some(top) = self.set.targets() else {
+            return Ok(None);
+        };
+        let limits = self.set.limits();
+        delegation::search(top, name, limits, &mut |delegation| {
+            self.load(source, delegation)
+        })
+    }
+
+    /// A target by its name, with its SHA-256.
+    pub fn target(&self, source: &dyn Fetch, name: &RelPath) -> Result<Option<Target>> {
+        let Some(found) = self.find(source, name)? else {
+            return Ok(None);
+        };
+        let file = found.target.file().ok_or_else(|| {
+            let why = format!("looking for {name}: its metadata give no SHA-256");
+            Error::with(Exit::Refused, why)
+        })?;
+        Ok(Some(Target {
+            length: file.length,
+            sha256: file.sha256,
+            path: self.path(name, &found.target),
+        }))
+    }
+
+    /// Where a target lies in the repository.
+    pub fn path(&self, name: &RelPath, target: &TargetInfo) -> String {
+        let digest = target.hashes.name().unwrap_or_default();
+        target_path(name, &digest, self.set.root().consistent_snapshot)
     }
 
     /// Gets the manifest of a release: what it says, its bytes as they were signed, and their digest. `Ok(Err(…))` is the
@@ -144,14 +302,10 @@ impl Repository {
     ///
     /// # Errors
     /// What the source says for a failed transfer; [`Exit::Refused`] if it sent something else than what was signed.
-    pub fn manifest(
-        &self,
-        source: &impl Fetch,
-        offer: &Offer,
-    ) -> Result<Result<Candidate, String>> {
+    pub fn manifest(&self, source: &dyn Fetch, offer: &Offer) -> Result<Result<Candidate, String>> {
         let doing = || format!("reading the manifest {}", offer.target);
         let unusable = |why: String| Ok(Err(format!("{}: {why}", doing())));
-        let target = self.target(&offer.target).ok_or_else(|| {
+        let target = self.target(source, &offer.target)?.ok_or_else(|| {
             let why = format!("{}: the repository does not offer it", doing());
             Error::with(Exit::Refused, why)
         })?;
@@ -162,10 +316,13 @@ impl Repository {
             length: target.length,
             sha256: target.sha256,
         };
-        let bytes = source.required(&target.path, manifest::MAX_BYTES, &mut |bytes| {
-            file.check(&target.path, bytes)
+        let mut bytes = Vec::new();
+        source.required(&target.path, manifest::MAX_BYTES, &mut |fetched| {
+            file.check(&target.path, &fetched)
                 .doing(doing)
-                .map_err(|e| e.exiting(Exit::Refused))
+                .map_err(|e| e.exiting(Exit::Refused))?;
+            bytes = fetched;
+            Ok(())
         })?;
         let manifest = match Manifest::parse(&bytes) {
             Ok(manifest) => manifest,
@@ -191,36 +348,191 @@ impl Repository {
             digest: target.sha256,
         }))
     }
+
+    /// Visits the roles that are delegated to by a pattern of which `might` says that it is of interest.
+    fn walk(
+        &self,
+        source: &dyn Fetch,
+        top: &Targets,
+        might: &dyn Fn(&str) -> bool,
+        visit: &mut Visit,
+    ) -> Result<()> {
+        let limits = self.set.limits();
+        let mut next = delegation::by_pattern(top, "targets", limits, might);
+        next.reverse();
+        let mut walked = BTreeSet::new();
+        let mut asked = 0;
+        while let Some(delegation) = next.pop() {
+            let role = &delegation.role;
+            if walked.contains(role) {
+                continue;
+            }
+            if asked == limits.delegated_roles {
+                let why =
+                    format!("{asked} delegated roles were asked already, and the limit is there");
+                return visit(role, Err(Error::with(Exit::Refused, why)));
+            }
+            asked += 1;
+            let loaded = self.load(source, &delegation);
+            if let Ok(targets) = &loaded {
+                walked.insert(role.clone());
+                let mut further = delegation::by_pattern(targets, role.as_str(), limits, might);
+                further.reverse();
+                next.extend(further);
+            }
+            visit(role, loaded)?;
+        }
+        Ok(())
+    }
+
+    /// The metadata of a delegated role, verified as this delegator asks.
+    fn load(&self, source: &dyn Fetch, delegation: &Delegation) -> Result<Rc<Targets>> {
+        let again = |(exit, why): &(Exit, String)| Error::with(*exit, why.clone());
+        if let Some(loaded) = self.loaded.borrow().get(&delegation.role)
+            && loaded.verifiers == delegation.verifiers
+        {
+            return loaded.outcome.as_ref().map(Rc::clone).map_err(again);
+        }
+        let outcome = self
+            .load_anew(source, delegation)
+            .map(Rc::new)
+            .map_err(|e| (e.exit, e.chain()));
+        let result = outcome.as_ref().map(Rc::clone).map_err(again);
+        let mut loaded = self.loaded.borrow_mut();
+        let length =
+            |outcome: &Result<Rc<Targets>, _>| outcome.as_ref().map_or(0, |t| t.bytes().len());
+        let held: usize = loaded.values().map(|loaded| length(&loaded.outcome)).sum();
+        if held + length(&outcome) <= HELD {
+            let verifiers = delegation.verifiers.clone();
+            loaded.insert(delegation.role.clone(), Loaded { verifiers, outcome });
+        }
+        result
+    }
+
+    fn load_anew(&self, source: &dyn Fetch, delegation: &Delegation) -> Result<Targets> {
+        let role = &delegation.role;
+        let directory = self.store.join(DELEGATED);
+        let file = format!("{}.json", role.encoded());
+        let copy = kept(&directory, &file).map(|bytes| self.set.delegated(delegation, bytes));
+        if let Some(Ok(targets)) = copy {
+            return Ok(targets);
+        }
+        let meta = self.set.snapshot().and_then(|s| s.meta.get(&role.file()));
+        let Some((version, announced)) = meta.map(|meta| (meta.version, meta.hashes.is_some()))
+        else {
+            let missing = trust::Error::Missing {
+                role: Role::Snapshot,
+                file: role.file(),
+            };
+            return trusted(&delegated_path(role, None), Err(missing));
+        };
+        let named = self.set.root().consistent_snapshot.then_some(version);
+        let path = delegated_path(role, named);
+        let mut accepted = None;
+        let limit = Role::Targets.max_bytes(self.set.limits());
+        source.required(&path, limit, &mut |bytes| {
+            let verified = match self.set.delegated(delegation, bytes) {
+                Err(e) if !is_publishers(&e, announced) => {
+                    Err(e).doing(|| format!("verifying {path}"))
+                }
+                verified => trusted(&path, verified),
+            };
+            accepted = Some(verified?);
+            Ok(())
+        })?;
+        let targets = accepted
+            .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
+        durable::create_dir(&directory, 0o700)?;
+        durable::write(&directory.join(file), targets.bytes())?;
+        Ok(targets)
+    }
 }
 
-/// Where a target lies in a repository.
-pub fn target_path(name: &RelPath, sha256: &Digest, consistent: bool) -> String {
+/// Whether it is the publisher's fault that a delegated role is not trusted, and not that of whoever brought it: the source
+/// or somebody between. `announced`: the snapshot gives a digest.
+fn is_publishers(error: &trust::Error, announced: bool) -> bool {
+    match error {
+        trust::Error::Tampered { .. } => false,
+        // Of the right version, and signed as was asked.
+        trust::Error::Expired { .. } => true,
+        _ => announced,
+    }
+}
+
+/// Whether names of the form `PRODUCT/CHANNEL/ARCH/VERSION/release.json` could match a pattern.
+fn might_name_releases(pattern: &str, names: [&Name; 3]) -> bool {
+    let segments: Vec<&str> = pattern.split('/').collect();
+    let [product, channel, arch, _, file] = segments[..] else {
+        return false;
+    };
+    let matches = delegation::segment_matches;
+    let mut fits = [product, channel, arch].into_iter().zip(names);
+    fits.all(|(pattern, name)| matches(pattern, name.as_str())) && matches(file, "release.json")
+}
+
+/// Where a target lies in a repository. `digest` is that of its bytes, in hexadecimal digits.
+pub fn target_path(name: &RelPath, digest: &dyn std::fmt::Display, consistent: bool) -> String {
     match (consistent, name.as_str().rsplit_once('/')) {
         (false, _) => format!("targets/{name}"),
-        (true, Some((dir, file))) => format!("targets/{dir}/{sha256}.{file}"),
-        (true, None) => format!("targets/{sha256}.{name}"),
+        (true, Some((dir, file))) => format!("targets/{dir}/{digest}.{file}"),
+        (true, None) => format!("targets/{digest}.{name}"),
     }
 }
 
 /// Where metadata lie in a repository; `version` for those whose name carries it.
 pub fn metadata_path(role: Role, version: Option<u64>) -> String {
+    numbered(role.as_str(), version)
+}
+
+/// The same for a delegated role.
+pub fn delegated_path(role: &RoleName, version: Option<u64>) -> String {
+    numbered(&role.encoded(), version)
+}
+
+fn numbered(name: &str, version: Option<u64>) -> String {
     match version {
-        Some(version) => format!("metadata/{version}.{role}.json"),
-        None => format!("metadata/{role}.json"),
+        Some(version) => format!("metadata/{version}.{name}.json"),
+        None => format!("metadata/{name}.json"),
     }
 }
 
-fn update_root(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Result<()> {
+/// Removes kept metadata of roles that the snapshot no longer lists.
+fn drop_strangers(set: &TrustedSet, store: &Path) -> Result<()> {
+    let directory = store.join(DELEGATED);
+    let Ok(entries) = fs::read_dir(&directory) else {
+        // Nothing was ever delegated.
+        return Ok(());
+    };
+    let role = |file: &String| {
+        let name = file.strip_suffix(".json")?;
+        RoleName::new(name, set.limits()).ok()
+    };
+    let meta = set.snapshot().into_iter().flat_map(|s| s.meta.keys());
+    let listed: BTreeSet<String> = meta
+        .filter_map(role)
+        .map(|role| format!("{}.json", role.encoded()))
+        .collect();
+    for entry in entries {
+        let entry = entry.doing(|| format!("reading {}", directory.display()))?;
+        let name = entry.file_name();
+        if !name.to_str().is_some_and(|name| listed.contains(name)) {
+            durable::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn update_root(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result<()> {
     // The shipped root stays the anchor: the kept ones only spare the way along the chain.
     while let Some(bytes) = kept(store, &format!("{}.root.json", set.root().version + 1)) {
         if set.update_root(&bytes).is_err() {
             break;
         }
     }
-    for _ in 0..MAX_ROTATIONS {
+    for _ in 0..set.limits().root_rotations {
         let version = set.root().version + 1;
         let path = metadata_path(Role::Root, Some(version));
-        let Some(bytes) = source.small(&path, Role::Root.max_bytes())? else {
+        let Some(bytes) = source.small(&path, Role::Root.max_bytes(set.limits()))? else {
             break;
         };
         trusted(&path, set.update_root(&bytes))?;
@@ -229,25 +541,30 @@ fn update_root(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Resul
     Ok(())
 }
 
-fn update_timestamp(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Result<u64> {
+fn update_timestamp(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result<u64> {
     let file = "timestamp.json";
-    if let Some(bytes) = kept(store, file) {
+    let kept = kept(store, file);
+    set.date(kept.as_deref());
+    if let Some(bytes) = kept {
         // Refused or expired, the source's decides; what it still proves is remembered in the set.
         let _ = set.update_timestamp(&bytes);
     }
     let path = metadata_path(Role::Timestamp, None);
-    let mut newer = false;
-    let bytes = source.required(&path, Role::Timestamp.max_bytes(), &mut |bytes| {
-        newer = trusted(&path, set.update_timestamp(bytes))?;
+    let limit = Role::Timestamp.max_bytes(set.limits());
+    let mut newer = None;
+    source.required(&path, limit, &mut |bytes| {
+        if trusted(&path, set.update_timestamp(&bytes))? {
+            newer = Some(bytes);
+        }
         Ok(())
     })?;
-    if newer {
+    if let Some(bytes) = newer {
         durable::write(&store.join(file), &bytes)?;
     }
     Ok(set.timestamp().map_or(0, |timestamp| timestamp.version))
 }
 
-fn update_snapshot(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> Result<u64> {
+fn update_snapshot(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result<u64> {
     let file = "snapshot.json";
     let version = set.timestamp().map_or(0, |t| t.snapshot.version);
     if kept(store, file).is_some_and(|bytes| set.update_snapshot(&bytes, true).is_ok()) {
@@ -255,16 +572,20 @@ fn update_snapshot(set: &mut TrustedSet, source: &impl Fetch, store: &Path) -> R
     }
     let named = set.root().consistent_snapshot.then_some(version);
     let path = metadata_path(Role::Snapshot, named);
-    let bytes = source.required(&path, Role::Snapshot.max_bytes(), &mut |bytes| {
-        trusted(&path, set.update_snapshot(bytes, false))
+    let limit = Role::Snapshot.max_bytes(set.limits());
+    let mut accepted = Vec::new();
+    source.required(&path, limit, &mut |bytes| {
+        trusted(&path, set.update_snapshot(&bytes, false))?;
+        accepted = bytes;
+        Ok(())
     })?;
-    durable::write(&store.join(file), &bytes)?;
+    durable::write(&store.join(file), &accepted)?;
     Ok(version)
 }
 
 fn update_targets(
     set: &mut TrustedSet,
-    source: &impl Fetch,
+    source: &dyn Fetch,
     store: &Path,
     snapshot: u64,
 ) -> Result<u64> {
@@ -278,21 +599,24 @@ fn update_targets(
         };
         return trusted(&metadata_path(role, Some(snapshot)), Err(missing));
     };
-    if kept(store, file).is_some_and(|bytes| set.update_targets(&bytes).is_ok()) {
+    // Where the copy does not do, it is gone before the next is fetched: they are large.
+    if kept(store, file).is_some_and(|bytes| set.update_targets(bytes).is_ok()) {
         return Ok(version);
     }
     let named = set.root().consistent_snapshot.then_some(version);
     let path = metadata_path(Role::Targets, named);
-    let bytes = source.required(&path, Role::Targets.max_bytes(), &mut |bytes| {
+    let limit = Role::Targets.max_bytes(set.limits());
+    source.required(&path, limit, &mut |bytes| {
         trusted(&path, set.update_targets(bytes))
     })?;
-    durable::write(&store.join(file), &bytes)?;
+    let accepted = set.targets().map_or(&[][..], Targets::bytes);
+    durable::write(&store.join(file), accepted)?;
     Ok(version)
 }
 
 /// A copy kept earlier. One that cannot be read is as good as none: the source has it.
 fn kept(store: &Path, file: &str) -> Option<Vec<u8>> {
-    std::fs::read(store.join(file)).ok()
+    fs::read(store.join(file)).ok()
 }
 
 fn trusted<T>(path: &str, result: Result<T, trust::Error>) -> Result<T> {
@@ -372,7 +696,13 @@ mod tests {
 
         fn refresh(&self) -> Result<Repository> {
             self.source.asked.borrow_mut().clear();
-            Repository::refresh(&self.source, &self.store, &self.root, at(0))
+            Repository::refresh(
+                &self.source,
+                &self.store,
+                &self.root,
+                Clock::new(at(0), at(0)),
+                &Limits::default(),
+            )
         }
 
         fn asked(&self) -> Vec<String> {
@@ -395,6 +725,25 @@ mod tests {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.store);
         }
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn releases(appliance: &Appliance, repository: &Repository) -> Releases {
+        let (product, channel, arch) = (name("vdc"), name("stable"), name("x86_64"));
+        let wanted = Wanted {
+            product: &product,
+            channel: &channel,
+            arch: &arch,
+            version: None,
+        };
+        repository.releases(&appliance.source, &wanted).unwrap()
+    }
+
+    fn offers(appliance: &Appliance, repository: &Repository) -> Vec<Offer> {
+        releases(appliance, repository).offers
     }
 
     fn refusal<T>(result: Result<T>) -> Error {
@@ -568,7 +917,7 @@ mod tests {
         }
         let appliance = Appliance::new("releases", &forge);
         let repository = appliance.refresh().unwrap();
-        let offers = repository.releases();
+        let offers = offers(&appliance, &repository);
         let versions: Vec<_> = offers.iter().map(|o| o.version.to_string()).collect();
         assert_eq!(versions, ["1.0.0", "1.10.0", "2.0.0-rc.1+b.5"]);
         for offer in &offers {
@@ -603,7 +952,7 @@ mod tests {
                 .insert(name.clone(), text.replace(from, to).into_bytes());
             let appliance = Appliance::new("manifest", &forge);
             let repository = appliance.refresh().unwrap();
-            let offer = &repository.releases()[0];
+            let offer = &offers(&appliance, &repository)[0];
             let manifest = repository.manifest(&appliance.source, offer).unwrap();
             let why = manifest.expect_err("it was accepted");
             assert!(why.contains(word), "{why}");
@@ -612,8 +961,9 @@ mod tests {
         forge.files.insert(name, bytes);
         let mut appliance = Appliance::new("tampered", &forge);
         let repository = appliance.refresh().unwrap();
-        let offer = &repository.releases()[0];
-        let path = repository.target(&offer.target).unwrap().path;
+        let offer = &offers(&appliance, &repository)[0];
+        let target = repository.target(&appliance.source, &offer.target);
+        let path = target.unwrap().unwrap().path;
         for tampered in [text.replace("vdc", "vdx"), text.clone() + " "] {
             appliance
                 .source

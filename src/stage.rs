@@ -145,7 +145,7 @@ impl Stage<'_> {
     }
 
     fn fetch(&mut self, component: &Component, next: &Path) -> Result<()> {
-        let (name, target) = plan::artifact(component, self.repository)?;
+        let (name, target) = plan::artifact(component, self.repository, self.mirrors)?;
         let total = target.length;
         let what = component.name.to_string();
         let downloads = self.store.path("update/downloads");

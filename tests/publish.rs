@@ -13,9 +13,11 @@ use std::time::{Duration, SystemTime};
 use qx_update::digest::{Digest, TreeDigest, TreeEntry};
 use qx_update::error::{Context, Exit, Result};
 use qx_update::fetch::{Options, Source};
-use qx_update::manifest::{Kind, Manifest};
+use qx_update::manifest::{Kind, Manifest, Name};
 use qx_update::publish;
-use qx_update::repository::{Fetch, Repository};
+use qx_update::repository::{Fetch, Repository, Wanted};
+use qx_update::select::Offer;
+use qx_update::trust::Limits;
 use qx_update::trust::clock::Clock;
 use serde_json::{Value, json};
 
@@ -179,7 +181,8 @@ impl Place {
             &self.directory(),
             &self.path(store),
             &self.root(),
-            SystemTime::now(),
+            clock(),
+            &Limits::default(),
         )
         .unwrap_or_else(|e| panic!("{}", e.chain()))
     }
@@ -188,9 +191,23 @@ impl Place {
         Directory(self.path("repo"))
     }
 
+    /// All releases: an appliance that there is none for is told of the others.
+    fn offers(&self, repository: &Repository) -> Vec<Offer> {
+        let nobody: Name = "nobody".parse().unwrap();
+        let wanted = Wanted {
+            product: &nobody,
+            channel: &nobody,
+            arch: &nobody,
+            version: None,
+        };
+        let found = repository.releases(&self.directory(), &wanted).unwrap();
+        assert!(found.left_out.is_empty(), "{:?}", found.left_out);
+        found.offers
+    }
+
     fn manifests(&self) -> Vec<Manifest> {
         let repository = self.appliance("store");
-        let offers = repository.releases();
+        let offers = self.offers(&repository);
         let read = |offer| {
             repository
                 .manifest(&self.directory(), offer)
@@ -239,6 +256,10 @@ fn elf(machine: u16, body: &[u8]) -> Vec<u8> {
     bytes.extend(machine.to_le_bytes());
     bytes.extend(body);
     bytes
+}
+
+fn clock() -> Clock {
+    Clock::new(SystemTime::now(), SystemTime::now())
 }
 
 #[test]
@@ -300,7 +321,7 @@ fn init_makes_private_keys_and_a_repository_that_appliances_can_read() {
     for key in ["root", "timestamp", "snapshot", "targets"] {
         assert!(tree.contains_key(&format!("keys/{key}.pem")), "{key}");
     }
-    assert!(place.appliance("store").releases().is_empty());
+    assert!(place.offers(&place.appliance("store")).is_empty());
     let shown = place.succeeds(&["inspect", "--repo", "repo"]);
     assert!(shown.contains("no releases"), "{shown}");
 }
@@ -370,7 +391,9 @@ fn a_release_arrives_as_it_was_described() {
     assert_eq!(measured.digest, tree.sha256);
     // The archive holds what the manifest says, below the install path, owned by nobody in particular.
     let repository = place.appliance("store");
-    let target = repository.target(tree.artifact.as_ref().unwrap()).unwrap();
+    let name = tree.artifact.as_ref().unwrap();
+    let target = repository.target(&place.directory(), name);
+    let target = target.unwrap().unwrap();
     let bytes = fs::read(place.path("repo").join(&target.path)).unwrap();
     assert_eq!(
         (bytes.len() as u64, Digest::of(&bytes)),
@@ -668,7 +691,7 @@ fn nothing_is_signed_on_top_of_what_was_tampered_with() {
     ] {
         let path = place.path("repo/metadata").join(file);
         let good = fs::read_to_string(&path).unwrap();
-        fs::write(&path, good.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        fs::write(&path, good.replace("\"version\":1", "\"version\":2")).unwrap();
         let error = place.fails(RELEASE, Exit::Failed);
         assert!(error.contains(file), "{error}");
         fs::write(&path, good).unwrap();
@@ -697,7 +720,7 @@ fn what_an_interrupted_publisher_left_is_in_nobodys_way() {
     place.file("repo/.staging/controlplane.tar.gz", b"half", 0o600);
     place.file("repo/metadata/2.targets.json", b"left", 0o644);
     place.file("repo/metadata/2.snapshot.json.tmp~", b"left", 0o644);
-    assert!(place.appliance("store").releases().is_empty());
+    assert!(place.offers(&place.appliance("store")).is_empty());
     place.release();
     assert_eq!(place.manifests().len(), 1);
     assert!(!place.path("repo/.staging").exists());
@@ -721,7 +744,7 @@ fn a_reader_never_sees_a_part_of_a_publication() {
             loop {
                 let last = done.load(Ordering::SeqCst);
                 let repository = place.appliance("reader");
-                let offers = repository.releases();
+                let offers = place.offers(&repository);
                 assert!(offers.len() >= seen);
                 seen = offers.len();
                 for offer in &offers {
@@ -731,9 +754,9 @@ fn a_reader_never_sees_a_part_of_a_publication() {
                         .unwrap()
                         .manifest;
                     for component in &manifest.components {
-                        let target = repository
-                            .target(component.artifact.as_ref().unwrap())
-                            .unwrap();
+                        let name = component.artifact.as_ref().unwrap();
+                        let target = repository.target(&place.directory(), name);
+                        let target = target.unwrap().unwrap();
                         let bytes = fs::read(place.path("repo").join(target.path)).unwrap();
                         assert_eq!(Digest::of(&bytes), target.sha256);
                     }
@@ -773,7 +796,13 @@ fn an_expired_repository_is_renewed_by_a_release() {
     .unwrap();
     let refresh = || {
         let store = place.path("store");
-        Repository::refresh(&place.directory(), &store, &place.root(), SystemTime::now())
+        Repository::refresh(
+            &place.directory(),
+            &store,
+            &place.root(),
+            clock(),
+            &Limits::default(),
+        )
     };
     let error = refresh().err().unwrap();
     assert_eq!(error.exit, Exit::Refused, "{}", error.chain());
@@ -784,7 +813,7 @@ fn an_expired_repository_is_renewed_by_a_release() {
     assert_eq!(warned.lines().count(), 3, "{warned}");
     place.recipe("1.0.0", |_| {});
     place.release();
-    assert_eq!(refresh().unwrap().releases().len(), 1);
+    assert_eq!(place.offers(&refresh().unwrap()).len(), 1);
     assert!(
         !place
             .succeeds(&["inspect", "--repo", "repo"])
@@ -1001,7 +1030,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     place.recipe("1.0.0", |_| {});
     place.release();
     let server = Server::start(&place);
-    let options = Options::new(Clock::new(SystemTime::now(), SystemTime::now()));
+    let options = Options::new(clock());
     let web = format!("http://{}", server.1);
     for (number, spec) in [web.as_str(), place.path("repo").to_str().unwrap()]
         .iter()
@@ -1010,18 +1039,18 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
         let source = Source::open(spec, &options).unwrap();
         let work = place.path(&format!("appliance{number}"));
         fs::create_dir(&work).unwrap();
-        let now = SystemTime::now();
-        let repository =
-            Repository::refresh(&source, &work.join("trust"), &place.root(), now).unwrap();
+        let now = clock();
+        let (trust, limits) = (work.join("trust"), Limits::default());
+        let repository = Repository::refresh(&source, &trust, &place.root(), now, &limits);
+        let repository = repository.unwrap();
         let manifest = repository
-            .manifest(&source, &repository.releases()[0])
+            .manifest(&source, &place.offers(&repository)[0])
             .unwrap()
             .unwrap()
             .manifest;
         for component in &manifest.components {
-            let target = repository
-                .target(component.artifact.as_ref().unwrap())
-                .unwrap();
+            let name = component.artifact.as_ref().unwrap();
+            let target = repository.target(&source, name).unwrap().unwrap();
             let downloads = work.join("downloads");
             let (length, sha256) = (target.length, &target.sha256);
             let file = source

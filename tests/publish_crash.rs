@@ -253,3 +253,20 @@ fn init() {
         }
     }
 }
+
+#[test]
+fn a_release_of_a_team() {
+    let place = with_team();
+    place.file("src/web/index.html", b"another");
+    let recipe = place.recipe("1.1.0", &["web"]);
+    killed_anywhere(
+        &place,
+        &["release", &recipe],
+        &["--as", "webbers", "--channel", "web"],
+    );
+}
+
+#[test]
+fn the_end_of_a_delegation() {
+    killed_anywhere(&with_team(), &["delegate", "webbers", "--remove"], &[]);
+}

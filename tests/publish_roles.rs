@@ -870,3 +870,76 @@ fn a_repository_of_the_first_layout_goes_on() {
     release(&place, "1.1.0", &["web"], &[]);
     assert_eq!((place.fresh().root, place.fresh().releases.len()), (2, 2));
 }
+
+#[test]
+fn a_release_names_what_a_team_has_published() {
+    let place = with_team();
+    let recipe = place.recipe("1.0.0", &["web"]);
+    let out = place.good(&["component", &recipe], &["--as", "webbers"]);
+    assert!(out.contains("vdc/artifacts/web-"), "{out}");
+    // Again: there is nothing new.
+    let before = place.tree("repo");
+    place.good(&["component", &recipe], &["--as", "webbers"]);
+    assert_eq!(before, place.tree("repo"));
+    let out = release(&place, "1.1.0", &["web", "node"], &[]);
+    assert!(out.contains("2 components"), "{out}");
+    let targets = place.signed(3, "targets");
+    let names: Vec<&String> = targets["targets"].as_object().unwrap().keys().collect();
+    assert_eq!(
+        names.len(),
+        2,
+        "the manifest and the other component: {names:?}"
+    );
+    assert!(names.iter().all(|name| !name.contains("web-")), "{names:?}");
+    assert_eq!(place.fresh().releases.len(), 1);
+
+    // The team goes; the release stays whole.
+    place.good(&["delegate", "webbers", "--remove"], &[]);
+    let targets = place.signed(4, "targets");
+    assert_eq!(targets["delegations"], json!({"keys": {}, "roles": []}));
+    assert_eq!(targets["targets"].as_object().unwrap().len(), 3);
+    assert_eq!(place.fresh().releases.len(), 1);
+    // What a snapshot has listed it lists for ever, and a team that comes back goes on from there.
+    let listed =
+        |version| place.signed(version, "snapshot")["meta"]["webbers.json"]["version"].clone();
+    assert_eq!(listed(5), 2);
+    place.seen("known").unwrap();
+    place.good(
+        &["delegate", "webbers"],
+        &["--paths", "vdc/artifacts/web-*"],
+    );
+    assert_eq!(listed(6), 3);
+    place.seen("known").unwrap();
+}
+
+#[test]
+fn a_team_publishes_what_it_may_and_nothing_else() {
+    let place = with_team();
+    let recipe = place.recipe("1.0.0", &["web"]);
+    let told = place.bad(1, &["release", &recipe], &["--as", "webbers"]);
+    assert!(
+        told.contains("vdc/stable/x86_64/1.0.0/release.json") && told.contains("vdc/web/*"),
+        "{told}"
+    );
+    let foreign = place.recipe("1.0.1", &["node"]);
+    let told = place.bad(1, &["component", &foreign], &["--as", "webbers"]);
+    assert!(told.contains("vdc/artifacts/node-"), "{told}");
+    let told = place.bad(2, &["release", &recipe], &["--as", "nobody"]);
+    assert!(told.contains("no team 'nobody'"), "{told}");
+
+    place.good(
+        &["release", &recipe],
+        &["--as", "webbers", "--channel", "web"],
+    );
+    let team = place.metadata(2, "webbers");
+    assert_eq!(team["signed"]["targets"].as_object().unwrap().len(), 2);
+    let named = &place.signed(2, "targets")["delegations"]["roles"][0];
+    assert_eq!(json!(signers(&team)), named["keyids"]);
+    assert_eq!(place.fresh().releases.len(), 1);
+    let told = place.bad(
+        1,
+        &["release", &recipe],
+        &["--as", "webbers", "--channel", "web"],
+    );
+    assert!(told.contains("published on web already"), "{told}");
+}

@@ -74,12 +74,21 @@ impl Url {
         })
     }
 
-    /// The URL of a path below this one; the path's bytes are percent-encoded as necessary.
+    /// The URL of a path below this one; the path's bytes are percent-encoded as necessary. What is so already, as
+    /// role names are, stays as it is.
     pub fn join(&self, path: &str) -> Url {
         let mut joined = self.path.trim_end_matches('/').to_owned();
         joined.push('/');
-        for byte in path.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+        let bytes = path.as_bytes();
+        let encoded = |at: usize| {
+            let digits = bytes.get(at + 1..at + 3);
+            digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+        };
+        for (at, &byte) in bytes.iter().enumerate() {
+            if byte.is_ascii_alphanumeric()
+                || b"-._~/".contains(&byte)
+                || byte == b'%' && encoded(at)
+            {
                 joined.push(byte.into());
             } else {
                 joined.push_str(&format!("%{byte:02X}"));
@@ -739,8 +748,8 @@ mod tests {
     fn paths_are_encoded() {
         let url = Url::parse("http://h/repo/").unwrap();
         assert_eq!(
-            url.join("a/1.é+%2F ?#.json").to_string(),
-            "http://h/repo/a/1.%C3%A9%2B%252F%20%3F%23.json"
+            url.join("a/1.é+%2F %2G%ü%?#.json%2").to_string(),
+            "http://h/repo/a/1.%C3%A9%2B%2F%20%252G%25%C3%BC%25%3F%23.json%252"
         );
     }
 

@@ -106,12 +106,6 @@ impl Mirrors {
         &self.mirrors[self.first.get()].place
     }
 
-    /// Whether a release whose manifest has that path is offered: a bundle may hold less than its metadata tell of.
-    pub fn may_have(&self, path: &str) -> bool {
-        let source = self.mirrors[self.first.get()].source();
-        source.is_ok_and(|source| source.may_have(path))
-    }
-
     /// Whether [`Mirrors::artifact`] may copy what it gets to the downloads: directories and bundles are read in place.
     pub fn copies_artifacts(&self) -> bool {
         self.mirrors.iter().any(Mirror::is_web)
@@ -190,13 +184,16 @@ impl Fetch for Mirrors {
         &self,
         path: &str,
         limit: u64,
-        accept: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Vec<u8>> {
+        accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
         self.first_good(path, |mirror, _| {
-            let bytes = mirror.source()?.required(path, limit)?;
-            accept(&bytes)?;
-            Ok(bytes)
+            accept(mirror.source()?.required(path, limit)?)
         })
+    }
+
+    fn may_have(&self, path: &str) -> bool {
+        let source = self.mirrors[self.first.get()].source();
+        source.is_ok_and(|source| source.may_have(path))
     }
 }
 

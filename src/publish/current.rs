@@ -18,8 +18,9 @@ use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Name, RelPath};
 use crate::repository::target_path;
+use crate::trust::clock::Clock;
 use crate::trust::metadata::TargetFile;
-use crate::trust::{Role, TrustedSet};
+use crate::trust::{Limits, Role, TrustedSet};
 
 /// What names a repository's product, and says how long its metadata are valid.
 const ABOUT: &str = "repository.json";
@@ -161,7 +162,16 @@ impl Current {
             let verifying = || format!("verifying {}", file.display());
             match &mut set {
                 // Nothing was expired at the epoch.
-                None => set = Some(TrustedSet::new(&bytes, UNIX_EPOCH).doing(verifying)?),
+                None => {
+                    set = Some(
+                        TrustedSet::new(
+                            &bytes,
+                            Clock::new(UNIX_EPOCH, UNIX_EPOCH),
+                            &Limits::default(),
+                        )
+                        .doing(verifying)?,
+                    )
+                }
                 Some(set) => set.update_root(&bytes).doing(verifying)?,
             }
             self.roots.push(parse(&file, &bytes)?);

@@ -156,7 +156,10 @@ impl Envelope {
 
     /// As a file.
     pub fn bytes(&self) -> Result<Vec<u8>> {
-        pretty(&self.value())
+        // Compact: appliances hold the text in memory.
+        let mut bytes = serde_json::to_vec(&self.value()).doing(|| "writing JSON")?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 }
 

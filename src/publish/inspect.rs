@@ -82,7 +82,8 @@ pub fn inspect(repo: &Path, now: SystemTime) -> Result<Inspection> {
         line(Role::Snapshot, snapshot.version, &snapshot.expires),
         line(Role::Targets, targets.version, &targets.expires),
     ];
-    let mut offers: Vec<Offer> = targets.targets.keys().filter_map(Offer::of).collect();
+    let mut offers: Vec<Offer> = Vec::new();
+    targets.each(&mut |name, _| offers.extend(Offer::of(&name)));
     offers
         .sort_by(|a, b| (&a.channel, &a.arch, &a.version).cmp(&(&b.channel, &b.arch, &b.version)));
     let releases = offers
@@ -103,7 +104,7 @@ fn release(state: &State, offer: &Offer) -> Result<Release> {
         .set
         .target(name)
         .ok_or_else(|| Error::new(format!("{}: it is not published", doing())))?;
-    let bytes = fs::read(state.target_file(name, target)).doing(doing)?;
+    let bytes = fs::read(state.target_file(name, &target)).doing(doing)?;
     target.check(name.as_str(), &bytes).doing(doing)?;
     let manifest =
         Manifest::parse(&bytes).map_err(|why| Error::new(format!("{}: {why}", doing())))?;

@@ -8,9 +8,10 @@ use super::current::About;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Name, RelPath};
 use crate::repository::{metadata_path, target_path};
+use crate::trust::clock::Clock;
 use crate::trust::key::Keys;
 use crate::trust::metadata::TargetFile;
-use crate::trust::{self, Role, TrustedSet};
+use crate::trust::{self, Limits, Role, TrustedSet};
 
 /// What a repository offers now, verified as an appliance would, but for expiry: what expired is renewed by
 /// the next publication.
@@ -37,8 +38,12 @@ impl State {
         let path = metadata_path(Role::Root, Some(1));
         let root = read(&path)?;
         // Nothing was expired at the epoch.
-        let mut set = TrustedSet::new(&root, UNIX_EPOCH)
-            .doing(|| format!("verifying {}", dir.join(path).display()))?;
+        let mut set = TrustedSet::new(
+            &root,
+            Clock::new(UNIX_EPOCH, UNIX_EPOCH),
+            &Limits::default(),
+        )
+        .doing(|| format!("verifying {}", dir.join(path).display()))?;
         loop {
             let path = metadata_path(Role::Root, Some(set.root().version + 1));
             if !dir.join(&path).exists() {
@@ -62,7 +67,7 @@ impl State {
         let meta = set.snapshot().and_then(|s| s.meta.get("targets.json"));
         let path = metadata_path(Role::Targets, meta.map(|meta| meta.version));
         let targets = read(&path)?;
-        verify(&path, set.update_targets(&targets))?;
+        verify(&path, set.update_targets(targets.clone()))?;
         Ok(State {
             dir: dir.to_owned(),
             product: about.product,

@@ -1,24 +1,28 @@
 //! The four kinds of metadata: parsed, not yet trusted.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{ControlFlow, Range};
 use std::time::SystemTime;
 
+use ed25519_compact::sha512;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
-use super::canonical::canonical;
-use super::key::{Key, Keys, MAX_KEYS, Signature, unhex};
-use super::{Error, Role};
+use super::key::{Key, Keys, Signature, Verifiers, hex, unhex};
+use super::limits::Limits;
+use super::{Error, Role, delegation, json};
 use crate::digest::Digest;
 use crate::manifest::RelPath;
 
 /// A value and the signatures over it. Nothing in it is trusted before [`Signed::verify`].
 #[derive(Debug, Clone)]
-pub struct Signed<T> {
+pub struct Signed<'a, T> {
     /// What was signed.
     pub value: T,
-    message: Vec<u8>,
+    text: &'a str,
     signatures: Vec<Signature>,
+    limits: Limits,
 }
 
 /// The keys that speak for a role, and how many of them it takes.
@@ -37,6 +41,8 @@ pub struct Root {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
+    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    pub issued: Option<SystemTime>,
     /// Whether files carry their version or digest in their name.
     pub consistent_snapshot: bool,
     /// All keys of known schemes.
@@ -52,6 +58,8 @@ pub struct Timestamp {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
+    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    pub issued: Option<SystemTime>,
     /// The latest snapshot.
     pub snapshot: MetaFile,
 }
@@ -67,16 +75,17 @@ pub struct Snapshot {
     pub meta: BTreeMap<String, MetaFile>,
 }
 
-/// Targets metadata.
-#[derive(Debug, Clone)]
+/// Targets metadata, of the top-level role or of a delegated one, verified. They are kept as they were received and
+/// read anew for each question: tens of thousands of targets take no more memory than their text.
+#[derive(Debug)]
 pub struct Targets {
     /// Starts at 1.
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
-    /// What is published. Targets that this version could not check (no SHA-256) or could not place (a name that
-    /// is no relative path) are left out.
-    pub targets: BTreeMap<RelPath, TargetFile>,
+    text: String,
+    targets: Range<usize>,
+    delegations: Option<Range<usize>>,
 }
 
 /// What metadata say about other metadata.
@@ -86,17 +95,35 @@ pub struct MetaFile {
     pub version: u64,
     /// The length in bytes, where given.
     pub length: Option<u64>,
-    /// The digest, where given.
-    pub sha256: Option<Digest>,
+    /// The digests, where given.
+    pub hashes: Option<Box<Hashes>>,
 }
 
-/// What targets metadata say about a target.
+/// A target's length and SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetFile {
     /// Bytes.
     pub length: u64,
     /// The digest of its bytes.
     pub sha256: Digest,
+}
+
+/// What targets metadata say about a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetInfo {
+    /// Bytes.
+    pub length: u64,
+    /// The digests of its bytes.
+    pub hashes: Hashes,
+}
+
+/// Digests of the kinds that this version knows. There may be none, and what cannot be checked is never right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hashes {
+    /// SHA-256.
+    pub sha256: Option<Digest>,
+    /// SHA-512.
+    pub sha512: Option<[u8; 64]>,
 }
 
 /// A point in time, and how the metadata spelt it.
@@ -112,151 +139,110 @@ pub struct Expires {
 pub trait Metadata: Sized {
     /// Which.
     const ROLE: Role;
-    /// Reads the `signed` object, whose `_type` and `spec_version` are checked already.
-    fn from_signed(signed: &Value, version: u64, expires: Expires) -> Result<Self, String>;
     /// Its version.
     fn version(&self) -> u64;
     /// When it expires.
     fn expires(&self) -> &Expires;
+}
+
+/// Metadata that are read as a whole. Not so targets: see [`Targets::verified`].
+pub trait Parse: Metadata {
+    /// Reads the fields of the `signed` object, whose type and specification are checked already.
+    fn from_fields(
+        fields: &Fields,
+        version: u64,
+        expires: Expires,
+        limits: &Limits,
+    ) -> Result<Self, String>;
 
     /// Reads metadata of this role. What it returns is not trusted yet.
-    fn parse(bytes: &[u8]) -> Result<Signed<Self>, Error> {
-        parse(bytes).map_err(|why| Error::Malformed {
-            role: Self::ROLE,
-            why,
-        })
+    fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<Signed<'a, Self>, Error> {
+        parse(bytes, limits).map_err(|why| malformed(Self::ROLE, why))
     }
 }
 
-impl<T: Metadata> Signed<T> {
-    /// Checks that enough keys which `root` names for this role have signed the value.
-    ///
-    /// The threshold is counted over distinct public keys: one key under two ids counts once.
-    pub fn verify(&self, root: &Root) -> Result<(), Error> {
-        let role = &root.roles[T::ROLE.as_str()];
-        let mut valid: BTreeSet<&Key> = BTreeSet::new();
-        for signature in &self.signatures {
-            if role.keyids.contains(&signature.keyid)
-                && let Some(key) = root.keys.get(&signature.keyid)
-                && key.verifies(&self.message, &signature.bytes)
-            {
-                valid.insert(key);
-            }
-        }
-        if (valid.len() as u64) < role.threshold {
+/// The members of a `signed` object that some role gives a meaning.
+#[derive(Deserialize)]
+pub struct Fields<'a> {
+    #[serde(borrow, rename = "_type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    spec_version: Option<&'a RawValue>,
+    #[serde(borrow)]
+    version: Option<&'a RawValue>,
+    #[serde(borrow)]
+    expires: Option<&'a RawValue>,
+    #[serde(borrow, rename = "x-issued")]
+    issued: Option<&'a RawValue>,
+    #[serde(borrow)]
+    consistent_snapshot: Option<&'a RawValue>,
+    #[serde(borrow)]
+    keys: Option<&'a RawValue>,
+    #[serde(borrow)]
+    roles: Option<&'a RawValue>,
+    #[serde(borrow)]
+    meta: Option<&'a RawValue>,
+    #[serde(borrow)]
+    targets: Option<&'a RawValue>,
+    #[serde(borrow)]
+    delegations: Option<&'a RawValue>,
+}
+
+impl<T: Metadata> Signed<'_, T> {
+    /// Checks that enough of the keys that speak for the role have signed the value; `by` is who names them.
+    pub fn verify(&self, verifiers: &Verifiers, by: &dyn Fn() -> String) -> Result<(), Error> {
+        let valid = verifiers
+            .count(self.text, &self.signatures, &self.limits)
+            .map_err(|why| malformed(T::ROLE, why))?;
+        if (valid as u64) < verifiers.threshold {
             return Err(Error::Signatures {
                 role: T::ROLE,
-                root: root.version,
-                valid: valid.len(),
-                threshold: role.threshold,
+                by: by(),
+                valid,
+                threshold: verifiers.threshold,
             });
         }
         Ok(())
     }
 }
 
-impl MetaFile {
-    /// Checks length and digest, where they are given.
-    pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
-        check(file, bytes, self.length, self.sha256)
-    }
-}
-
-impl TargetFile {
-    /// Checks length and digest.
-    pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
-        check(file, bytes, Some(self.length), Some(self.sha256))
-    }
-}
-
-fn check(
-    file: &str,
-    bytes: &[u8],
-    length: Option<u64>,
-    sha256: Option<Digest>,
-) -> Result<(), Error> {
-    let tampered = |why| Error::Tampered {
-        file: file.to_owned(),
-        why,
-    };
-    if let Some(length) = length
-        && bytes.len() as u64 != length
-    {
-        return Err(tampered(format!(
-            "it has {} bytes instead of {length}",
-            bytes.len()
-        )));
-    }
-    if let Some(expected) = sha256
-        && Digest::of(bytes) != expected
-    {
-        return Err(tampered(format!(
-            "its digest is {} instead of {expected}",
-            Digest::of(bytes)
-        )));
-    }
-    Ok(())
-}
-
-impl Metadata for Root {
-    const ROLE: Role = Role::Root;
-
-    fn from_signed(signed: &Value, version: u64, expires: Expires) -> Result<Root, String> {
-        let listed = object(signed, "keys")?;
-        if listed.len() > MAX_KEYS {
-            return Err(format!("keys: {} are more than {MAX_KEYS}", listed.len()));
-        }
-        let keys = listed
-            .iter()
-            .filter_map(|(id, value)| Some((id.clone(), Key::from_value(value)?)))
-            .collect();
-        let named = object(signed, "roles")?;
-        let mut roles = BTreeMap::new();
-        for role in Role::ALL {
-            let value = named
-                .get(role.as_str())
-                .ok_or_else(|| format!("roles: {role} is missing"))?;
-            let keys = RoleKeys::from_value(value).map_err(|e| format!("roles: {role}: {e}"))?;
-            roles.insert(role.as_str(), keys);
-        }
-        let consistent_snapshot = match signed.get("consistent_snapshot") {
-            None => false,
-            Some(Value::Bool(on)) => *on,
-            Some(_) => return Err("consistent_snapshot: not true or false".into()),
-        };
-        Ok(Root {
-            version,
-            expires,
-            consistent_snapshot,
-            keys,
-            roles,
-        })
-    }
-
-    fn version(&self) -> u64 {
-        self.version
-    }
-
-    fn expires(&self) -> &Expires {
-        &self.expires
+impl Root {
+    /// Who speaks for a role.
+    pub fn verifiers(&self, role: Role) -> Verifiers {
+        self.roles[role.as_str()].verifiers(&self.keys)
     }
 }
 
 impl RoleKeys {
-    fn from_value(value: &Value) -> Result<RoleKeys, String> {
+    /// Those of a delegator's keys that are meant.
+    pub fn verifiers(&self, keys: &Keys) -> Verifiers {
+        let known = self.keyids.iter().filter_map(|id| keys.get_key_value(id));
+        Verifiers {
+            keys: known.map(|(id, key)| (id.clone(), key.clone())).collect(),
+            threshold: self.threshold,
+        }
+    }
+
+    /// The members `keyids` and `threshold` of an object.
+    pub(super) fn parse(text: &str, limits: &Limits) -> Result<RoleKeys, String> {
         #[derive(Deserialize)]
-        struct Raw {
-            keyids: Vec<String>,
+        struct Raw<'a> {
+            #[serde(borrow)]
+            keyids: &'a RawValue,
             threshold: u64,
         }
-        let raw = Raw::deserialize(value).map_err(|e| e.to_string())?;
+        let raw: Raw = json::object(text)?;
         if raw.threshold == 0 {
             return Err("a threshold of 0 would let anybody sign".into());
         }
-        let keyids: BTreeSet<String> = raw.keyids.iter().cloned().collect();
-        if keyids.len() != raw.keyids.len() {
-            return Err("a key id is there twice".into());
-        }
+        let mut keyids = BTreeSet::new();
+        json::items(raw.keyids.get(), &mut |id| {
+            at_most(keyids.len(), limits.keys, "key ids")?;
+            if !keyids.insert(json::string(id)?.into_owned()) {
+                return Err("a key id is there twice".into());
+            }
+            Ok(())
+        })?;
         Ok(RoleKeys {
             keyids,
             threshold: raw.threshold,
@@ -264,19 +250,186 @@ impl RoleKeys {
     }
 }
 
-impl Metadata for Timestamp {
-    const ROLE: Role = Role::Timestamp;
+/// The keys of known schemes in a `keys` object.
+pub(super) fn parse_keys(text: &str, limits: &Limits) -> Result<Keys, String> {
+    let mut keys = Keys::new();
+    let mut listed = 0;
+    json::members(text, &mut |id, key| {
+        at_most(listed, limits.keys, "keys")?;
+        listed += 1;
+        keys.extend(Key::parse(key).map(|key| (id.into_owned(), key)));
+        Ok(())
+    })?;
+    Ok(keys)
+}
 
-    fn from_signed(signed: &Value, version: u64, expires: Expires) -> Result<Timestamp, String> {
-        let snapshot = object(signed, "meta")?
-            .get("snapshot.json")
-            .ok_or("meta: snapshot.json is missing")?;
-        Ok(Timestamp {
-            version,
-            expires,
-            snapshot: MetaFile::from_value("snapshot.json", snapshot)?,
+/// The error for one more than so many.
+pub(super) fn at_most(there: usize, limit: usize, what: &str) -> Result<(), String> {
+    if there >= limit {
+        return Err(format!("there are more than {limit} {what}"));
+    }
+    Ok(())
+}
+
+impl MetaFile {
+    /// Checks length and digest, where they are given.
+    pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+        check_length(file, bytes, self.length)?;
+        match &self.hashes {
+            Some(hashes) => hashes.check(file, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn parse(text: &str) -> Result<MetaFile, String> {
+        #[derive(Deserialize)]
+        struct Raw<'a> {
+            version: u64,
+            length: Option<u64>,
+            #[serde(borrow)]
+            hashes: Option<&'a RawValue>,
+        }
+        let raw: Raw = json::object(text)?;
+        if raw.version == 0 {
+            return Err("versions start at 1".into());
+        }
+        let hashes = raw
+            .hashes
+            .map(|text| Hashes::parse(text.get()))
+            .transpose()?;
+        // Digests that are all of unknown kinds would otherwise pass as no digest at all.
+        if hashes.is_some_and(|hashes: Hashes| hashes.is_empty()) {
+            return Err("no sha256 and no sha512 in the hashes".into());
+        }
+        Ok(MetaFile {
+            version: raw.version,
+            length: raw.length,
+            hashes: hashes.map(Box::new),
         })
     }
+}
+
+impl TargetFile {
+    /// Checks length and digest.
+    pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+        TargetInfo::from(*self).check(file, bytes)
+    }
+}
+
+impl From<TargetFile> for TargetInfo {
+    fn from(file: TargetFile) -> TargetInfo {
+        TargetInfo {
+            length: file.length,
+            hashes: Hashes {
+                sha256: Some(file.sha256),
+                sha512: None,
+            },
+        }
+    }
+}
+
+impl TargetInfo {
+    /// Checks length and digests; what has no digest of a known kind is not right.
+    pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+        check_length(file, bytes, Some(self.length))?;
+        self.hashes.check(file, bytes)
+    }
+
+    /// With its SHA-256, if it has one.
+    pub fn file(&self) -> Option<TargetFile> {
+        self.hashes.sha256.map(|sha256| TargetFile {
+            length: self.length,
+            sha256,
+        })
+    }
+
+    fn parse(text: &str) -> Result<TargetInfo, String> {
+        #[derive(Deserialize)]
+        struct Raw<'a> {
+            length: u64,
+            #[serde(borrow)]
+            hashes: &'a RawValue,
+        }
+        let raw: Raw = json::object(text)?;
+        Ok(TargetInfo {
+            length: raw.length,
+            hashes: Hashes::parse(raw.hashes.get())?,
+        })
+    }
+}
+
+impl Hashes {
+    /// Whether none is of a known kind.
+    pub fn is_empty(&self) -> bool {
+        self.sha256.is_none() && self.sha512.is_none()
+    }
+
+    /// The one that a file's name carries with consistent snapshots: SHA-256, where there is one.
+    pub fn name(&self) -> Option<String> {
+        let sha256 = self.sha256.map(|digest| digest.to_string());
+        sha256.or_else(|| self.sha512.map(|digest| hex(&digest)))
+    }
+
+    fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
+        let tampered = |why| Error::Tampered {
+            file: file.to_owned(),
+            why,
+        };
+        if self.is_empty() {
+            return Err(tampered("it has no digest of a known kind".into()));
+        }
+        if let Some(expected) = self.sha256
+            && Digest::of(bytes) != expected
+        {
+            let digest = Digest::of(bytes);
+            return Err(tampered(format!(
+                "its digest is {digest} instead of {expected}"
+            )));
+        }
+        if let Some(expected) = self.sha512 {
+            let digest = sha512::Hash::hash(bytes);
+            if digest != expected {
+                let (digest, expected) = (hex(&digest), hex(&expected));
+                return Err(tampered(format!(
+                    "its digest is {digest} instead of {expected}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn parse(text: &str) -> Result<Hashes, String> {
+        #[derive(Deserialize)]
+        struct Raw<'a> {
+            #[serde(borrow)]
+            sha256: Option<Cow<'a, str>>,
+            #[serde(borrow)]
+            sha512: Option<Cow<'a, str>>,
+        }
+        let raw: Raw = json::object(text)?;
+        let sha512 = raw.sha512.map(|digits| {
+            let bytes = unhex(&digits).and_then(|bytes| bytes.try_into().ok());
+            bytes.ok_or("sha512: it is not 128 hexadecimal digits")
+        });
+        Ok(Hashes {
+            sha256: raw.sha256.map(|digits| digits.parse()).transpose()?,
+            sha512: sha512.transpose()?,
+        })
+    }
+}
+
+fn check_length(file: &str, bytes: &[u8], length: Option<u64>) -> Result<(), Error> {
+    match length {
+        Some(length) if bytes.len() as u64 != length => Err(Error::Tampered {
+            file: file.to_owned(),
+            why: format!("it has {} bytes instead of {length}", bytes.len()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+impl Metadata for Root {
+    const ROLE: Role = Role::Root;
 
     fn version(&self) -> u64 {
         self.version
@@ -284,24 +437,90 @@ impl Metadata for Timestamp {
 
     fn expires(&self) -> &Expires {
         &self.expires
+    }
+}
+
+impl Parse for Root {
+    fn from_fields(
+        fields: &Fields,
+        version: u64,
+        expires: Expires,
+        limits: &Limits,
+    ) -> Result<Root, String> {
+        let keys = parse_keys(there(fields.keys, "keys")?, limits)
+            .map_err(|why| format!("keys: {why}"))?;
+        let mut roles = BTreeMap::new();
+        json::members(there(fields.roles, "roles")?, &mut |name, value| {
+            if let Some(role) = Role::ALL.into_iter().find(|role| role.as_str() == name) {
+                let keys = RoleKeys::parse(value, limits)
+                    .map_err(|why| format!("roles: {name}: {why}"))?;
+                roles.insert(role.as_str(), keys);
+            }
+            Ok(())
+        })?;
+        if let Some(role) = Role::ALL
+            .iter()
+            .find(|role| !roles.contains_key(role.as_str()))
+        {
+            return Err(format!("roles: {role} is missing"));
+        }
+        let consistent_snapshot = match fields.consistent_snapshot.map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err("consistent_snapshot: not true or false".into()),
+        };
+        Ok(Root {
+            version,
+            issued: issued(fields, &expires),
+            expires,
+            consistent_snapshot,
+            keys,
+            roles,
+        })
+    }
+}
+
+/// Whatever else stands there is as good as nothing.
+fn issued(fields: &Fields, expires: &Expires) -> Option<SystemTime> {
+    let text = json::string(fields.issued?.get()).ok()?;
+    let issued = humantime::parse_rfc3339(&text).ok()?;
+    (issued <= expires.at).then_some(issued)
+}
+
+impl Metadata for Timestamp {
+    const ROLE: Role = Role::Timestamp;
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn expires(&self) -> &Expires {
+        &self.expires
+    }
+}
+
+impl Parse for Timestamp {
+    fn from_fields(
+        fields: &Fields,
+        version: u64,
+        expires: Expires,
+        _: &Limits,
+    ) -> Result<Timestamp, String> {
+        let snapshot = meta(fields)?
+            .remove("snapshot.json")
+            .ok_or("meta: snapshot.json is missing")?;
+        Ok(Timestamp {
+            version,
+            issued: issued(fields, &expires),
+            expires,
+            snapshot,
+        })
     }
 }
 
 impl Metadata for Snapshot {
     const ROLE: Role = Role::Snapshot;
 
-    fn from_signed(signed: &Value, version: u64, expires: Expires) -> Result<Snapshot, String> {
-        let meta = object(signed, "meta")?
-            .iter()
-            .map(|(file, value)| Ok((file.clone(), MetaFile::from_value(file, value)?)))
-            .collect::<Result<_, String>>()?;
-        Ok(Snapshot {
-            version,
-            expires,
-            meta,
-        })
-    }
-
     fn version(&self) -> u64 {
         self.version
     }
@@ -311,61 +530,54 @@ impl Metadata for Snapshot {
     }
 }
 
-impl MetaFile {
-    fn from_value(file: &str, value: &Value) -> Result<MetaFile, String> {
-        #[derive(Deserialize)]
-        struct Raw {
-            version: u64,
-            length: Option<u64>,
-            hashes: Option<BTreeMap<String, String>>,
-        }
-        let raw = Raw::deserialize(value).map_err(|e| format!("meta: {file}: {e}"))?;
-        if raw.version == 0 {
-            return Err(format!("meta: {file}: versions start at 1"));
-        }
-        let sha256 = raw
-            .hashes
-            .map(|hashes| {
-                // Digests that are all of unknown kinds would otherwise pass as no digest at all.
-                let sha256 = hashes.get("sha256").ok_or("no sha256 in the hashes")?;
-                sha256.parse::<Digest>()
-            })
-            .transpose()
-            .map_err(|e| format!("meta: {file}: {e}"))?;
-        Ok(MetaFile {
-            version: raw.version,
-            length: raw.length,
-            sha256,
+impl Parse for Snapshot {
+    fn from_fields(
+        fields: &Fields,
+        version: u64,
+        expires: Expires,
+        _: &Limits,
+    ) -> Result<Snapshot, String> {
+        Ok(Snapshot {
+            version,
+            expires,
+            meta: meta(fields)?,
         })
     }
+}
+
+fn meta(fields: &Fields) -> Result<BTreeMap<String, MetaFile>, String> {
+    let mut meta = BTreeMap::new();
+    json::members(there(fields.meta, "meta")?, &mut |file, value| {
+        let said = MetaFile::parse(value)
+            .map_err(|why| format!("meta: {}: {why}", file.escape_debug()))?;
+        meta.insert(file.into_owned(), said);
+        Ok(())
+    })?;
+    Ok(meta)
 }
 
 impl Metadata for Targets {
     const ROLE: Role = Role::Targets;
 
-    fn from_signed(signed: &Value, version: u64, expires: Expires) -> Result<Targets, String> {
-        #[derive(Deserialize)]
-        struct Raw {
-            length: u64,
-            hashes: BTreeMap<String, String>,
-        }
-        let mut targets = BTreeMap::new();
-        for (name, value) in object(signed, "targets")? {
-            let raw = Raw::deserialize(value)
-                .map_err(|e| format!("targets: {}: {e}", name.escape_debug()))?;
-            if let Ok(path) = name.parse::<RelPath>()
-                && let Some(Ok(sha256)) = raw.hashes.get("sha256").map(|text| text.parse())
-            {
-                let length = raw.length;
-                targets.insert(path, TargetFile { length, sha256 });
-            }
-        }
-        Ok(Targets {
-            version,
-            expires,
-            targets,
-        })
+    fn version(&self) -> u64 {
+        self.version
     }
+
+    fn expires(&self) -> &Expires {
+        &self.expires
+    }
+}
+
+/// Where things are in the text of targets metadata.
+struct Outline<'a> {
+    version: u64,
+    expires: Expires,
+    targets: &'a str,
+    delegations: Option<&'a str>,
+}
+
+impl Metadata for Outline<'_> {
+    const ROLE: Role = Role::Targets;
 
     fn version(&self) -> u64 {
         self.version
@@ -376,71 +588,199 @@ impl Metadata for Targets {
     }
 }
 
-fn parse<T: Metadata>(bytes: &[u8]) -> Result<Signed<T>, String> {
-    if bytes.len() as u64 > T::ROLE.max_bytes() {
-        return Err(format!("it is longer than {} bytes", T::ROLE.max_bytes()));
+impl Targets {
+    /// Reads metadata that the keys of `verifiers` have signed, as `by` asks; what every target and every delegation
+    /// in them says is checked now.
+    pub fn verified(
+        bytes: Vec<u8>,
+        verifiers: &Verifiers,
+        by: &dyn Fn() -> String,
+        limits: &Limits,
+    ) -> Result<Targets, Error> {
+        let malformed = |why| malformed(Role::Targets, why);
+        let text = String::from_utf8(bytes).map_err(|e| malformed(e.to_string()))?;
+        let signed = envelope(&text, Role::Targets, limits, outline).map_err(malformed)?;
+        signed.verify(verifiers, by)?;
+        let Outline {
+            version,
+            expires,
+            targets,
+            delegations,
+        } = signed.value;
+        json::members(targets, &mut |name, value| {
+            TargetInfo::parse(value)
+                .map(drop)
+                .map_err(|why| format!("targets: {}: {why}", name.escape_debug()))
+        })
+        .and_then(|()| delegations.map_or(Ok(()), |text| delegation::check(text, limits)))
+        .map_err(malformed)?;
+        let place = |part: &str| {
+            let start = part.as_ptr() as usize - text.as_ptr() as usize;
+            start..start + part.len()
+        };
+        let (targets, delegations) = (place(targets), delegations.map(place));
+        Ok(Targets {
+            version,
+            expires,
+            targets,
+            delegations,
+            text,
+        })
     }
-    let mut envelope: Map<String, Value> =
-        serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    let signatures = signatures(envelope.get("signatures").ok_or("signatures are missing")?)?;
-    let signed = envelope.remove("signed").ok_or("signed is missing")?;
-    let kind = text(&signed, "_type")?;
-    if kind != T::ROLE.as_str() {
+
+    /// The bytes as they were received.
+    pub fn bytes(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+
+    /// A target that is listed here; delegations do not count.
+    pub fn target(&self, name: &RelPath) -> Option<TargetInfo> {
+        let mut found = None;
+        self.walk(&mut |listed, info| {
+            if listed != name.as_str() {
+                return ControlFlow::Continue(());
+            }
+            found = TargetInfo::parse(info).ok();
+            ControlFlow::Break(())
+        });
+        found
+    }
+
+    /// Gives every target that is listed here to `visit`; those whose names no appliance could place are left out.
+    pub fn each(&self, visit: &mut dyn FnMut(RelPath, TargetInfo)) {
+        self.walk(&mut |name, info| {
+            if let (Ok(name), Ok(info)) = (name.parse(), TargetInfo::parse(info)) {
+                visit(name, info);
+            }
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// The text of the delegations.
+    pub(super) fn delegations(&self) -> Option<&str> {
+        self.delegations.clone().map(|range| &self.text[range])
+    }
+
+    fn walk(&self, visit: &mut dyn FnMut(&str, &str) -> ControlFlow<()>) {
+        // It was walked before, so that there is nothing to go wrong but what `visit` breaks off.
+        let _ = json::members(
+            &self.text[self.targets.clone()],
+            &mut |name, info| match visit(&name, info) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(String::new()),
+            },
+        );
+    }
+}
+
+fn outline<'a>(fields: &Fields<'a>, version: u64, expires: Expires) -> Result<Outline<'a>, String> {
+    Ok(Outline {
+        version,
+        expires,
+        targets: there(fields.targets, "targets")?,
+        delegations: fields.delegations.map(RawValue::get),
+    })
+}
+
+fn parse<'a, T: Parse>(bytes: &'a [u8], limits: &Limits) -> Result<Signed<'a, T>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    envelope(text, T::ROLE, limits, |fields, version, expires| {
+        T::from_fields(fields, version, expires, limits)
+    })
+}
+
+/// Reads the envelope of metadata and what all roles have in common, and lets `read` read the rest.
+fn envelope<'a, T>(
+    text: &'a str,
+    role: Role,
+    limits: &Limits,
+    read: impl FnOnce(&Fields<'a>, u64, Expires) -> Result<T, String>,
+) -> Result<Signed<'a, T>, String> {
+    #[derive(Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow)]
+        signatures: Option<&'a RawValue>,
+        #[serde(borrow)]
+        signed: Option<&'a RawValue>,
+    }
+    if text.len() as u64 > role.max_bytes(limits) {
+        return Err(format!(
+            "it is longer than {} bytes",
+            role.max_bytes(limits)
+        ));
+    }
+    let envelope: Envelope = json::object(text)?;
+    let signatures = parse_signatures(there(envelope.signatures, "signatures")?, limits)
+        .map_err(|why| format!("signatures: {why}"))?;
+    let signed = there(envelope.signed, "signed")?;
+    let fields: Fields = json::object(signed)?;
+    let kind = string(fields.kind, "_type")?;
+    if kind != role.as_str() {
         return Err(format!("its _type is '{}'", kind.escape_debug()));
     }
-    let spec = text(&signed, "spec_version")?;
+    let spec = string(fields.spec_version, "spec_version")?;
     let numeric = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = spec.split('.').collect();
     if parts[0] != "1" || !(2..=3).contains(&parts.len()) || !parts.iter().all(|p| numeric(p)) {
         return Err(format!("spec_version '{}' is not 1.*", spec.escape_debug()));
     }
-    let version = match signed.get("version").and_then(Value::as_u64) {
-        Some(version) if version > 0 => version,
+    let version = match there(fields.version, "version")?.parse() {
+        Ok(version) if version > 0 => version,
         _ => return Err("version is not an integer from 1".into()),
     };
-    let expires = text(&signed, "expires")?;
+    let expires = string(fields.expires, "expires")?;
     let expires = Expires {
-        at: humantime::parse_rfc3339(expires).map_err(|e| format!("expires: {e}"))?,
-        text: expires.to_owned(),
+        at: humantime::parse_rfc3339(&expires).map_err(|e| format!("expires: {e}"))?,
+        text: expires.into_owned(),
     };
     Ok(Signed {
-        value: T::from_signed(&signed, version, expires)?,
-        message: canonical(&signed)?,
+        value: read(&fields, version, expires)?,
+        text: signed,
         signatures,
+        limits: *limits,
     })
 }
 
-fn signatures(value: &Value) -> Result<Vec<Signature>, String> {
-    let mut seen = BTreeSet::new();
-    let mut signatures = Vec::new();
-    for item in value.as_array().ok_or("signatures are not a list")? {
-        let keyid = text(item, "keyid").map_err(|e| format!("signatures: {e}"))?;
+fn parse_signatures(text: &str, limits: &Limits) -> Result<Vec<Signature>, String> {
+    #[derive(Deserialize)]
+    struct Raw<'a> {
+        #[serde(borrow)]
+        keyid: Cow<'a, str>,
+        #[serde(borrow)]
+        sig: Option<&'a RawValue>,
+    }
+    let mut signatures: Vec<Signature> = Vec::new();
+    json::items(text, &mut |item| {
+        at_most(signatures.len(), limits.signatures, "of them")?;
+        let raw: Raw = json::object(item)?;
         // One a key bounds the work that hostile metadata can ask for.
-        if !seen.insert(keyid) {
+        if signatures.iter().any(|other| other.keyid == raw.keyid) {
             return Err(format!(
-                "signatures: key id '{}' is there twice",
-                keyid.escape_debug()
+                "key id '{}' is there twice",
+                raw.keyid.escape_debug()
             ));
         }
-        let bytes = item.get("sig").and_then(Value::as_str).and_then(unhex);
+        let digits = raw.sig.and_then(|sig| json::string(sig.get()).ok());
+        let bytes = digits.and_then(|digits| unhex(&digits));
         signatures.push(Signature {
-            keyid: keyid.to_owned(),
+            keyid: raw.keyid.into_owned(),
             bytes: bytes.unwrap_or_default(),
         });
-    }
+        Ok(())
+    })?;
     Ok(signatures)
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> Result<&'a str, String> {
+fn there<'a>(value: Option<&'a RawValue>, name: &str) -> Result<&'a str, String> {
     value
-        .get(name)
-        .and_then(Value::as_str)
-        .ok_or_else(|| format!("{name} is missing or no text"))
+        .map(RawValue::get)
+        .ok_or_else(|| format!("{name} is missing"))
 }
 
-fn object<'a>(value: &'a Value, name: &str) -> Result<&'a Map<String, Value>, String> {
-    value
-        .get(name)
-        .and_then(Value::as_object)
-        .ok_or_else(|| format!("{name} is missing or no object"))
+fn string<'a>(value: Option<&'a RawValue>, name: &str) -> Result<Cow<'a, str>, String> {
+    json::string(there(value, name)?).map_err(|why| format!("{name}: {why}"))
+}
+
+fn malformed(role: Role, why: String) -> Error {
+    Error::Malformed { role, why }
 }

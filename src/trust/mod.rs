@@ -10,7 +10,10 @@
 
 pub mod canonical;
 pub mod clock;
+pub mod delegation;
+mod json;
 pub mod key;
+mod limits;
 pub mod metadata;
 pub mod signing;
 mod trusted_set;
@@ -20,18 +23,8 @@ pub(crate) mod forge;
 
 use std::fmt;
 
+pub use limits::Limits;
 pub use trusted_set::TrustedSet;
-
-/// The longest root metadata that is accepted, in bytes.
-pub const MAX_ROOT: u64 = 512_000;
-/// The longest timestamp metadata that is accepted, in bytes.
-pub const MAX_TIMESTAMP: u64 = 16_384;
-/// The longest snapshot metadata that is accepted, in bytes.
-pub const MAX_SNAPSHOT: u64 = 2_000_000;
-/// The longest targets metadata that is accepted, in bytes.
-pub const MAX_TARGETS: u64 = 5_000_000;
-/// How many root rotations one refresh follows.
-pub const MAX_ROTATIONS: u64 = 256;
 
 /// The four top-level roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,13 +53,13 @@ impl Role {
         }
     }
 
-    /// The longest metadata of this role that is accepted, in bytes.
-    pub fn max_bytes(self) -> u64 {
+    /// The longest metadata of this role that are accepted, in bytes.
+    pub fn max_bytes(self, limits: &Limits) -> u64 {
         match self {
-            Role::Root => MAX_ROOT,
-            Role::Timestamp => MAX_TIMESTAMP,
-            Role::Snapshot => MAX_SNAPSHOT,
-            Role::Targets => MAX_TARGETS,
+            Role::Root => limits.root_bytes,
+            Role::Timestamp => limits.timestamp_bytes,
+            Role::Snapshot => limits.snapshot_bytes,
+            Role::Targets => limits.targets_bytes,
         }
     }
 }
@@ -91,8 +84,8 @@ pub enum Error {
     Signatures {
         /// The role.
         role: Role,
-        /// Whose keys were asked for: the version of the root that names them.
-        root: u64,
+        /// Who names the keys.
+        by: String,
         /// How many distinct keys have signed.
         valid: usize,
         /// How many are needed.
@@ -115,6 +108,8 @@ pub enum Error {
         version: u64,
         /// When it expired (RFC 3339).
         expires: String,
+        /// What the time is taken to be (RFC 3339).
+        now: String,
     },
     /// The snapshot does not list what it must, or no longer lists what it did.
     Missing {
@@ -149,12 +144,12 @@ impl fmt::Display for Error {
             }
             Error::Signatures {
                 role,
-                root,
+                by,
                 valid,
                 threshold,
             } => write!(
                 f,
-                "the {role} metadata are signed by {valid} of the {threshold} keys that version {root} of the root asks for"
+                "the {role} metadata are signed by {valid} of the {threshold} keys that {by} asks for"
             ),
             Error::Version {
                 role,
@@ -176,9 +171,10 @@ impl fmt::Display for Error {
                 role,
                 version,
                 expires,
+                now,
             } => write!(
                 f,
-                "version {version} of the {role} metadata expired at {expires}"
+                "version {version} of the {role} metadata expired at {expires}, and the clock says {now}"
             ),
             Error::Missing { role, file } => {
                 write!(f, "the {role} metadata do not list {file}")

@@ -141,7 +141,8 @@ pub fn sign(signed: &Value, signers: &[&impl Sign]) -> Result<Vec<u8>> {
     for signer in signers {
         signatures.push(json!({"keyid": signer.id(), "sig": hex(&signer.sign(&message)?)}));
     }
-    let mut bytes = serde_json::to_vec_pretty(&json!({"signatures": signatures, "signed": signed}))
+    // Compact: appliances hold the text in memory.
+    let mut bytes = serde_json::to_vec(&json!({"signatures": signatures, "signed": signed}))
         .doing(|| "writing the JSON")?;
     bytes.push(b'\n');
     Ok(bytes)

@@ -1,9 +1,11 @@
 //! The client workflow (section 5 of the TUF specification) as rules over what is trusted so far.
 
-use std::time::SystemTime;
-
-use super::metadata::{Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp};
-use super::{Error, VersionRule};
+use super::clock::Clock;
+use super::delegation::Delegation;
+use super::key::Verifiers;
+use super::limits::Limits;
+use super::metadata::{Metadata, Parse, Root, Snapshot, TargetFile, Targets, Timestamp};
+use super::{Error, Role, VersionRule};
 use crate::manifest::RelPath;
 
 /// What is trusted so far. Metadata are offered in the order root, timestamp, snapshot, targets, and what
@@ -11,7 +13,8 @@ use crate::manifest::RelPath;
 /// comparing the two. A copy that the current root's keys no longer verify is refused like any other, which is
 /// what recovers from a fast-forward attack after the keys were rotated.
 pub struct TrustedSet {
-    now: SystemTime,
+    clock: Clock,
+    limits: Limits,
     root: Root,
     timestamp: Option<Timestamp>,
     snapshot: Option<Snapshot>,
@@ -19,13 +22,15 @@ pub struct TrustedSet {
 }
 
 impl TrustedSet {
-    /// Starts from a root that is trusted because of where it lies. `now` is the one time that all expiry
-    /// is measured against.
-    pub fn new(root: &[u8], now: SystemTime) -> Result<TrustedSet, Error> {
-        let root = Root::parse(root)?;
-        root.verify(&root.value)?;
+    /// Starts from a root that is trusted because of where it lies. All expiry is measured against the one time of
+    /// `clock`, whose floor [`TrustedSet::date`] raises.
+    pub fn new(root: &[u8], clock: Clock, limits: &Limits) -> Result<TrustedSet, Error> {
+        let root = Root::parse(root, limits)?;
+        let itself = &root.value;
+        root.verify(&itself.verifiers(Role::Root), &|| asks(itself))?;
         Ok(TrustedSet {
-            now,
+            clock,
+            limits: *limits,
             root: root.value,
             timestamp: None,
             snapshot: None,
@@ -53,20 +58,44 @@ impl TrustedSet {
         self.targets.as_ref()
     }
 
-    /// A published target.
-    pub fn target(&self, name: &RelPath) -> Option<&TargetFile> {
-        self.targets.as_ref()?.targets.get(name)
+    /// A target that the top-level targets list, with its SHA-256; delegations do not count.
+    pub fn target(&self, name: &RelPath) -> Option<TargetFile> {
+        self.targets.as_ref()?.target(name)?.file()
+    }
+
+    /// What expiry is measured against.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The limits that it was made with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Takes the root that follows the current one: signed as both of them ask, and exactly one version later.
     /// Every root must be taken before the first timestamp.
     pub fn update_root(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let new = Root::parse(bytes)?;
-        new.verify(&self.root)?;
-        exactly(&new, self.root.version.saturating_add(1))?;
-        new.verify(&new.value)?;
+        let new = Root::parse(bytes, &self.limits)?;
+        for root in [&self.root, &new.value] {
+            new.verify(&root.verifiers(Role::Root), &|| asks(root))?;
+        }
+        exactly(&new.value, self.root.version.saturating_add(1))?;
         self.root = new.value;
         Ok(())
+    }
+
+    /// Raises the clock's floor to when the root and `timestamp`, the appliance's own copy, were signed. For when all roots
+    /// are taken, and nothing was measured yet. A copy that the root does not verify says nothing: what a stolen key dated
+    /// is forgotten when the key is replaced.
+    pub fn date(&mut self, timestamp: Option<&[u8]>) {
+        self.clock.not_before(self.root.issued);
+        if let Some(Ok(timestamp)) = timestamp.map(|bytes| Timestamp::parse(bytes, &self.limits))
+            && let verifiers = self.root.verifiers(Role::Timestamp)
+            && timestamp.verify(&verifiers, &|| asks(&self.root)).is_ok()
+        {
+            self.clock.not_before(timestamp.value.issued);
+        }
     }
 
     /// Takes a timestamp; `false` if it is the very version that is trusted already, which is kept.
@@ -74,8 +103,8 @@ impl TrustedSet {
     /// An expired one is an error and yet remembered: it still tells what is a rollback.
     pub fn update_timestamp(&mut self, bytes: &[u8]) -> Result<bool, Error> {
         self.in_time(&self.root)?;
-        let new = Timestamp::parse(bytes)?;
-        new.verify(&self.root)?;
+        let new = Timestamp::parse(bytes, &self.limits)?;
+        new.verify(&self.root.verifiers(Role::Timestamp), &|| asks(&self.root))?;
         if let Some(old) = &self.timestamp {
             at_least(&new.value, old.version)?;
             if new.value.version == old.version {
@@ -91,7 +120,7 @@ impl TrustedSet {
             }
         }
         let new = self.timestamp.insert(new.value);
-        in_time(new, self.now)?;
+        in_time(new, &self.clock)?;
         Ok(true)
     }
 
@@ -103,10 +132,10 @@ impl TrustedSet {
         if !local {
             timestamp.snapshot.check("snapshot.json", bytes)?;
         }
-        let new = Snapshot::parse(bytes)?;
-        new.verify(&self.root)?;
+        let new = Snapshot::parse(bytes, &self.limits)?;
+        new.verify(&self.root.verifiers(Role::Snapshot), &|| asks(&self.root))?;
         if !local {
-            exactly(&new, timestamp.snapshot.version)?;
+            exactly(&new.value, timestamp.snapshot.version)?;
         }
         if let Some(old) = &self.snapshot {
             for (file, old) in &old.meta {
@@ -130,20 +159,37 @@ impl TrustedSet {
     }
 
     /// Takes the targets that the snapshot announces.
-    pub fn update_targets(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub fn update_targets(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
+        let verifiers = self.root.verifiers(Role::Targets);
+        let by = || asks(&self.root);
+        self.targets = Some(self.announced("targets.json", bytes, &verifiers, &by)?);
+        Ok(())
+    }
+
+    /// The metadata of a delegated role: those that the snapshot announces, signed as its delegator asks. Nothing is
+    /// remembered, for another delegator may ask otherwise.
+    pub fn delegated(&self, delegation: &Delegation, bytes: Vec<u8>) -> Result<Targets, Error> {
+        let by = || format!("the delegation by {}", delegation.delegator.escape_debug());
+        self.announced(&delegation.role.file(), bytes, &delegation.verifiers, &by)
+    }
+
+    fn announced(
+        &self,
+        file: &str,
+        bytes: Vec<u8>,
+        verifiers: &Verifiers,
+        by: &dyn Fn() -> String,
+    ) -> Result<Targets, Error> {
         let snapshot = self.current_snapshot()?;
-        let file = "targets.json";
         let meta = snapshot.meta.get(file).ok_or_else(|| Error::Missing {
-            role: Snapshot::ROLE,
+            role: Role::Snapshot,
             file: file.to_owned(),
         })?;
-        meta.check(file, bytes)?;
-        let new = Targets::parse(bytes)?;
-        new.verify(&self.root)?;
+        meta.check(file, &bytes)?;
+        let new = Targets::verified(bytes, verifiers, by, &self.limits)?;
         exactly(&new, meta.version)?;
-        self.in_time(&new.value)?;
-        self.targets = Some(new.value);
-        Ok(())
+        self.in_time(&new)?;
+        Ok(new)
     }
 
     fn current_timestamp(&self) -> Result<&Timestamp, Error> {
@@ -174,26 +220,33 @@ impl TrustedSet {
     }
 
     fn in_time<T: Metadata>(&self, metadata: &T) -> Result<(), Error> {
-        in_time(metadata, self.now)
+        in_time(metadata, &self.clock)
     }
 }
 
-fn in_time<T: Metadata>(metadata: &T, now: SystemTime) -> Result<(), Error> {
+fn in_time<T: Metadata>(metadata: &T, clock: &Clock) -> Result<(), Error> {
+    let now = clock.now();
     if metadata.expires().at <= now {
         return Err(Error::Expired {
             role: T::ROLE,
             version: metadata.version(),
             expires: metadata.expires().text.clone(),
+            now: humantime::format_rfc3339_seconds(now).to_string(),
         });
     }
     Ok(())
 }
 
-fn exactly<T: Metadata>(new: &Signed<T>, expected: u64) -> Result<(), Error> {
-    if new.value.version() != expected {
+/// Who names the keys of the top-level roles.
+fn asks(root: &Root) -> String {
+    format!("version {} of the root", root.version)
+}
+
+fn exactly<T: Metadata>(new: &T, expected: u64) -> Result<(), Error> {
+    if new.version() != expected {
         return Err(Error::Version {
             role: T::ROLE,
-            offered: new.value.version(),
+            offered: new.version(),
             rule: VersionRule::Exactly(expected),
         });
     }
@@ -221,9 +274,17 @@ mod tests {
     use crate::trust::forge::{Forge, at, key};
     use crate::trust::signing::Sign as _;
 
+    fn clock() -> Clock {
+        Clock::new(at(0), at(0))
+    }
+
+    fn begin(root: &[u8]) -> Result<TrustedSet, Error> {
+        TrustedSet::new(root, clock(), &Limits::default())
+    }
+
     /// Offers everything in order, as a first refresh does.
     fn refresh(forge: &Forge) -> Result<TrustedSet, Error> {
-        let mut set = TrustedSet::new(&forge.bytes(Role::Root), at(0))?;
+        let mut set = begin(&forge.bytes(Role::Root))?;
         follow(&mut set, forge)?;
         Ok(set)
     }
@@ -231,12 +292,12 @@ mod tests {
     fn follow(set: &mut TrustedSet, forge: &Forge) -> Result<(), Error> {
         set.update_timestamp(&forge.bytes(Role::Timestamp))?;
         set.update_snapshot(&forge.bytes(Role::Snapshot), false)?;
-        set.update_targets(&forge.bytes(Role::Targets))
+        set.update_targets(forge.bytes(Role::Targets))
     }
 
     /// What the appliance trusts already, then the timestamp and the snapshot of a source.
     fn refresh_again(old: &Forge, new: &Forge) -> Result<TrustedSet, Error> {
-        let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0))?;
+        let mut set = begin(&old.bytes(Role::Root))?;
         set.update_timestamp(&old.bytes(Role::Timestamp))?;
         let _ = set.update_snapshot(&old.bytes(Role::Snapshot), true);
         follow(&mut set, new)?;
@@ -257,11 +318,48 @@ mod tests {
         for hashes in [true, false] {
             forge.hashes = hashes;
             let set = refresh(&forge).unwrap();
-            let target = set.target(&"a/b".parse().unwrap()).unwrap();
-            assert_eq!((target.length, target.sha256), (5, Digest::of(b"bytes")));
+            let targets = set.targets().unwrap();
+            let target = targets.target(&"a/b".parse().unwrap()).unwrap();
+            assert_eq!(target.file().unwrap().sha256, Digest::of(b"bytes"));
             assert!(target.check("a/b", b"bytes").is_ok());
-            assert!(set.target(&"a/c".parse().unwrap()).is_none());
+            assert!(targets.target(&"a/c".parse().unwrap()).is_none());
         }
+    }
+
+    #[test]
+    fn what_the_appliance_keeps_dates_the_clock_and_nothing_else_does() {
+        let forge = Forge::new();
+        let timestamp = |issued: Value, signer| {
+            let mut signed = forge.signed(Role::Timestamp);
+            signed["x-issued"] = issued;
+            forge.sign(&signed, &[signer])
+        };
+        let text = |seconds| json!(humantime::format_rfc3339(at(seconds)).to_string());
+        for (issued, signer, now) in [
+            (text(500), 2, 500),
+            // Not by the key of the root's timestamp role, which may have been another once.
+            (text(500), 3, 0),
+            (text(-500), 2, 0),
+            // It expires at 1000.
+            (text(1000), 2, 1000),
+            (text(1001), 2, 0),
+            (json!("tomorrow"), 2, 0),
+            (json!(500), 2, 0),
+            (Value::Null, 2, 0),
+        ] {
+            let mut set = begin(&forge.bytes(Role::Root)).unwrap();
+            set.date(Some(&timestamp(issued.clone(), signer)));
+            assert_eq!(set.clock().now(), at(now), "{issued} {signer}");
+        }
+        let mut set = begin(&forge.bytes(Role::Root)).unwrap();
+        set.date(None);
+        set.update_timestamp(&timestamp(text(500), 2)).unwrap();
+        assert_eq!(set.clock().now(), at(0), "one time for the whole refresh");
+        let mut signed = forge.signed(Role::Root);
+        signed["x-issued"] = text(400);
+        let mut set = begin(&forge.sign(&signed, &[1])).unwrap();
+        set.date(None);
+        assert_eq!(set.clock().now(), at(400));
     }
 
     #[test]
@@ -308,7 +406,7 @@ mod tests {
         let forge = Forge::new();
         let mut signed = forge.signed(Role::Root);
         change(&mut signed);
-        TrustedSet::new(&forge.sign(&signed, signers), at(0))
+        begin(&forge.sign(&signed, signers))
     }
 
     #[test]
@@ -321,7 +419,7 @@ mod tests {
         let mut alias = envelope["signatures"][0].clone();
         alias["keyid"] = json!("alias");
         envelope["signatures"].as_array_mut().unwrap().push(alias);
-        let error = refusal(TrustedSet::new(envelope.to_string().as_bytes(), at(0)));
+        let error = refusal(begin(envelope.to_string().as_bytes()));
         assert!(
             matches!(error, Error::Signatures { valid: 1, .. }),
             "{error}"
@@ -336,7 +434,7 @@ mod tests {
         signed["roles"]["root"] = json!({"keyids": ["not a digest"], "threshold": 1});
         let mut envelope: Value = serde_json::from_slice(&forge.sign(&signed, &[1])).unwrap();
         envelope["signatures"][0]["keyid"] = json!("not a digest");
-        assert!(TrustedSet::new(envelope.to_string().as_bytes(), at(0)).is_ok());
+        assert!(begin(envelope.to_string().as_bytes()).is_ok());
     }
 
     #[test]
@@ -366,7 +464,7 @@ mod tests {
         let mut signed = forge.signed(Role::Timestamp);
         signed["x-new"] = json!({"é": [1, null]});
         let bytes = forge.sign(&signed, &[2]);
-        let set = || TrustedSet::new(&forge.bytes(Role::Root), at(0)).unwrap();
+        let set = || begin(&forge.bytes(Role::Root)).unwrap();
         assert!(set().update_timestamp(&bytes).unwrap());
         let mut envelope: Value = serde_json::from_slice(&bytes).unwrap();
         envelope["signed"]["x-new"]["é"][0] = json!(2);
@@ -404,7 +502,7 @@ mod tests {
             let signature: Value = serde_json::from_slice(&signature).unwrap();
             let bytes =
                 json!({"signed": signed, "signatures": signature["signatures"]}).to_string();
-            let error = refusal(TrustedSet::new(bytes.as_bytes(), at(0)));
+            let error = refusal(begin(bytes.as_bytes()));
             assert!(
                 matches!(
                     error,
@@ -424,14 +522,14 @@ mod tests {
         assert!(refusal(zero).to_string().contains("threshold of 0"));
         for (bytes, word) in [
             (&b"{"[..], "EOF"),
-            (b"[]", "map"),
+            (b"[]", "no object"),
             (b"{\"signed\":{}}", "signatures"),
             (b"{\"signatures\":[]}", "signed"),
             (b"{\"signatures\":[{\"keyid\":\"a\",\"sig\":\"\"},{\"keyid\":\"a\",\"sig\":\"\"}],\"signed\":{}}", "twice"),
             (&b"[".repeat(100_000), ""),
             (&b" ".repeat(600_000), "longer than 512000"),
         ] {
-            let error = refusal(TrustedSet::new(bytes, at(0))).to_string();
+            let error = refusal(begin(bytes)).to_string();
             assert!(error.contains(word), "{error}");
         }
     }
@@ -453,13 +551,13 @@ mod tests {
             (&[1, 21], 1, false),
             (&[1, 21], 3, false),
         ] {
-            let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+            let mut set = begin(&old.bytes(Role::Root)).unwrap();
             let result = set.update_root(&rotated(signers, version).bytes(Role::Root));
             assert_eq!(result.is_ok(), good, "{signers:?} {version} {result:?}");
             assert_eq!(set.root().version, if good { 2 } else { 1 });
         }
         // A chain: the third is signed by the second's keys, not by the first's.
-        let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&old.bytes(Role::Root)).unwrap();
         set.update_root(&rotated(&[1, 21], 2).bytes(Role::Root))
             .unwrap();
         assert!(
@@ -494,7 +592,7 @@ mod tests {
         old.root.expires = at(-1);
         let mut new = Forge::new();
         new.root.version = 2;
-        let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&old.bytes(Role::Root)).unwrap();
         set.update_root(&new.bytes(Role::Root)).unwrap();
         follow(&mut set, &new).unwrap();
     }
@@ -546,7 +644,7 @@ mod tests {
         let mut old = Forge::new();
         old.timestamp.version = 5;
         old.timestamp.expires = at(-1);
-        let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&old.bytes(Role::Root)).unwrap();
         assert!(matches!(
             refusal(set.update_timestamp(&old.bytes(Role::Timestamp))),
             Error::Expired { .. }
@@ -563,7 +661,7 @@ mod tests {
         let old = Forge::new();
         let mut forged = Forge::new();
         forged.snapshot.version = 9;
-        let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&old.bytes(Role::Root)).unwrap();
         assert!(set.update_timestamp(&old.bytes(Role::Timestamp)).unwrap());
         assert!(
             !set.update_timestamp(&forged.bytes(Role::Timestamp))
@@ -580,7 +678,7 @@ mod tests {
         new.hashes = false;
         let mut signed = new.signed(Role::Snapshot);
         signed["meta"] = json!({"other.json": {"version": 1}});
-        let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&old.bytes(Role::Root)).unwrap();
         set.update_timestamp(&old.bytes(Role::Timestamp)).unwrap();
         set.update_snapshot(&old.bytes(Role::Snapshot), true)
             .unwrap();
@@ -609,12 +707,12 @@ mod tests {
                 (&old, &new, &new, false),
                 (&old, &old, &new, false),
             ] {
-                let mut set = TrustedSet::new(&old.bytes(Role::Root), at(0)).unwrap();
+                let mut set = begin(&old.bytes(Role::Root)).unwrap();
                 set.update_timestamp(&timestamp.bytes(Role::Timestamp))
                     .unwrap();
                 let result = set
                     .update_snapshot(&snapshot.bytes(Role::Snapshot), false)
-                    .and_then(|()| set.update_targets(&targets.bytes(Role::Targets)));
+                    .and_then(|()| set.update_targets(targets.bytes(Role::Targets)));
                 assert_eq!(result.is_ok(), good, "{result:?}");
                 assert_eq!(set.targets().is_some(), good);
             }
@@ -628,7 +726,7 @@ mod tests {
             let honest = Forge::new();
             let mut other = Forge::new();
             other.draft(role).expires = at(1001);
-            let mut set = TrustedSet::new(&honest.bytes(Role::Root), at(0)).unwrap();
+            let mut set = begin(&honest.bytes(Role::Root)).unwrap();
             set.update_timestamp(&honest.bytes(Role::Timestamp))
                 .unwrap();
             let result = if role == Role::Snapshot {
@@ -636,7 +734,7 @@ mod tests {
             } else {
                 set.update_snapshot(&honest.bytes(Role::Snapshot), false)
                     .unwrap();
-                set.update_targets(&other.bytes(role))
+                set.update_targets(other.bytes(role))
             };
             let error = refusal(result);
             assert!(matches!(error, Error::Tampered { .. }), "{error}");
@@ -662,7 +760,7 @@ mod tests {
         let forge = Forge::new();
         let mut signed = forge.signed(Role::Timestamp);
         signed["meta"]["snapshot.json"]["hashes"] = json!({"md5": "00"});
-        let mut set = TrustedSet::new(&forge.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&forge.bytes(Role::Root)).unwrap();
         let error = refusal(set.update_timestamp(&forge.sign(&signed, &[2])));
         assert!(error.to_string().contains("sha256"), "{error}");
     }
@@ -678,7 +776,7 @@ mod tests {
         rotated.timestamp.signers = vec![32];
         rotated.snapshot.signers = vec![33];
         rotated.root.version = 2;
-        let mut set = TrustedSet::new(&Forge::new().bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&Forge::new().bytes(Role::Root)).unwrap();
         set.update_root(&rotated.bytes(Role::Root)).unwrap();
         assert!(
             set.update_timestamp(&attacked.bytes(Role::Timestamp))
@@ -691,35 +789,136 @@ mod tests {
     #[test]
     fn nothing_is_trusted_out_of_order() {
         let forge = Forge::new();
-        let mut set = TrustedSet::new(&forge.bytes(Role::Root), at(0)).unwrap();
+        let mut set = begin(&forge.bytes(Role::Root)).unwrap();
         assert!(
             set.update_snapshot(&forge.bytes(Role::Snapshot), false)
                 .is_err()
         );
-        assert!(set.update_targets(&forge.bytes(Role::Targets)).is_err());
+        assert!(set.update_targets(forge.bytes(Role::Targets)).is_err());
         set.update_timestamp(&forge.bytes(Role::Timestamp)).unwrap();
-        assert!(set.update_targets(&forge.bytes(Role::Targets)).is_err());
+        assert!(set.update_targets(forge.bytes(Role::Targets)).is_err());
     }
 
-    #[test]
-    fn targets_that_cannot_be_placed_or_checked_are_left_out() {
+    fn targets_with(change: impl FnOnce(&mut Value)) -> Result<TrustedSet, Error> {
         let mut forge = Forge::new();
         forge.hashes = false;
         let mut signed = forge.signed(Role::Targets);
-        let info = json!({"length": 1, "hashes": {"sha256": Digest::of(b"x")}});
-        signed["targets"] = json!({"../x": info, "/x": info, "ok": info, "md5": {"length": 1, "hashes": {"md5": "00"}}});
-        let mut set = TrustedSet::new(&forge.bytes(Role::Root), at(0)).unwrap();
+        change(&mut signed);
+        let mut set = begin(&forge.bytes(Role::Root)).unwrap();
         set.update_timestamp(&forge.bytes(Role::Timestamp)).unwrap();
         set.update_snapshot(&forge.bytes(Role::Snapshot), false)
             .unwrap();
-        set.update_targets(&forge.sign(&signed, &[4])).unwrap();
-        let names: Vec<_> = set
-            .targets()
-            .unwrap()
-            .targets
-            .keys()
-            .map(RelPath::as_str)
-            .collect();
-        assert_eq!(names, ["ok"]);
+        set.update_targets(forge.sign(&signed, &[4]))?;
+        Ok(set)
+    }
+
+    #[test]
+    fn targets_that_cannot_be_placed_or_checked_do_no_harm() {
+        let info = json!({"length": 1, "hashes": {"sha256": Digest::of(b"x")}});
+        let set = targets_with(|signed| {
+            signed["targets"] = json!({"../x": info, "/x": info, "a/../../x": info, "a\nb": info, "a\u{0}": info,
+                "ok": info, "md5": {"length": 1, "hashes": {"md5": "00"}}});
+        })
+        .unwrap();
+        let targets = set.targets().unwrap();
+        let mut names = Vec::new();
+        targets.each(&mut |name, _| names.push(name.to_string()));
+        assert_eq!(names, ["md5", "ok"]);
+        let md5 = targets.target(&"md5".parse().unwrap()).unwrap();
+        assert_eq!(md5.file(), None);
+        let error = refusal(md5.check("md5", b"x")).to_string();
+        assert!(error.contains("no digest of a known kind"), "{error}");
+    }
+
+    #[test]
+    fn each_digest_that_is_given_must_be_right() {
+        let (x, y) = (b"x", b"y");
+        let long =
+            |bytes: &[u8]| crate::trust::key::hex(&ed25519_compact::sha512::Hash::hash(bytes));
+        for (hashes, good) in [
+            (json!({"sha256": Digest::of(x)}), true),
+            (json!({"sha512": long(x)}), true),
+            (
+                json!({"sha256": Digest::of(x), "sha512": long(x), "other": "?"}),
+                true,
+            ),
+            (json!({"sha256": Digest::of(y), "sha512": long(x)}), false),
+            (json!({"sha256": Digest::of(x), "sha512": long(y)}), false),
+            (json!({"sha512": long(y)}), false),
+        ] {
+            let info = json!({"length": 1, "hashes": hashes});
+            let set = targets_with(|signed| signed["targets"] = json!({"x": info})).unwrap();
+            let target = set.targets().unwrap().target(&"x".parse().unwrap());
+            assert_eq!(target.unwrap().check("x", x).is_ok(), good, "{hashes}");
+        }
+    }
+
+    #[test]
+    fn targets_whose_shape_is_wrong_are_refused_as_a_whole() {
+        let good = json!({"length": 1, "hashes": {"sha256": Digest::of(b"x")}});
+        for (bad, word) in [
+            (json!({"length": -1, "hashes": {}}), "u64"),
+            (json!({"hashes": {}}), "length"),
+            (json!({"length": 1}), "hashes"),
+            (json!({"length": 1, "hashes": []}), "object"),
+            (json!({"length": 1, "hashes": {"sha256": "00"}}), "SHA-256"),
+            (json!({"length": 1, "hashes": {"sha512": "00"}}), "sha512"),
+            (json!(1), "object"),
+        ] {
+            let result = targets_with(|signed| signed["targets"] = json!({"a": good, "b": bad}));
+            let error = refusal(result).to_string();
+            assert!(error.contains("targets: b: "), "{bad}: {error}");
+            assert!(error.contains(word), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn limits_hold_before_anything_is_trusted() {
+        let forge = Forge::new();
+        let root = forge.bytes(Role::Root);
+        let default = Limits::default();
+        for (limits, word) in [
+            (
+                Limits {
+                    root_bytes: root.len() as u64 - 1,
+                    ..default
+                },
+                "longer than",
+            ),
+            (Limits { keys: 3, ..default }, "more than 3 keys"),
+            (
+                Limits {
+                    signatures: 0,
+                    ..default
+                },
+                "more than 0",
+            ),
+            (
+                Limits {
+                    json_depth: 4,
+                    ..default
+                },
+                "nested too deep",
+            ),
+            (
+                Limits {
+                    json_members: 10,
+                    ..default
+                },
+                "too many members",
+            ),
+        ] {
+            let error = refusal(TrustedSet::new(&root, clock(), &limits)).to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let exact = Limits {
+            root_bytes: root.len() as u64,
+            keys: 4,
+            signatures: 1,
+            json_depth: 5,
+            json_members: 15,
+            ..default
+        };
+        TrustedSet::new(&root, clock(), &exact).unwrap();
     }
 }

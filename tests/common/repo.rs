@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::SystemTime;
 
+use qx_update::digest::Digest;
 use qx_update::error::{Context, Result};
-use qx_update::repository::{Fetch, Repository};
+use qx_update::manifest::Name;
+use qx_update::repository::{Fetch, Repository, Wanted};
+use qx_update::trust::Limits;
+use qx_update::trust::clock::Clock;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -200,21 +204,32 @@ impl Place {
     pub fn seen(&self, store: &str) -> Result<Seen> {
         let root = fs::read(self.path("repo/metadata/1.root.json")).unwrap();
         let source = Directory(self.path("repo"));
-        let repository = Repository::refresh(&source, &self.path(store), &root, SystemTime::now())?;
+        let now = SystemTime::now();
+        let (clock, limits) = (Clock::new(now, now), Limits::default());
+        let repository = Repository::refresh(&source, &self.path(store), &root, clock, &limits)?;
         let mut releases = BTreeMap::new();
-        for offer in repository.releases() {
-            let manifest = repository.manifest(&source, &offer)?.unwrap().manifest;
-            for component in &manifest.components {
-                let name = component.artifact.as_ref().unwrap();
-                let target = repository.target(name).unwrap_or_else(|| panic!("{name}"));
-                let bytes = source.small(&target.path, target.length)?.unwrap();
-                assert_eq!(
-                    qx_update::digest::Digest::of(&bytes),
-                    target.sha256,
-                    "{name}"
-                );
+        for channel in ["stable", "web"] {
+            let name = |text: &str| text.parse::<Name>().unwrap();
+            let (product, channel, arch) = (name("vdc"), name(channel), name("x86_64"));
+            let wanted = Wanted {
+                product: &product,
+                channel: &channel,
+                arch: &arch,
+                version: None,
+            };
+            let found = repository.releases(&source, &wanted)?;
+            assert!(found.left_out.is_empty(), "{:?}", found.left_out);
+            for offer in found.offers.iter().filter(|offer| offer.channel == channel) {
+                let manifest = repository.manifest(&source, offer)?.unwrap().manifest;
+                for component in &manifest.components {
+                    let name = component.artifact.as_ref().unwrap();
+                    let target = repository.target(&source, name)?;
+                    let target = target.unwrap_or_else(|| panic!("{name}"));
+                    let bytes = source.small(&target.path, target.length)?.unwrap();
+                    assert_eq!(Digest::of(&bytes), target.sha256, "{name}");
+                }
+                releases.insert(offer.target.to_string(), manifest.size_bytes());
             }
-            releases.insert(offer.target.to_string(), manifest.size_bytes());
         }
         Ok(Seen {
             root: repository.versions().root,

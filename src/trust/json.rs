@@ -1,0 +1,115 @@
+//! JSON text, walked piece by piece. Metadata come to megabytes, and a tree of them in memory would be ten times as
+//! large as their text; here nothing but the text is held.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer as _, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Reads an object into a struct.
+pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    // A list of the members' values would do as well otherwise.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err("it is no object".into());
+    }
+    read(text)
+}
+
+/// Reads a value.
+pub fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+/// Reads a text.
+pub fn string(text: &str) -> Result<Cow<'_, str>, String> {
+    read::<Text>(text).map(|text| text.0)
+}
+
+/// Gives each member of an object to `visit`, in the order of the text.
+pub fn members<'a>(
+    text: &'a str,
+    visit: &mut dyn FnMut(Cow<'a, str>, &'a str) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut refused = None;
+    let walk = Members {
+        visit,
+        refused: &mut refused,
+    };
+    let walked = serde_json::Deserializer::from_str(text).deserialize_map(walk);
+    ended(walked, refused)
+}
+
+/// Gives each item of an array to `visit`.
+pub fn items<'a>(
+    text: &'a str,
+    visit: &mut dyn FnMut(&'a str) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut refused = None;
+    let walk = Items {
+        visit,
+        refused: &mut refused,
+    };
+    let walked = serde_json::Deserializer::from_str(text).deserialize_seq(walk);
+    ended(walked, refused)
+}
+
+/// A text, without a copy where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+struct Members<'v, 'a> {
+    visit: &'v mut dyn FnMut(Cow<'a, str>, &'a str) -> Result<(), String>,
+    refused: &'v mut Option<String>,
+}
+
+struct Items<'v, 'a> {
+    visit: &'v mut dyn FnMut(&'a str) -> Result<(), String>,
+    refused: &'v mut Option<String>,
+}
+
+impl<'a> Visitor<'a> for Members<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((name, value)) = map.next_entry::<Text<'a>, &'a RawValue>()? {
+            stop((self.visit)(name.0, value.get()), self.refused)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Visitor<'a> for Items<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(item) = seq.next_element::<&'a RawValue>()? {
+            stop((self.visit)(item.get()), self.refused)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the walk; what was wrong is kept aside, for the parser would add a place that means nothing to the reader.
+fn stop<E: de::Error>(result: Result<(), String>, refused: &mut Option<String>) -> Result<(), E> {
+    result.map_err(|why| {
+        *refused = Some(why);
+        E::custom("")
+    })
+}
+
+fn ended(walked: serde_json::Result<()>, refused: Option<String>) -> Result<(), String> {
+    match refused {
+        Some(why) => Err(why),
+        None => walked.map_err(|e| e.to_string()),
+    }
+}
