@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::SystemTime;
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use crate::error::{Context, Error, Exit, Result};
 use crate::fetch::Source;
 use crate::manifest::{self, Manifest, Name, RelPath};
 use crate::select::{Candidate, Offer};
+use crate::trust::clock::Clock;
 use crate::trust::delegation::{self, Delegation, Found, RoleName};
 use crate::trust::key::Verifiers;
 use crate::trust::metadata::{TargetFile, TargetInfo, Targets};
@@ -139,7 +139,7 @@ type Visit<'v> = dyn FnMut(&RoleName, Result<Rc<Targets>>) -> Result<()> + 'v;
 
 impl Repository {
     /// Refreshes what is trusted: follows the chain of roots from `root` (the one shipped with the image), and gets
-    /// the latest timestamp, snapshot and targets. `store` keeps them; `now` is what expiry is measured against.
+    /// the latest timestamp, snapshot and targets. `store` keeps them; expiry is measured against `clock`.
     ///
     /// # Errors
     /// [`Exit::Refused`] for metadata that are not to be trusted; [`Exit::Usage`] for a shipped root that is none;
@@ -148,11 +148,11 @@ impl Repository {
         source: &dyn Fetch,
         store: &Path,
         root: &[u8],
-        now: SystemTime,
+        clock: Clock,
         limits: &Limits,
     ) -> Result<Repository> {
         durable::create_dir(store, 0o700)?;
-        let mut set = TrustedSet::new(root, now, limits)
+        let mut set = TrustedSet::new(root, clock, limits)
             .doing(|| "reading the trust root of the appliance")
             .map_err(|e| e.exiting(Exit::Usage))?;
         update_root(&mut set, source, store)?;
@@ -177,6 +177,11 @@ impl Repository {
     /// The versions of the metadata that all of this was verified with.
     pub fn versions(&self) -> Versions {
         self.versions
+    }
+
+    /// What expiry was measured against.
+    pub fn clock(&self) -> Clock {
+        self.set.clock()
     }
 
     /// The releases for an appliance, by the names of their targets: those in the top-level targets, and those in roles
@@ -538,7 +543,9 @@ fn update_root(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result
 
 fn update_timestamp(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result<u64> {
     let file = "timestamp.json";
-    if let Some(bytes) = kept(store, file) {
+    let kept = kept(store, file);
+    set.date(kept.as_deref());
+    if let Some(bytes) = kept {
         // Refused or expired, the source's decides; what it still proves is remembered in the set.
         let _ = set.update_timestamp(&bytes);
     }
@@ -700,7 +707,7 @@ mod tests {
                 &self.source,
                 &self.store,
                 &self.root,
-                at(0),
+                Clock::new(at(0), at(0)),
                 &Limits::default(),
             )
         }

@@ -15,7 +15,7 @@ use crate::process::{self, FileId};
 use crate::service::Manager;
 use crate::slot::{Installed, Link, Set};
 use crate::state::{Attempt, Failure, Idle, OperationKind, Phase, Record, Refusal, RefusalKind};
-use crate::store::{self, Holder, Store};
+use crate::store::{self, Freshness, Holder, Refreshed, Store};
 
 /// The answer. As JSON it is documented in `docs/formats.md`.
 #[derive(Debug, Serialize)]
@@ -43,6 +43,8 @@ pub struct Status {
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation.
     pub failure: Option<Failure>,
+    /// The last refresh of trust that succeeded, and whether it could tell what is fresh.
+    pub refreshed: Option<Refreshed>,
     /// The running set's services.
     pub services: Vec<ServiceState>,
     /// Releases that are not tried again by themselves.
@@ -142,6 +144,7 @@ impl Status {
             fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
+            refreshed: store.refreshed(),
             services,
             refused,
             needs_person: trouble.is_some_and(|t| t.needs_person),
@@ -371,6 +374,9 @@ fn advice(status: &Status) -> Vec<String> {
             _ => {}
         }
     }
+    if (status.refreshed.as_ref()).is_some_and(|r| r.freshness == Freshness::NotVerified) {
+        advice.push("set the clock, then `qx-update check`: updates go on without, but only a clock tells what is stale".into());
+    }
     if advice.is_empty() {
         let calm = if status.problems.is_empty() {
             "nothing to do"
@@ -454,6 +460,21 @@ pub fn for_people(status: &Status) -> String {
             format!("{}: an attempt {}", failure.at, result(failure.result)),
         );
         add("reason", failure.reason.clone());
+    }
+    if let Some(refreshed) = &status.refreshed {
+        add(
+            "trust",
+            format!("refreshed {} from {}", refreshed.time, refreshed.source),
+        );
+        if refreshed.freshness == Freshness::NotVerified {
+            add(
+                "",
+                format!(
+                    "freshness not verified: the clock said {}, which cannot be; newer releases may have been withheld",
+                    refreshed.clock
+                ),
+            );
+        }
     }
     for refused in &status.refused {
         let version = refused

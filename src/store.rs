@@ -80,6 +80,31 @@ pub struct BootNote {
     pub problems: Vec<String>,
 }
 
+/// The last refresh of trust that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// What the time was taken to be (RFC 3339).
+    pub time: String,
+    /// The source.
+    pub source: String,
+    /// Whether expiry was measured against the time, or only against one that had passed.
+    pub freshness: Freshness,
+    /// What the system's clock said (RFC 3339).
+    pub clock: String,
+    /// The versions that are trusted since.
+    pub trust: Versions,
+}
+
+/// Whether it is known that nothing newer was withheld for longer than metadata are valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Freshness {
+    /// The clock was believed.
+    Verified,
+    /// The clock was wrong: before what is known to have passed, or beyond any appliance's life.
+    NotVerified,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Refusals {
     format: u32,
@@ -490,6 +515,19 @@ impl Store {
         })
         .doing(|| format!("writing {}", path.display()))?;
         durable::write(&path, &text)
+    }
+
+    /// Notes a refresh of trust, for `status`.
+    pub fn write_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
+        let path = self.path("update/refreshed");
+        let text = serde_json::to_vec(refreshed).doing(|| format!("writing {}", path.display()))?;
+        durable::write(&path, &text)
+    }
+
+    /// The last refresh of trust, if any is known.
+    pub fn refreshed(&self) -> Option<Refreshed> {
+        let bytes = read_if_there(&self.path("update/refreshed"), 1 << 16).ok()??;
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// Leaves a note about this boot in `/run`.

@@ -12,7 +12,7 @@ use crate::decision::Loaded;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::log::Log;
 use crate::manifest::Name;
 use crate::migrate;
@@ -24,7 +24,7 @@ use crate::service::Manager;
 use crate::slot::{Installed, Set};
 use crate::stage::Stage;
 use crate::state::{Failure, Idle, Operation, OperationKind, Phase, Record, Refusal, RefusalKind};
-use crate::store::{self, Lock, Store};
+use crate::store::{self, Freshness, Lock, Refreshed, Store};
 use crate::switch::Switch;
 
 /// The appliance, as the procedure needs it.
@@ -364,6 +364,18 @@ impl Appliance {
     /// Steps 2 to 10 of an install.
     fn install(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
         let refreshed = self.refresh(request.from.as_deref());
+        // What lies staged was verified when it was staged. Whether it is switched to depends on no source, and on no
+        // expiry since.
+        if let (Err(e), Phase::Staged { op }) = (&refreshed, &record.phase)
+            && request.from.is_none()
+            && (request.version.as_ref())
+                .is_none_or(|version| op.to.version.as_ref() == Some(version))
+        {
+            self.log.warning("trust", e.chain());
+            if recover::choose(&self.store, &op.to, &mut self.log) == op.to {
+                return self.switch_to_staged(op.clone(), request, record);
+            }
+        }
         let (repository, mirrors) = self.remember(refreshed, request, record)?;
         let wanted = Request {
             version: request.version.clone(),
@@ -394,14 +406,7 @@ impl Appliance {
             && op.to.manifest == Some(candidate.digest)
             && recover::choose(&self.store, &op.to, &mut self.log) == op.to
         {
-            self.log.operation(&op.id);
-            self.log
-                .info("stage", format!("{} is staged and verified already", op.to));
-            if request.dry_run {
-                return Ok(Exit::Done);
-            }
-            let op = op.clone();
-            return self.switch(op, record);
+            return self.switch_to_staged(op.clone(), request, record);
         }
         let idle = idle_of(record);
         if !request.dry_run {
@@ -436,6 +441,21 @@ impl Appliance {
         self.switch(op, &staged)
     }
 
+    fn switch_to_staged(
+        &mut self,
+        op: Operation,
+        request: &Apply,
+        record: &Record,
+    ) -> Result<Exit> {
+        self.log.operation(&op.id);
+        self.log
+            .info("stage", format!("{} is staged and verified already", op.to));
+        if request.dry_run {
+            return Ok(Exit::Done);
+        }
+        self.switch(op, record)
+    }
+
     /// Steps 6 to 10, in a process that nobody's end takes with it.
     fn switch(&mut self, op: Operation, record: &Record) -> Result<Exit> {
         leave_caller(&mut self.log);
@@ -468,10 +488,10 @@ impl Appliance {
             false => self.host.path(&place).display().to_string(),
         });
         let mirrors = Mirrors::new(places, &options)?;
-        let (store, now) = (self.store.path("update/trust"), self.host.now());
+        let (store, clock) = (self.store.path("update/trust"), options.clock);
         let limits = &self.config.limits.trust;
         let refreshed =
-            mirrors.refresh(|mirrors| Repository::refresh(mirrors, &store, &root, now, limits));
+            mirrors.refresh(|mirrors| Repository::refresh(mirrors, &store, &root, clock, limits));
         self.warn("trust", &mirrors);
         let repository = match refreshed {
             // The source has no part in it.
@@ -492,6 +512,30 @@ impl Appliance {
                 v.targets
             ),
         );
+        let clock = repository.clock();
+        let freshness = if clock.is_believed() {
+            Freshness::Verified
+        } else {
+            self.log.warning(
+                "trust",
+                format!(
+                    "freshness not verified: the clock says {}, which cannot be; going by {}, a time that has passed",
+                    host::timestamp(clock.system()),
+                    host::timestamp(clock.now())
+                ),
+            );
+            Freshness::NotVerified
+        };
+        let noted = self.store.write_refreshed(&Refreshed {
+            time: host::timestamp(clock.now()),
+            source: mirrors.place().to_string(),
+            freshness,
+            clock: host::timestamp(clock.system()),
+            trust: v,
+        });
+        if let Err(e) = noted {
+            self.log.warning("trust", e.chain());
+        }
         Ok((repository, mirrors))
     }
 

@@ -5,6 +5,8 @@
 
 mod common;
 
+#[path = "cli/clock.rs"]
+mod clock;
 #[path = "cli/environment.rs"]
 mod environment;
 #[path = "cli/failing.rs"]

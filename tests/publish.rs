@@ -181,7 +181,7 @@ impl Place {
             &self.directory(),
             &self.path(store),
             &self.root(),
-            SystemTime::now(),
+            clock(),
             &Limits::default(),
         )
         .unwrap_or_else(|e| panic!("{}", e.chain()))
@@ -256,6 +256,10 @@ fn elf(machine: u16, body: &[u8]) -> Vec<u8> {
     bytes.extend(machine.to_le_bytes());
     bytes.extend(body);
     bytes
+}
+
+fn clock() -> Clock {
+    Clock::new(SystemTime::now(), SystemTime::now())
 }
 
 #[test]
@@ -796,7 +800,7 @@ fn an_expired_repository_is_renewed_by_a_release() {
             &place.directory(),
             &store,
             &place.root(),
-            SystemTime::now(),
+            clock(),
             &Limits::default(),
         )
     };
@@ -1026,7 +1030,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     place.recipe("1.0.0", |_| {});
     place.release();
     let server = Server::start(&place);
-    let options = Options::new(Clock::new(SystemTime::now(), SystemTime::now()));
+    let options = Options::new(clock());
     let web = format!("http://{}", server.1);
     for (number, spec) in [web.as_str(), place.path("repo").to_str().unwrap()]
         .iter()
@@ -1035,7 +1039,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
         let source = Source::open(spec, &options).unwrap();
         let work = place.path(&format!("appliance{number}"));
         fs::create_dir(&work).unwrap();
-        let now = SystemTime::now();
+        let now = clock();
         let (trust, limits) = (work.join("trust"), Limits::default());
         let repository = Repository::refresh(&source, &trust, &place.root(), now, &limits);
         let repository = repository.unwrap();

@@ -28,6 +28,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Component, Name, RelPath};
+use crate::trust::clock::Clock;
 use crate::trust::metadata::TargetFile;
 use crate::trust::{Limits, TrustedSet};
 
@@ -521,7 +522,9 @@ impl Store {
             }
             let first = metadata_file(&self.current.dir, ROOT, 1);
             let first = fs::read(&first).doing(|| format!("reading {}", first.display()))?;
-            let mut set = TrustedSet::new(&first, self.now, &Limits::default()).doing(doing)?;
+            let mut set =
+                TrustedSet::new(&first, Clock::new(self.now, self.now), &Limits::default())
+                    .doing(doing)?;
             for later in &self.current.roots[1..] {
                 set.update_root(&later.bytes()?).doing(doing)?;
             }

@@ -18,6 +18,7 @@ use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Name, RelPath};
 use crate::repository::target_path;
+use crate::trust::clock::Clock;
 use crate::trust::metadata::TargetFile;
 use crate::trust::{Limits, Role, TrustedSet};
 
@@ -163,7 +164,12 @@ impl Current {
                 // Nothing was expired at the epoch.
                 None => {
                     set = Some(
-                        TrustedSet::new(&bytes, UNIX_EPOCH, &Limits::default()).doing(verifying)?,
+                        TrustedSet::new(
+                            &bytes,
+                            Clock::new(UNIX_EPOCH, UNIX_EPOCH),
+                            &Limits::default(),
+                        )
+                        .doing(verifying)?,
                     )
                 }
                 Some(set) => set.update_root(&bytes).doing(verifying)?,

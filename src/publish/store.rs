@@ -8,6 +8,7 @@ use super::current::About;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Name, RelPath};
 use crate::repository::{metadata_path, target_path};
+use crate::trust::clock::Clock;
 use crate::trust::key::Keys;
 use crate::trust::metadata::TargetFile;
 use crate::trust::{self, Limits, Role, TrustedSet};
@@ -37,8 +38,12 @@ impl State {
         let path = metadata_path(Role::Root, Some(1));
         let root = read(&path)?;
         // Nothing was expired at the epoch.
-        let mut set = TrustedSet::new(&root, UNIX_EPOCH, &Limits::default())
-            .doing(|| format!("verifying {}", dir.join(path).display()))?;
+        let mut set = TrustedSet::new(
+            &root,
+            Clock::new(UNIX_EPOCH, UNIX_EPOCH),
+            &Limits::default(),
+        )
+        .doing(|| format!("verifying {}", dir.join(path).display()))?;
         loop {
             let path = metadata_path(Role::Root, Some(set.root().version + 1));
             if !dir.join(&path).exists() {

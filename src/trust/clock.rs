@@ -34,9 +34,9 @@ impl Clock {
         }
     }
 
-    /// Raises the floor: verified metadata were signed at that time.
-    pub fn not_before(&mut self, issued: SystemTime) {
-        self.floor = self.floor.max(issued);
+    /// Raises the floor: verified metadata were signed at that time, if they say when.
+    pub fn not_before(&mut self, issued: Option<SystemTime>) {
+        self.floor = issued.map_or(self.floor, |issued| issued.max(self.floor));
     }
 
     /// What expiry is measured against.
@@ -93,9 +93,7 @@ mod tests {
             (49_710, None, BUILT, false),
         ] {
             let mut clock = Clock::new(day(system), day(BUILT));
-            if let Some(issued) = issued {
-                clock.not_before(day(issued));
-            }
+            clock.not_before(issued.map(day));
             assert_eq!(
                 (clock.now(), clock.is_believed()),
                 (day(now), believed),

@@ -41,6 +41,8 @@ pub struct Root {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
+    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    pub issued: Option<SystemTime>,
     /// Whether files carry their version or digest in their name.
     pub consistent_snapshot: bool,
     /// All keys of known schemes.
@@ -56,6 +58,8 @@ pub struct Timestamp {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
+    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    pub issued: Option<SystemTime>,
     /// The latest snapshot.
     pub snapshot: MetaFile,
 }
@@ -168,6 +172,8 @@ pub struct Fields<'a> {
     version: Option<&'a RawValue>,
     #[serde(borrow)]
     expires: Option<&'a RawValue>,
+    #[serde(borrow, rename = "x-issued")]
+    issued: Option<&'a RawValue>,
     #[serde(borrow)]
     consistent_snapshot: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -465,12 +471,20 @@ impl Parse for Root {
         };
         Ok(Root {
             version,
+            issued: issued(fields, &expires),
             expires,
             consistent_snapshot,
             keys,
             roles,
         })
     }
+}
+
+/// Whatever else stands there is as good as nothing.
+fn issued(fields: &Fields, expires: &Expires) -> Option<SystemTime> {
+    let text = json::string(fields.issued?.get()).ok()?;
+    let issued = humantime::parse_rfc3339(&text).ok()?;
+    (issued <= expires.at).then_some(issued)
 }
 
 impl Metadata for Timestamp {
@@ -497,6 +511,7 @@ impl Parse for Timestamp {
             .ok_or("meta: snapshot.json is missing")?;
         Ok(Timestamp {
             version,
+            issued: issued(fields, &expires),
             expires,
             snapshot,
         })

@@ -108,6 +108,8 @@ pub enum Error {
         version: u64,
         /// When it expired (RFC 3339).
         expires: String,
+        /// What the time is taken to be (RFC 3339).
+        now: String,
     },
     /// The snapshot does not list what it must, or no longer lists what it did.
     Missing {
@@ -169,9 +171,10 @@ impl fmt::Display for Error {
                 role,
                 version,
                 expires,
+                now,
             } => write!(
                 f,
-                "version {version} of the {role} metadata expired at {expires}"
+                "version {version} of the {role} metadata expired at {expires}, and the clock says {now}"
             ),
             Error::Missing { role, file } => {
                 write!(f, "the {role} metadata do not list {file}")

@@ -1,7 +1,6 @@
 //! The client workflow (section 5 of the TUF specification) as rules over what is trusted so far.
 
-use std::time::SystemTime;
-
+use super::clock::Clock;
 use super::delegation::Delegation;
 use super::key::Verifiers;
 use super::limits::Limits;
@@ -14,7 +13,7 @@ use crate::manifest::RelPath;
 /// comparing the two. A copy that the current root's keys no longer verify is refused like any other, which is
 /// what recovers from a fast-forward attack after the keys were rotated.
 pub struct TrustedSet {
-    now: SystemTime,
+    clock: Clock,
     limits: Limits,
     root: Root,
     timestamp: Option<Timestamp>,
@@ -23,14 +22,14 @@ pub struct TrustedSet {
 }
 
 impl TrustedSet {
-    /// Starts from a root that is trusted because of where it lies. `now` is the one time that all expiry
-    /// is measured against.
-    pub fn new(root: &[u8], now: SystemTime, limits: &Limits) -> Result<TrustedSet, Error> {
+    /// Starts from a root that is trusted because of where it lies. All expiry is measured against the one time of
+    /// `clock`, whose floor [`TrustedSet::date`] raises.
+    pub fn new(root: &[u8], clock: Clock, limits: &Limits) -> Result<TrustedSet, Error> {
         let root = Root::parse(root, limits)?;
         let itself = &root.value;
         root.verify(&itself.verifiers(Role::Root), &|| asks(itself))?;
         Ok(TrustedSet {
-            now,
+            clock,
             limits: *limits,
             root: root.value,
             timestamp: None,
@@ -64,6 +63,11 @@ impl TrustedSet {
         self.targets.as_ref()?.target(name)?.file()
     }
 
+    /// What expiry is measured against.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// The limits that it was made with.
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -79,6 +83,19 @@ impl TrustedSet {
         exactly(&new.value, self.root.version.saturating_add(1))?;
         self.root = new.value;
         Ok(())
+    }
+
+    /// Raises the clock's floor to when the root and `timestamp`, the appliance's own copy, were signed. For when all roots
+    /// are taken, and nothing was measured yet. A copy that the root does not verify says nothing: what a stolen key dated
+    /// is forgotten when the key is replaced.
+    pub fn date(&mut self, timestamp: Option<&[u8]>) {
+        self.clock.not_before(self.root.issued);
+        if let Some(Ok(timestamp)) = timestamp.map(|bytes| Timestamp::parse(bytes, &self.limits))
+            && let verifiers = self.root.verifiers(Role::Timestamp)
+            && timestamp.verify(&verifiers, &|| asks(&self.root)).is_ok()
+        {
+            self.clock.not_before(timestamp.value.issued);
+        }
     }
 
     /// Takes a timestamp; `false` if it is the very version that is trusted already, which is kept.
@@ -103,7 +120,7 @@ impl TrustedSet {
             }
         }
         let new = self.timestamp.insert(new.value);
-        in_time(new, self.now)?;
+        in_time(new, &self.clock)?;
         Ok(true)
     }
 
@@ -203,16 +220,18 @@ impl TrustedSet {
     }
 
     fn in_time<T: Metadata>(&self, metadata: &T) -> Result<(), Error> {
-        in_time(metadata, self.now)
+        in_time(metadata, &self.clock)
     }
 }
 
-fn in_time<T: Metadata>(metadata: &T, now: SystemTime) -> Result<(), Error> {
+fn in_time<T: Metadata>(metadata: &T, clock: &Clock) -> Result<(), Error> {
+    let now = clock.now();
     if metadata.expires().at <= now {
         return Err(Error::Expired {
             role: T::ROLE,
             version: metadata.version(),
             expires: metadata.expires().text.clone(),
+            now: humantime::format_rfc3339_seconds(now).to_string(),
         });
     }
     Ok(())
@@ -255,8 +274,12 @@ mod tests {
     use crate::trust::forge::{Forge, at, key};
     use crate::trust::signing::Sign as _;
 
+    fn clock() -> Clock {
+        Clock::new(at(0), at(0))
+    }
+
     fn begin(root: &[u8]) -> Result<TrustedSet, Error> {
-        TrustedSet::new(root, at(0), &Limits::default())
+        TrustedSet::new(root, clock(), &Limits::default())
     }
 
     /// Offers everything in order, as a first refresh does.
@@ -301,6 +324,42 @@ mod tests {
             assert!(target.check("a/b", b"bytes").is_ok());
             assert!(targets.target(&"a/c".parse().unwrap()).is_none());
         }
+    }
+
+    #[test]
+    fn what_the_appliance_keeps_dates_the_clock_and_nothing_else_does() {
+        let forge = Forge::new();
+        let timestamp = |issued: Value, signer| {
+            let mut signed = forge.signed(Role::Timestamp);
+            signed["x-issued"] = issued;
+            forge.sign(&signed, &[signer])
+        };
+        let text = |seconds| json!(humantime::format_rfc3339(at(seconds)).to_string());
+        for (issued, signer, now) in [
+            (text(500), 2, 500),
+            // Not by the key of the root's timestamp role, which may have been another once.
+            (text(500), 3, 0),
+            (text(-500), 2, 0),
+            // It expires at 1000.
+            (text(1000), 2, 1000),
+            (text(1001), 2, 0),
+            (json!("tomorrow"), 2, 0),
+            (json!(500), 2, 0),
+            (Value::Null, 2, 0),
+        ] {
+            let mut set = begin(&forge.bytes(Role::Root)).unwrap();
+            set.date(Some(&timestamp(issued.clone(), signer)));
+            assert_eq!(set.clock().now(), at(now), "{issued} {signer}");
+        }
+        let mut set = begin(&forge.bytes(Role::Root)).unwrap();
+        set.date(None);
+        set.update_timestamp(&timestamp(text(500), 2)).unwrap();
+        assert_eq!(set.clock().now(), at(0), "one time for the whole refresh");
+        let mut signed = forge.signed(Role::Root);
+        signed["x-issued"] = text(400);
+        let mut set = begin(&forge.sign(&signed, &[1])).unwrap();
+        set.date(None);
+        assert_eq!(set.clock().now(), at(400));
     }
 
     #[test]
@@ -849,7 +908,7 @@ mod tests {
                 "too many members",
             ),
         ] {
-            let error = refusal(TrustedSet::new(&root, at(0), &limits)).to_string();
+            let error = refusal(TrustedSet::new(&root, clock(), &limits)).to_string();
             assert!(error.contains(word), "{error}");
         }
         let exact = Limits {
@@ -860,6 +919,6 @@ mod tests {
             json_members: 15,
             ..default
         };
-        TrustedSet::new(&root, at(0), &exact).unwrap();
+        TrustedSet::new(&root, clock(), &exact).unwrap();
     }
 }

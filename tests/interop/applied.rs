@@ -55,5 +55,12 @@ cases! {
     a_later_specification
     key_ids_that_are_no_digests
     other_digests_too
+    ecdsa
+    ecdsa_spelt_by_its_curve
+    thresholds
+    delegated
+    delegated_within_delegated
+    hash_prefixes
+    succinct_bins
     other_targets
 }

@@ -228,3 +228,36 @@ fn the_log_can_be_elsewhere() {
     assert_eq!(appliance.log().lines().count(), log.lines().count());
     appliance.ok("! ls /data/update/log");
 }
+
+/// Intent: an empty battery, and a clock that overflowed, update all the same, and status says what that means; a clock
+/// that is set is believed.
+#[test]
+fn wrong_clocks() {
+    let repository = Repository::with_v1("clock-repository", &[]);
+    let mut appliance = Appliance::new("clock");
+    for (clock, release) in [("2000-01-01T00:00:00", "v1"), ("2060-12-31T23:00:00", "v2")] {
+        let release = Release::named(release);
+        if release.version != Release::named("v1").version {
+            repository.publish(&release);
+        }
+        appliance.set_options(&["--repo", &repository.url, "--clock", clock]);
+        appliance.boot();
+        let year = appliance.ok("date -u +%Y");
+        assert!(year.starts_with(&clock[..4]), "{year}, not {clock}");
+        let applied = appliance.qx_update("apply", 0);
+        assert!(applied.contains("freshness not verified"), "{applied}");
+        appliance.assert_runs(&release);
+        let status = appliance.status();
+        assert_eq!(
+            status["refreshed"]["freshness"], "not_verified",
+            "{status:#}"
+        );
+        assert_eq!(status["last"]["result"], "done", "{status:#}");
+        appliance.power_off();
+    }
+    appliance.set_options(&["--repo", &repository.url]);
+    appliance.boot();
+    appliance.qx_update("check", 3);
+    let status = appliance.status();
+    assert_eq!(status["refreshed"]["freshness"], "verified", "{status:#}");
+}
