@@ -86,8 +86,8 @@ fn run() -> Result<()> {
 fn refresh(servers: &Servers, metadata: &Path) -> Result<Repository> {
     let anchor = anchor(metadata);
     let root = fs::read(&anchor).doing(|| format!("reading {}", anchor.display()))?;
-    let (now, limits) = (SystemTime::now(), Limits::default());
-    let refreshed = Repository::refresh(servers, &trust(metadata), &root, now, &limits);
+    let (trust, limits) = (trust(metadata), Limits::default());
+    let refreshed = Repository::refresh(servers, &trust, &root, clock(), &limits);
     show(metadata)?;
     refreshed
 }
@@ -147,6 +147,12 @@ fn show(metadata: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The computer's, which is taken for right.
+fn clock() -> Clock {
+    let now = SystemTime::now();
+    Clock::new(now, now)
+}
+
 fn trust(metadata: &Path) -> PathBuf {
     metadata.join(".trust")
 }
@@ -163,9 +169,7 @@ struct Servers {
 
 impl Servers {
     fn open(metadata: &str, targets: Option<&String>) -> Result<Servers> {
-        // A client on a computer takes its clock for right.
-        let now = SystemTime::now();
-        let options = Options::new(Clock::new(now, now));
+        let options = Options::new(clock());
         let open = |url: &str| Source::open(url, &options);
         Ok(Servers {
             metadata: open(metadata)?,
