@@ -429,17 +429,19 @@ impl Repository {
         let named = self.set.root().consistent_snapshot.then_some(version);
         let path = delegated_path(role, named);
         let mut accepted = None;
+        let mut publishers = false;
         let limit = Role::Targets.max_bytes(self.set.limits());
-        source.required(&path, limit, &mut |bytes| {
-            let verified = match self.set.delegated(delegation, bytes) {
-                Err(e) if !is_publishers(&e, announced) => {
-                    Err(e).doing(|| format!("verifying {path}"))
-                }
-                verified => trusted(&path, verified),
-            };
-            accepted = Some(verified?);
+        let asked = source.required(&path, limit, &mut |bytes| {
+            let verified = self.set.delegated(delegation, bytes);
+            publishers |= matches!(&verified, Err(e) if is_publishers(e, announced));
+            accepted = Some(trusted(&path, verified)?);
             Ok(())
-        })?;
+        });
+        match asked {
+            // A refusal is the publisher's fault: only such a role is passed over.
+            Err(e) if e.exit == Exit::Refused && !publishers => return Err(e.exiting(Exit::Failed)),
+            asked => asked?,
+        };
         let targets = accepted
             .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
         durable::create_dir(&directory, 0o700)?;
@@ -634,7 +636,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::trust::forge::{Forge, at};
+    use crate::trust::forge::{Forge, Team, at};
 
     /// A source in memory that records what was asked for.
     #[derive(Default)]
@@ -667,7 +669,14 @@ mod tests {
                 .files
                 .insert(metadata_path(role, version), forge.bytes(role));
         }
-        for (name, bytes) in &forge.files {
+        for team in &forge.teams {
+            let role = RoleName::new(team.name, &Limits::default()).unwrap();
+            let version = forge.consistent.then_some(team.draft.version);
+            let bytes = forge.team_bytes(team);
+            memory.files.insert(delegated_path(&role, version), bytes);
+        }
+        let teams = forge.teams.iter().flat_map(|team| &team.files);
+        for (name, bytes) in forge.files.iter().chain(teams) {
             let path = target_path(&name.parse().unwrap(), &Digest::of(bytes), forge.consistent);
             memory.files.insert(path, bytes.clone());
         }
@@ -981,6 +990,215 @@ mod tests {
         assert_eq!(
             refusal(repository.manifest(&appliance.source, offer)).exit,
             Exit::Failed
+        );
+    }
+
+    const OURS: &str = "vdc/stable/x86_64/*/release.json";
+
+    /// The top level offers 1.0.0, and a team 2.0.0 and something that is not its own.
+    fn with_team() -> Forge {
+        let mut forge = Forge::new();
+        forge.files.extend([release("1.0.0")]);
+        let mut team = Team::new("team/ü", 5, &["vdc/artifacts/web-*", OURS]);
+        team.files.extend([release("2.0.0")]);
+        for foreign in [
+            "vdc/artifacts/other",
+            "vdc/stable/x86_64/3.0.0/x/release.json",
+        ] {
+            team.files.insert(foreign.into(), vec![]);
+        }
+        forge.teams.push(team);
+        forge
+    }
+
+    fn versions(offers: &[Offer]) -> Vec<String> {
+        offers.iter().map(|o| o.version.to_string()).collect()
+    }
+
+    fn find(appliance: &Appliance, repository: &Repository, name: &str) -> Result<Option<Found>> {
+        repository.find(&appliance.source, &name.parse().unwrap())
+    }
+
+    #[test]
+    fn what_a_team_may_publish_is_offered_and_kept() {
+        for consistent in [true, false] {
+            let mut forge = with_team();
+            forge.consistent = consistent;
+            let appliance = Appliance::new("team", &forge);
+            let repository = appliance.refresh().unwrap();
+            assert_eq!(
+                versions(&offers(&appliance, &repository)),
+                ["1.0.0", "2.0.0"]
+            );
+            let offer = &offers(&appliance, &repository)[1];
+            let candidate = repository.manifest(&appliance.source, offer).unwrap();
+            assert_eq!(candidate.unwrap().manifest.version, offer.version);
+            let asked =
+                |asked: Vec<String>| asked.iter().filter(|path| path.contains("team")).count();
+            assert_eq!(asked(appliance.asked()), 1);
+            let kept = appliance.store.join("delegated/team%2F%C3%BC.json");
+            assert_eq!(fs::read(&kept).unwrap(), forge.team_bytes(&forge.teams[0]));
+            // What nobody is trusted with is not found, whoever lists it.
+            assert_eq!(
+                find(&appliance, &repository, "vdc/artifacts/other").unwrap(),
+                None
+            );
+            // The copy spares the way, and is no copy of a role that is gone.
+            let stranger = appliance.store.join("delegated/gone.json");
+            fs::write(&stranger, b"{}").unwrap();
+            let repository = appliance.refresh().unwrap();
+            assert!(!stranger.exists());
+            assert_eq!(offers(&appliance, &repository).len(), 2);
+            assert_eq!(asked(appliance.asked()), 0);
+            // A damaged one counts as absent.
+            fs::write(&kept, b"{").unwrap();
+            let repository = appliance.refresh().unwrap();
+            assert_eq!(offers(&appliance, &repository).len(), 2);
+            assert_eq!(asked(appliance.asked()), 1);
+        }
+    }
+
+    #[test]
+    fn only_what_the_search_finds_in_a_role_is_its_release() {
+        type Change = fn(&mut Forge);
+        let cases: [(&str, Change, &[&str]); 6] = [
+            (
+                "not its pattern",
+                |f| f.teams[0].patterns = vec!["vdc/stable/x86_64/2.?.1/release.json"],
+                &["1.0.0"],
+            ),
+            (
+                "another product's",
+                |f| f.teams[0].patterns = vec!["xyz/*/*/*/release.json"],
+                &["1.0.0"],
+            ),
+            (
+                "the top level's",
+                |f| f.files.extend([release("2.0.0")]),
+                &["1.0.0", "2.0.0"],
+            ),
+            (
+                "of one that ends the search",
+                |f| {
+                    let mut first = Team::new("first", 6, &[OURS]);
+                    first.terminating = true;
+                    f.teams.insert(0, first);
+                },
+                &["1.0.0"],
+            ),
+            (
+                "after one that does not",
+                |f| f.teams.insert(0, Team::new("first", 6, &[OURS])),
+                &["1.0.0", "2.0.0"],
+            ),
+            (
+                "of two",
+                |f| {
+                    let mut second = f.teams[0].clone();
+                    (second.name, second.key, second.draft.signers) = ("second", 6, vec![6]);
+                    f.teams.push(second);
+                },
+                &["1.0.0", "2.0.0"],
+            ),
+        ];
+        for (case, change, expected) in cases {
+            let mut forge = with_team();
+            change(&mut forge);
+            let appliance = Appliance::new("whose", &forge);
+            let repository = appliance.refresh().unwrap();
+            let releases = releases(&appliance, &repository);
+            assert_eq!(versions(&releases.offers), expected, "{case}");
+            assert_eq!(releases.left_out, [""; 0], "{case}");
+        }
+    }
+
+    #[test]
+    fn a_team_that_fails_hides_what_it_could_speak_for_and_no_more() {
+        type Change = fn(&mut Forge);
+        let cases: [(&str, Change); 4] = [
+            ("signed by 0", |f| f.teams[0].draft.signers = vec![9]),
+            ("signed by 0", |f| f.teams[0].key = 9),
+            ("expired", |f| f.teams[0].draft.expires = at(-1)),
+            ("cannot be read", |f| {
+                f.teams[0].files.insert("x".into(), vec![]);
+                f.teams[0].draft.signers = vec![5, 5];
+            }),
+        ];
+        for (word, change) in cases {
+            let mut forge = with_team();
+            change(&mut forge);
+            // Behind the one that fails, nobody can tell what a name means.
+            let mut behind = Team::new("behind", 6, &["vdc/stable/x86_64/4.*/release.json", OURS]);
+            behind.files.extend([release("4.0.0")]);
+            forge.teams.push(behind);
+            let appliance = Appliance::new("fails", &forge);
+            let repository = appliance.refresh().unwrap();
+            let releases = releases(&appliance, &repository);
+            assert_eq!(versions(&releases.offers), ["1.0.0"], "{word}");
+            assert_eq!(releases.left_out.len(), 2, "{:?}", releases.left_out);
+            for why in &releases.left_out {
+                assert!(why.contains(word) && why.contains("team"), "{why}");
+            }
+            let error = refusal(find(&appliance, &repository, "vdc/artifacts/web-1"));
+            assert_eq!(error.exit, Exit::Refused);
+            assert!(
+                find(&appliance, &repository, "vdc/artifacts/other")
+                    .unwrap()
+                    .is_none()
+            );
+        }
+    }
+
+    #[test]
+    fn who_keeps_a_role_away_does_not_have_an_older_release_chosen() {
+        let forge = with_team();
+        let path = "metadata/1.team%2F%C3%BC.json";
+        for tampered in [None, Some(b"{}".to_vec())] {
+            let mut appliance = Appliance::new("away", &forge);
+            match tampered {
+                Some(bytes) => appliance.source.files.insert(path.into(), bytes),
+                None => appliance.source.files.remove(path),
+            };
+            let repository = appliance.refresh().unwrap();
+            let (product, channel, arch) = (name("vdc"), name("stable"), name("x86_64"));
+            let wanted = Wanted {
+                product: &product,
+                channel: &channel,
+                arch: &arch,
+                version: None,
+            };
+            let error = refusal(repository.releases(&appliance.source, &wanted));
+            assert_eq!(error.exit, Exit::Failed, "{}", error.chain());
+            assert!(error.chain().contains(path), "{}", error.chain());
+            assert!(!appliance.store.join("delegated").exists());
+        }
+    }
+
+    #[test]
+    fn a_kept_role_is_verified_as_its_present_delegator_asks() {
+        let mut forge = with_team();
+        let mut appliance = Appliance::new("present", &forge);
+        let repository = appliance.refresh().unwrap();
+        assert_eq!(offers(&appliance, &repository).len(), 2);
+        // The team's key is another now, and its metadata are still signed with the old one.
+        forge.publish();
+        forge.teams[0].key = 6;
+        serve(&mut appliance.source, &forge);
+        let repository = appliance.refresh().unwrap();
+        assert_eq!(versions(&offers(&appliance, &repository)), ["1.0.0"]);
+        // An older version than the snapshot has it is no better.
+        let mut newer = with_team();
+        newer.targets.version = 3;
+        newer.snapshot.version = 3;
+        newer.timestamp.version = 3;
+        newer.hashes = false;
+        newer.teams[0].draft.version = 2;
+        newer.teams[0].files.extend([release("2.1.0")]);
+        serve(&mut appliance.source, &newer);
+        let repository = appliance.refresh().unwrap();
+        assert_eq!(
+            versions(&offers(&appliance, &repository)),
+            ["1.0.0", "2.0.0", "2.1.0"]
         );
     }
 }

@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Manifest, RelPath};
 use crate::select::Offer;
+use crate::trust::delegation::matches;
 use crate::trust::metadata::TargetFile;
 
 /// What a team is to be.
@@ -254,31 +255,6 @@ fn may_publish(named: &Value, name: &RelPath) -> bool {
             .any(|prefix| digest.starts_with(prefix))
 }
 
-/// TUF's patterns: `*` and `?` stand for anything but a slash.
-fn matches(pattern: &str, name: &str) -> bool {
-    fn glob(pattern: &[u8], text: &[u8]) -> bool {
-        match (pattern.split_first(), text.split_first()) {
-            (None, None) => true,
-            (Some((b'*', rest)), _) => {
-                glob(rest, text)
-                    || text
-                        .split_first()
-                        .is_some_and(|(_, more)| glob(pattern, more))
-            }
-            (Some((p, rest)), Some((t, more))) => (p == t || *p == b'?') && glob(rest, more),
-            _ => false,
-        }
-    }
-    let (mut patterns, mut names) = (pattern.split('/'), name.split('/'));
-    loop {
-        match (patterns.next(), names.next()) {
-            (None, None) => return true,
-            (Some(pattern), Some(name)) if glob(pattern.as_bytes(), name.as_bytes()) => {}
-            _ => return false,
-        }
-    }
-}
-
 fn check_pattern(pattern: &str) -> Result<()> {
     let wrong = |why: &str| usage(&format!("the pattern '{}' {why}", pattern.escape_debug()));
     pattern
@@ -323,29 +299,6 @@ fn usage(why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_stay_within_a_segment() {
-        for (pattern, name, expected) in [
-            ("a/b", "a/b", true),
-            ("a/*", "a/b", true),
-            ("a/*", "a/", true),
-            ("a/*", "a/b/c", false),
-            ("a/*", "a", false),
-            ("*", "a/b", false),
-            ("*/*", "a/b", true),
-            ("a/b-*.tar.gz", "a/b-1.tar.gz", true),
-            ("a/b-*.tar.gz", "a/b-1.tar.gz.sig", false),
-            ("a/b-*.tar.gz", "a/c-1.tar.gz", false),
-            ("a/b?", "a/bc", true),
-            ("a/b?", "a/b", false),
-            ("a?b", "a/b", false),
-            ("**a*", "bab", true),
-            ("", "a", false),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
-    }
 
     #[test]
     fn patterns_that_leave_the_directory_are_refused() {

@@ -49,30 +49,19 @@ impl NewKeys {
         Ok(keys)
     }
 
-    /// A key that this repository has never listed, named after the metadata that will list it: what an interrupted
-    /// command has made is used, else one is made.
+    /// A key that is named after the metadata that will be the first to list it: so that what an interrupted command has
+    /// made is found, and used.
     fn next(&mut self, current: &Current, role: &str) -> Result<(String, Value)> {
         let version = current.next_version(if top_level(role) { ROOT } else { TARGETS });
-        for number in 1.. {
-            let name = match number {
-                1 => format!("{role}-v{version}.pem"),
-                _ => format!("{role}-v{version}-{number}.pem"),
-            };
-            let file = self.dir.join(name);
-            if self.made.contains(&file) {
-                continue;
-            }
-            make(&file)?;
-            let key = PublicKey::read(&file)?;
-            if !ever_listed(current, &key.id) {
-                self.made.push(file);
-                return Ok((key.id, key.key));
-            }
-        }
-        Err(Error::new(format!(
-            "{}: no name is left for a key",
-            self.dir.display()
-        )))
+        let name = |number: usize| match number {
+            1 => format!("{role}-v{version}.pem"),
+            _ => format!("{role}-v{version}-{number}.pem"),
+        };
+        let file = self.dir.join(name(self.made.len() + 1));
+        make(&file)?;
+        let key = PublicKey::read(&file)?;
+        self.made.push(file);
+        Ok((key.id, key.key))
     }
 }
 
@@ -95,13 +84,4 @@ fn public(file: &Path) -> Result<(String, Value)> {
     let text = fs::read_to_string(file).doing(doing)?;
     let key = pem::public(&text).map_err(|why| Error::new(format!("{}: {why}", doing())))?;
     Ok((key_id(&key), key))
-}
-
-fn ever_listed(current: &Current, id: &str) -> bool {
-    let targets = current
-        .role(TARGETS)
-        .ok()
-        .map(|e| &e.signed["delegations"]["keys"]);
-    let roots = current.roots.iter().map(|root| &root.signed["keys"]);
-    roots.chain(targets).any(|keys| keys.get(id).is_some())
 }

@@ -43,6 +43,37 @@ pub struct Forge {
     pub files: BTreeMap<String, Vec<u8>>,
     /// Whether the timestamp and the snapshot give lengths and digests.
     pub hashes: bool,
+    /// Whom the targets delegate to, in order.
+    pub teams: Vec<Team>,
+}
+
+/// A delegated role.
+#[derive(Clone)]
+pub struct Team {
+    pub name: &'static str,
+    pub draft: Draft,
+    /// The key that the delegation names.
+    pub key: u8,
+    pub patterns: Vec<&'static str>,
+    pub terminating: bool,
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Team {
+    pub fn new(name: &'static str, key: u8, patterns: &[&'static str]) -> Team {
+        Team {
+            name,
+            draft: Draft {
+                version: 1,
+                expires: at(1000),
+                signers: vec![key],
+            },
+            key,
+            patterns: patterns.to_vec(),
+            terminating: false,
+            files: BTreeMap::new(),
+        }
+    }
 }
 
 impl Forge {
@@ -67,6 +98,7 @@ impl Forge {
             consistent: true,
             files: BTreeMap::new(),
             hashes: true,
+            teams: Vec::new(),
         }
     }
 
@@ -94,18 +126,20 @@ impl Forge {
                 &self.timestamp,
                 json!({"meta": {"snapshot.json": self.meta(Role::Snapshot)}}),
             ),
-            Role::Snapshot => self.common(
-                role,
-                &self.snapshot,
-                json!({"meta": {"targets.json": self.meta(Role::Targets)}}),
-            ),
+            Role::Snapshot => {
+                let mut meta = json!({"targets.json": self.meta(Role::Targets)});
+                for team in &self.teams {
+                    meta[format!("{}.json", team.name)] =
+                        self.meta_of(team.draft.version, &self.team_bytes(team));
+                }
+                self.common(role, &self.snapshot, json!({"meta": meta}))
+            }
             Role::Targets => {
-                let targets: BTreeMap<_, _> = self
-                    .files
-                    .iter()
-                    .map(|(name, bytes)| (name, self.info(bytes)))
-                    .collect();
-                self.common(role, &self.targets, json!({"targets": targets}))
+                let mut body = json!({"targets": self.infos(&self.files)});
+                if !self.teams.is_empty() {
+                    body["delegations"] = self.delegations();
+                }
+                self.common(role, &self.targets, body)
             }
         }
     }
@@ -154,17 +188,45 @@ impl Forge {
         signed
     }
 
+    pub fn team_bytes(&self, team: &Team) -> Vec<u8> {
+        let body = json!({"targets": self.infos(&team.files)});
+        let signed = self.common(Role::Targets, &team.draft, body);
+        self.sign(&signed, &team.draft.signers)
+    }
+
+    fn delegations(&self) -> Value {
+        let keys = self.teams.iter().map(|team| key(team.key));
+        let keys: BTreeMap<_, _> = keys.map(|key| (key.id(), key.public())).collect();
+        let role = |team: &Team| {
+            json!({"name": team.name, "keyids": [key(team.key).id()], "threshold": 1,
+                   "terminating": team.terminating, "paths": team.patterns})
+        };
+        let roles: Vec<_> = self.teams.iter().map(role).collect();
+        json!({"keys": keys, "roles": roles})
+    }
+
+    fn infos(&self, files: &BTreeMap<String, Vec<u8>>) -> Value {
+        let infos = files
+            .iter()
+            .map(|(name, bytes)| (name.clone(), self.info(bytes)));
+        Value::Object(infos.collect())
+    }
+
     fn meta(&self, role: Role) -> Value {
-        let bytes = self.bytes(role);
+        let version = match role {
+            Role::Snapshot => self.snapshot.version,
+            _ => self.targets.version,
+        };
+        self.meta_of(version, &self.bytes(role))
+    }
+
+    fn meta_of(&self, version: u64, bytes: &[u8]) -> Value {
         let mut meta = if self.hashes {
-            self.info(&bytes)
+            self.info(bytes)
         } else {
             json!({})
         };
-        meta["version"] = match role {
-            Role::Snapshot => json!(self.snapshot.version),
-            _ => json!(self.targets.version),
-        };
+        meta["version"] = json!(version);
         meta
     }
 

@@ -139,14 +139,14 @@ fn a_team_is_led_back_or_dropped() {
         ),
         (
             |meta| meta["team.json"] = json!({"version": 1}),
-            "older than version 2",
+            "version 1 of team.json, older than version 2",
         ),
     ];
     for (edit, word) in edits {
         scene.rewind();
         let attacker = scene.attacker(stolen);
         attacker.edit("snapshot", |signed| edit(&mut signed["meta"]));
-        let words = &["metadata/8.snapshot.json", "team", word];
+        let words = &["metadata/8.snapshot.json", word];
         scene.refuses(&attacker.repo, 5, words, &["timestamp.json"]);
     }
     // The publisher's next timestamp but one is newer than theirs.
@@ -299,10 +299,10 @@ fn a_team_that_was_dismissed() {
     let mut scene = with_a_team();
     scene.finds(&scene.appliance.repo, 4, &["1.5.0"]);
     assert!(scene.trust().contains_key("delegated/team.json"));
-    let publisher = scene.publisher();
-    publisher.edit("targets", |signed| {
-        signed.remove("delegations");
-    });
+    let (repo, keys) = (&scene.appliance.repo, &scene.appliance.keys);
+    let place = ["--repo", path(repo), "--keys", path(keys)];
+    let command = [&["delegate", "team", "--remove"], &place[..]].concat();
+    scene.appliance.publish(&command).code(0);
     scene.newest = "1.3.0";
     scene.ends_well();
 }
