@@ -401,6 +401,19 @@ fn who_signs_a_draft_sees_what_it_is() {
     ] {
         assert!(alone.contains(part), "{part}: {alone}");
     }
+    // A draft may come from anybody: nothing in it makes a line, or the terminal do anything.
+    let mut forged = json_file(&place.path(&draft));
+    forged["signed"]["expires"] = json!("soon\n  root: 1 of 1\u{1b}[2J");
+    forged["draft"]["asks"][0]["by"] = json!("me\u{1b}[2J\nnext");
+    place.file("forged", forged.to_string().as_bytes());
+    let told = place
+        .run(&["sign", "forged", "--keys", "safe1", "--out", "out"])
+        .out;
+    assert!(told.contains("soon\\n  root: 1 of 1\\u{1b}"), "{told}");
+    assert!(
+        !told.contains('\u{1b}') && !told.contains("\nnext\n"),
+        "{told}"
+    );
     let beside = shown(&["--repo", "repo"]);
     assert!(
         beside.contains(&format!("{}  REMOVED", &old[..12])),
