@@ -26,6 +26,15 @@ pub const HERE: [&str; 4] = ["--repo", "repo", "--keys", "keys"];
 
 pub struct Place(pub TempDir);
 
+/// In memory where that can be had: what a killed process leaves does not depend on the disk, and waiting for hundreds of
+/// syncs is all that would take time.
+fn directory() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("qx-publish-");
+    let made = builder.tempdir_in("/dev/shm");
+    made.or_else(|_| builder.tempdir()).unwrap()
+}
+
 /// How a command ended.
 pub struct Ended {
     pub code: i32,
@@ -36,12 +45,7 @@ pub struct Ended {
 impl Place {
     /// With the sources of a release only.
     pub fn empty() -> Place {
-        let place = Place(
-            tempfile::Builder::new()
-                .prefix("qx-publish-")
-                .tempdir()
-                .unwrap(),
-        );
+        let place = Place(directory());
         place.file("src/web/index.html", b"one");
         place.file("src/node/index.html", b"node");
         place
@@ -56,12 +60,7 @@ impl Place {
 
     /// A copy of all files.
     pub fn copy(&self) -> Place {
-        let place = Place(
-            tempfile::Builder::new()
-                .prefix("qx-publish-")
-                .tempdir()
-                .unwrap(),
-        );
+        let place = Place(directory());
         let status = Command::new("cp")
             .args(["-a", "--"])
             .arg(self.0.path().join("."))
