@@ -221,7 +221,7 @@ impl Authority {
         if count >= self.threshold {
             return Ok(None);
         }
-        let open: Vec<String> = self
+        let open: Vec<&str> = self
             .keys
             .keys()
             .filter(|id| !signed.contains(*id))
@@ -231,7 +231,7 @@ impl Authority {
             "{} of {} signatures that {} asks for, still missing {} of the keys {}",
             count,
             self.threshold,
-            self.by.escape_debug(),
+            self.by,
             self.threshold - count,
             open.join(", ")
         )))
@@ -247,13 +247,9 @@ pub fn delegation<'a>(targets: &'a Value, team: &str) -> Option<&'a Value> {
     roles.find(|role| role["name"] == team)
 }
 
-/// The start of a key's id: enough to tell it by, and nothing that a terminal would obey.
-pub fn short(id: &str) -> String {
-    id.chars()
-        .take(12)
-        .collect::<String>()
-        .escape_debug()
-        .to_string()
+/// The start of a key's id: enough to tell it by.
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
 }
 
 /// What metadata say about other metadata.
