@@ -6,6 +6,7 @@ mod repo;
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use repo::{HERE, Place, json_file, key_ids, signers};
 use serde_json::{Value, json};
@@ -400,6 +401,19 @@ fn who_signs_a_draft_sees_what_it_is() {
     ] {
         assert!(alone.contains(part), "{part}: {alone}");
     }
+    // A draft may come from anybody: nothing in it makes a line, or the terminal do anything.
+    let mut forged = json_file(&place.path(&draft));
+    forged["signed"]["expires"] = json!("soon\n  root: 1 of 1\u{1b}[2J");
+    forged["draft"]["asks"][0]["by"] = json!("me\u{1b}[2J\nnext");
+    place.file("forged", forged.to_string().as_bytes());
+    let told = place
+        .run(&["sign", "forged", "--keys", "safe1", "--out", "out"])
+        .out;
+    assert!(told.contains("soon\\n  root: 1 of 1\\u{1b}"), "{told}");
+    assert!(
+        !told.contains('\u{1b}') && !told.contains("\nnext\n"),
+        "{told}"
+    );
     let beside = shown(&["--repo", "repo"]);
     assert!(
         beside.contains(&format!("{}  REMOVED", &old[..12])),
@@ -942,4 +956,104 @@ fn a_team_publishes_what_it_may_and_nothing_else() {
         &["--as", "webbers", "--channel", "web"],
     );
     assert!(told.contains("published on web already"), "{told}");
+}
+
+#[test]
+fn what_has_expired_is_renewed_whoever_is_late() {
+    let place = Place::empty();
+    let past = SystemTime::now() - Duration::from_secs(6 * 365 * 86_400);
+    let (repo, keys) = (place.path("repo"), place.path("keys"));
+    qx_update::publish::init(&repo, &keys, &"vdc".parse().unwrap(), 1, None, past).unwrap();
+    place.take_away("root", "safe");
+    place.take_away("targets", "office");
+    // Two drafts, and neither waits for the other.
+    let refresh = [&["refresh"][..], &HERE].concat();
+    assert_eq!(place.run(&refresh).code, 10);
+    assert_eq!(place.drafts().len(), 2);
+    for (draft, keys) in [("2.root", "safe"), ("2.targets", "office")] {
+        assert!(place.seen("known").is_err());
+        let draft = format!("repo/.drafts/{draft}.json");
+        assert_eq!(place.run(&["sign", &draft, "--keys", keys]).code, 0);
+        // Only the one that was not signed yet is warned of.
+        let ended = place.run(&[&["sign"][..], &HERE].concat());
+        assert_eq!(ended.code, 0, "{}", ended.err);
+    }
+    assert_eq!(place.seen("known").unwrap().root, 2);
+    assert_eq!(place.run(&refresh).code, 0);
+}
+
+#[test]
+fn a_lost_key_is_not_waited_for_where_the_root_is_signed_elsewhere() {
+    let place = offline();
+    place.seen("known").unwrap();
+    place.take_away("timestamp", "lost");
+    place.good(&["rotate", "timestamp"], &["--lost"]);
+    let one = sign_draft(&place, "safe1");
+    let two = sign_draft(&place, "safe2");
+    let both = ["--add-signature", &one, "--add-signature", &two];
+    let told = place.bad(1, &["sign"], &both);
+    assert!(told.contains("--lost"), "{told}");
+    place.good(&["sign"], &[&both[..], &["--lost"]].concat());
+    assert_eq!(
+        (place.fresh().root, place.seen("known").unwrap().root),
+        (2, 2)
+    );
+}
+
+#[test]
+fn the_commands_of_the_document_are_commands() {
+    let place = Place::empty();
+    place.file("src/dashboard/index.html", b"<html>");
+    let recipe = place.recipe("1.0.0", &["dashboard"]);
+    let recipe = json_file(&place.path(&recipe)).to_string();
+    place.file(
+        "dashboard.json",
+        recipe
+            .replace("\"source\":\"", "\"source\":\"src/")
+            .as_bytes(),
+    );
+    let document =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/publishing.md")).unwrap();
+    let mut run = Vec::new();
+    for block in document.split("```").skip(1).step_by(2) {
+        for line in block.lines() {
+            let Some((_, command)) = line.split_once("qx-publish ") else {
+                continue;
+            };
+            let command = command.split('#').next().unwrap().replace('\'', "");
+            let arguments: Vec<&str> = command.split_whitespace().collect();
+            let ended = place.run(&arguments);
+            // The drafts, the cron job's directories and the stick are not here, and the key is there already: these
+            // commands are understood, and fail.
+            let elsewhere =
+                ["sign", "key", "bundle"].contains(&arguments[0]) || command.contains("/srv/");
+            assert_eq!(
+                ended.code,
+                i32::from(elsewhere),
+                "{line}\n{}{}",
+                ended.out,
+                ended.err
+            );
+            run.push(arguments[0].to_owned());
+            if arguments[0] == "init" {
+                // The team's key, which signs at once where it is at hand.
+                assert_eq!(place.run(&["key", "new", "keys/web.pem"]).code, 0);
+                fs::copy(place.path("keys/web.pub.pem"), place.path("web.pub.pem")).unwrap();
+            }
+        }
+    }
+    assert_eq!(
+        run,
+        [
+            "init",
+            "sign",
+            "sign",
+            "refresh",
+            "rotate",
+            "delegate",
+            "component",
+            "key",
+            "bundle"
+        ]
+    );
 }

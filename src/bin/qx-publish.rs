@@ -662,7 +662,7 @@ fn sign(command: Sign, now: SystemTime) -> Result<String> {
             let mut text = signed.description;
             text += &format!(
                 "signed by {}, in {}\n",
-                signed.keys.join(", "),
+                signed.keys.join(", ").escape_debug(),
                 out.display()
             );
             for missing in &signed.missing {

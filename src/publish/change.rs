@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
@@ -480,8 +480,12 @@ impl Store {
             for authority in self.online_asks(ready, role) {
                 envelope.sign(&authority, keys)?;
                 if let Some(missing) = authority.missing(&envelope)? {
+                    let lost = match ready.contains_key(ROOT) {
+                        true => "; if the old one is gone for good, add --lost",
+                        false => "",
+                    };
                     return Err(keys.missing(&format!(
-                        "key of the {role} role, which signs each publication: {missing}"
+                        "key of the {role} role, which signs this publication: {missing}{lost}"
                     )));
                 }
             }
@@ -522,9 +526,10 @@ impl Store {
             }
             let first = metadata_file(&self.current.dir, ROOT, 1);
             let first = fs::read(&first).doing(|| format!("reading {}", first.display()))?;
-            let mut set =
-                TrustedSet::new(&first, Clock::new(self.now, self.now), &Limits::default())
-                    .doing(doing)?;
+            // Nothing was expired at the epoch: what has expired and is not renewed now must not keep the rest from
+            // being renewed.
+            let clock = Clock::new(UNIX_EPOCH, UNIX_EPOCH);
+            let mut set = TrustedSet::new(&first, clock, &Limits::default()).doing(doing)?;
             for later in &self.current.roots[1..] {
                 set.update_root(&later.bytes()?).doing(doing)?;
             }
@@ -533,7 +538,7 @@ impl Store {
             }
             let before = metadata_file(&self.current.dir, TIMESTAMP, 0);
             if let Ok(before) = fs::read(before) {
-                // It may have expired; it still tells what would be a rollback.
+                // One that only the previous root's keys have signed is refused; any other tells what is a rollback.
                 let _ = set.update_timestamp(&before);
             }
             set.update_timestamp(&bytes(TIMESTAMP)?).doing(doing)?;

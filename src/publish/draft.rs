@@ -164,8 +164,11 @@ impl Draft {
             "{} metadata, version {}, issued {}, valid until {}\n",
             self.role,
             self.envelope.version(),
-            signed["x-issued"].as_str().unwrap_or("at an unknown time"),
-            self.envelope.expires_text()
+            signed["x-issued"]
+                .as_str()
+                .unwrap_or("at an unknown time")
+                .escape_debug(),
+            self.envelope.expires_text().escape_debug()
         );
         let old = published
             .and_then(|current| current.role(&self.role).ok())
@@ -190,7 +193,12 @@ impl Draft {
                                 ..now.clone()
                             })
                         });
-                        describe_keys(&mut text, &format!("team {team}"), &now, then.as_ref());
+                        describe_keys(
+                            &mut text,
+                            &format!("team {}", team.escape_debug()),
+                            &now,
+                            then.as_ref(),
+                        );
                     }
                     let paths = &super::envelope::delegation(signed, &team)
                         .map_or(Value::Null, |d| d["paths"].clone());

@@ -221,7 +221,7 @@ impl Authority {
         if count >= self.threshold {
             return Ok(None);
         }
-        let open: Vec<&str> = self
+        let open: Vec<String> = self
             .keys
             .keys()
             .filter(|id| !signed.contains(*id))
@@ -231,7 +231,7 @@ impl Authority {
             "{} of {} signatures that {} asks for, still missing {} of the keys {}",
             count,
             self.threshold,
-            self.by,
+            self.by.escape_debug(),
             self.threshold - count,
             open.join(", ")
         )))
@@ -247,9 +247,13 @@ pub fn delegation<'a>(targets: &'a Value, team: &str) -> Option<&'a Value> {
     roles.find(|role| role["name"] == team)
 }
 
-/// The start of a key's id: enough to tell it by.
-pub fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
+/// The start of a key's id: enough to tell it by, and nothing that a terminal would obey.
+pub fn short(id: &str) -> String {
+    id.chars()
+        .take(12)
+        .collect::<String>()
+        .escape_debug()
+        .to_string()
 }
 
 /// What metadata say about other metadata.
