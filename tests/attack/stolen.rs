@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::common::server::Server;
 use crate::common::signer::{Signer, sha256};
 use crate::scene::Scene;
 
@@ -261,6 +262,26 @@ fn fast_forward() {
     assert!(more != text, "{text}");
     fs::write(&file, more).unwrap();
     scene.refuses(&attacker.repo, 5, &["metadata/timestamp.json"], &[]);
+    scene.ends_well();
+}
+
+/// The timestamp's key dates the present ahead, so that all that the publisher signed seems to have expired. Another key for
+/// the timestamp takes that back.
+#[test]
+fn the_timestamp_key_dates_ahead() {
+    let scene = Scene::new();
+    let attacker = scene.attacker(&["timestamp"]);
+    let mut signed = Value::Object(attacker.signed("timestamp"));
+    signed["version"] = json!(5);
+    signed["x-issued"] = json!("2098-01-01T00:00:00Z");
+    signed["expires"] = json!("2099-01-01T00:00:00Z");
+    attacker.put("timestamp.json", &attacker.seal(&signed, &["timestamp"]));
+    let server = Server::start(&attacker.repo);
+    scene.appliance.source(&server.url);
+    let before = scene.appliance.picture();
+    scene.appliance.update(&["apply"]).refused(5, &["expired"]);
+    before.unchanged(&scene.appliance);
+    rotate(&mut scene.publisher(), "timestamp");
     scene.ends_well();
 }
 
