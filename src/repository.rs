@@ -429,17 +429,19 @@ impl Repository {
         let named = self.set.root().consistent_snapshot.then_some(version);
         let path = delegated_path(role, named);
         let mut accepted = None;
+        let mut publishers = false;
         let limit = Role::Targets.max_bytes(self.set.limits());
-        source.required(&path, limit, &mut |bytes| {
-            let verified = match self.set.delegated(delegation, bytes) {
-                Err(e) if !is_publishers(&e, announced) => {
-                    Err(e).doing(|| format!("verifying {path}"))
-                }
-                verified => trusted(&path, verified),
-            };
-            accepted = Some(verified?);
+        let asked = source.required(&path, limit, &mut |bytes| {
+            let verified = self.set.delegated(delegation, bytes);
+            publishers |= matches!(&verified, Err(e) if is_publishers(e, announced));
+            accepted = Some(trusted(&path, verified)?);
             Ok(())
-        })?;
+        });
+        match asked {
+            // A refusal is the publisher's fault: only such a role is passed over.
+            Err(e) if e.exit == Exit::Refused && !publishers => return Err(e.exiting(Exit::Failed)),
+            asked => asked?,
+        };
         let targets = accepted
             .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
         durable::create_dir(&directory, 0o700)?;

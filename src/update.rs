@@ -595,13 +595,16 @@ impl Appliance {
             arch: ground.arch,
             version: request.version.as_ref(),
         };
-        let found = repository.releases(mirrors, &wanted)?;
-        for why in found.left_out {
+        let mut left_out = Vec::new();
+        let choice = repository.releases(mirrors, &wanted).and_then(|found| {
+            left_out = found.left_out;
+            select::select(&ground, request, &found.offers, &mut |offer| {
+                repository.manifest(mirrors, offer)
+            })
+        });
+        for why in left_out {
             self.log.warning("select", why);
         }
-        let choice = select::select(&ground, request, &found.offers, &mut |offer| {
-            repository.manifest(mirrors, offer)
-        });
         self.warn("select", mirrors);
         choice
     }

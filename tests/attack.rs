@@ -5,6 +5,8 @@
 
 mod common;
 
+#[path = "attack/delegated.rs"]
+mod delegated;
 #[path = "attack/network.rs"]
 mod network;
 #[path = "attack/roots.rs"]

@@ -490,7 +490,7 @@ impl Read for Body<'_> {
 }
 
 /// The length of the next chunk; 0 after the last one.
-fn next_chunk(reader: &mut impl BufRead, first: bool) -> io::Result<u64> {
+fn next_chunk(reader: &mut dyn BufRead, first: bool) -> io::Result<u64> {
     let mut limit = HEAD_LIMIT;
     if !first && !read_line(reader, &mut limit)?.is_empty() {
         return Err(invalid("a chunk that is longer than it says"));
@@ -519,7 +519,7 @@ struct Head {
     keep: bool,
 }
 
-fn read_head(reader: &mut impl BufRead) -> io::Result<Head> {
+fn read_head(reader: &mut dyn BufRead) -> io::Result<Head> {
     let mut limit = HEAD_LIMIT;
     let mut head = loop {
         let head = read_one_head(reader, &mut limit)?;
@@ -534,7 +534,7 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Head> {
     Ok(head)
 }
 
-fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Head> {
+fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> {
     let line = read_line(reader, limit)?;
     let status = line
         .strip_prefix("HTTP/1.")
@@ -601,7 +601,7 @@ fn read_one_head(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<Head>
 }
 
 /// A line without its end; what is not UTF-8 in it is replaced.
-fn read_line(reader: &mut impl BufRead, limit: &mut u64) -> io::Result<String> {
+fn read_line(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<String> {
     let mut line = Vec::new();
     let n = reader.take(*limit).read_until(b'\n', &mut line)? as u64;
     *limit -= n;

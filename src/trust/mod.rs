@@ -100,6 +100,15 @@ pub enum Error {
         /// What it must be.
         rule: VersionRule,
     },
+    /// The snapshot lists metadata that are older than those that were listed before.
+    LedBack {
+        /// The metadata file that is listed.
+        file: String,
+        /// Its version in the snapshot that was offered.
+        offered: u64,
+        /// Its version in the snapshot that was trusted before.
+        trusted: u64,
+    },
     /// Its time is over.
     Expired {
         /// The role.
@@ -166,6 +175,14 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "version {offered} of the {role} metadata was offered where version {expected} is due"
+            ),
+            Error::LedBack {
+                file,
+                offered,
+                trusted,
+            } => write!(
+                f,
+                "the snapshot metadata list version {offered} of {file}, older than version {trusted}, which was trusted before"
             ),
             Error::Expired {
                 role,

@@ -146,10 +146,10 @@ impl TrustedSet {
                     });
                 };
                 if new.version < old.version {
-                    return Err(Error::Version {
-                        role: Targets::ROLE,
+                    return Err(Error::LedBack {
+                        file: file.clone(),
                         offered: new.version,
-                        rule: VersionRule::AtLeast(old.version),
+                        trusted: old.version,
                     });
                 }
             }
@@ -630,7 +630,11 @@ mod tests {
         new.targets.version = 4;
         assert_eq!(
             refusal(refresh_again(&old, &new)),
-            at_least(Role::Targets, 4)
+            Error::LedBack {
+                file: "targets.json".into(),
+                offered: 4,
+                trusted: 5,
+            }
         );
         // Newer, or the same, is fine.
         let mut new = old.clone();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::common::server::Server;
 use crate::common::signer::Signer;
-use crate::common::{Appliance, copy_all};
+use crate::common::{Appliance, copy_all, path, walk};
 
 /// An appliance that runs 1.1.0 and has seen 1.2.0; 1.3.0 was published since then. The versions of the timestamp, the
 /// snapshot and the targets are 2, 3 and 4.
@@ -16,6 +16,8 @@ pub struct Scene {
     pub first: PathBuf,
     /// The repository when 1.2.0 was, which the appliance saw last.
     pub seen: PathBuf,
+    /// The version of the release that the honest repository offers.
+    pub newest: &'static str,
     trust: Trust,
 }
 
@@ -48,6 +50,7 @@ impl Scene {
             appliance,
             first,
             seen,
+            newest: "1.3.0",
             trust: Trust::new(),
         };
         scene.trust = scene.trust();
@@ -71,24 +74,32 @@ impl Scene {
         Signer::new(&evil, &self.appliance.keys).only(stolen)
     }
 
+    /// The file names are relative, those of delegated roles begin with `delegated/`.
     pub fn trust(&self) -> Trust {
         let dir = self.appliance.data().join("update/trust");
-        let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap());
-        files
-            .map(|file| {
-                let name = file.file_name().into_string().unwrap();
-                (name, fs::read(file.path()).unwrap())
-            })
-            .collect()
+        let mut trust = Trust::new();
+        walk(&dir, &mut |file, meta| {
+            if meta.is_file() {
+                let name = path(file.strip_prefix(&dir).unwrap()).to_owned();
+                trust.insert(name, fs::read(file).unwrap());
+            }
+        });
+        trust
+    }
+
+    /// From now on, [`Scene::rewind`] goes back to this.
+    pub fn remember(&mut self) {
+        self.trust = self.trust();
     }
 
     /// The appliance trusts again what it did when 1.2.0 was the newest.
     pub fn rewind(&self) {
         let dir = self.appliance.data().join("update/trust");
         fs::remove_dir_all(&dir).unwrap();
-        fs::create_dir(&dir).unwrap();
         for (name, bytes) in &self.trust {
-            fs::write(dir.join(name), bytes).unwrap();
+            let file = dir.join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, bytes).unwrap();
         }
     }
 
@@ -148,7 +159,7 @@ impl Scene {
     /// The honest repository is trusted, and what the appliance keeps is what it serves.
     #[track_caller]
     pub fn trusts_the_publisher(&self) {
-        self.finds(&self.appliance.repo, 4, &["1.3.0"]);
+        self.finds(&self.appliance.repo, 4, &[self.newest]);
         let publisher = self.publisher();
         let trust = self.trust();
         for role in ["timestamp", "snapshot", "targets"] {
@@ -162,6 +173,6 @@ impl Scene {
     pub fn ends_well(&self) {
         self.trusts_the_publisher();
         self.appliance.update(&["apply"]).code(0);
-        self.appliance.runs("1.3.0");
+        self.appliance.runs(self.newest);
     }
 }

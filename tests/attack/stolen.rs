@@ -178,7 +178,7 @@ fn the_timestamp_and_the_snapshot_key() {
         5,
         &[
             "metadata/9.snapshot.json",
-            "version 2 of the targets metadata is older than version 3",
+            "version 2 of targets.json, older than version 3",
         ],
         &["timestamp.json"],
     );

@@ -216,6 +216,19 @@ impl Signer {
             .clone()
     }
 
+    /// The keys that are listed where a role gets its own, and the ids of its own.
+    fn keys_of(&self, role: &str) -> (Value, Value) {
+        let root = self.signed("root");
+        if let Some(named) = root["roles"].get(role) {
+            return (root["keys"].clone(), named["keyids"].clone());
+        }
+        let delegations = &self.signed("targets")["delegations"];
+        let named = delegations["roles"].as_array().unwrap();
+        let named = named.iter().find(|r| r["name"] == role);
+        let named = named.unwrap_or_else(|| panic!("nobody delegates to {role}"));
+        (delegations["keys"].clone(), named["keyids"].clone())
+    }
+
     fn publish(&self, role: &str, mut signed: Map<String, Value>) {
         let version = signed["version"].as_u64().unwrap() + 1;
         signed.insert("version".into(), json!(version));
@@ -226,9 +239,9 @@ impl Signer {
         let bytes = self.sign(role, signed);
         fs::write(self.repo.join("metadata").join(file), &bytes).unwrap();
         let above = match role {
-            "targets" => "snapshot",
+            "root" | "timestamp" => return,
             "snapshot" => "timestamp",
-            _ => return,
+            _ => "snapshot",
         };
         self.edit(above, |signed| {
             let meta = &mut signed["meta"][format!("{role}.json")];
@@ -244,10 +257,10 @@ impl Signer {
     }
 
     fn sign(&self, role: &str, signed: Map<String, Value>) -> Vec<u8> {
-        let root = self.signed("root");
+        let (keys, ids) = self.keys_of(role);
         let mut signatures = Vec::new();
-        for id in root["roles"][role]["keyids"].as_array().unwrap() {
-            let public = root["keys"][id.as_str().unwrap()]["keyval"]["public"]
+        for id in ids.as_array().unwrap() {
+            let public = keys[id.as_str().unwrap()]["keyval"]["public"]
                 .as_str()
                 .unwrap();
             let key = self
