@@ -860,7 +860,7 @@ fn inspect_shows_roles_and_releases() {
         elf(62, b"control plane").len()
     );
     let text = place.succeeds(&["inspect", "--repo", "repo"]);
-    for word in ["vdc", "1.9.0", "1.10.0", "controlplane", "timestamp"] {
+    for word in ["vdc", "1.9.0", "1.10.0", "stable", "timestamp"] {
         assert!(text.contains(word), "{text}");
     }
 }

@@ -10,9 +10,10 @@ use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
 use qx_update::manifest::{Name, RelPath};
 use qx_update::publish::{
-    self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team,
+    self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team, Wanted,
 };
 use qx_update::trust::signing::{Scheme, Sign as _};
+use semver::Version;
 
 /// Makes the releases that qx-update installs.
 #[derive(FromArgs)]
@@ -37,7 +38,9 @@ enum Command {
     Expiry(Expiry),
     Delegate(Delegate),
     Factory(Factory),
+    Bundle(Bundle),
     Inspect(Inspect),
+    Verify(Verify),
     Serve(Serve),
 }
 
@@ -287,6 +290,39 @@ struct Factory {
     out: PathBuf,
 }
 
+/// Write a release and all metadata into one file, for a USB stick.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "bundle")]
+struct Bundle {
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+    /// the version
+    #[argh(option)]
+    version: Version,
+    /// only what is on this channel (all channels that have the version)
+    #[argh(option)]
+    channel: Option<Name>,
+    /// only what is for this architecture (all that have the version)
+    #[argh(option)]
+    arch: Option<Name>,
+    /// the file to write; nothing is overwritten
+    #[argh(option)]
+    out: PathBuf,
+}
+
+/// Check a whole repository as a client would, every target's digest included.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "verify")]
+struct Verify {
+    /// the repository's directory
+    #[argh(option)]
+    repo: PathBuf,
+    /// for programs
+    #[argh(switch)]
+    json: bool,
+}
+
 /// Print what a repository offers.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "inspect")]
@@ -347,8 +383,10 @@ fn main() -> ExitCode {
 /// Carries a command out: what to print, and the exit code.
 fn run(command: Command) -> Result<(String, Exit)> {
     let now = SystemTime::now();
-    if let Command::Refresh(command) = command {
-        return refresh(&command, now);
+    match command {
+        Command::Refresh(command) => return refresh(&command, now),
+        Command::Verify(command) => return verify(&command, now),
+        _ => {}
     }
     let repo = match &command {
         Command::Release(Release { repo, .. })
@@ -359,6 +397,7 @@ fn run(command: Command) -> Result<(String, Exit)> {
         | Command::Rotate(Rotate { repo, .. })
         | Command::Expiry(Expiry { repo, .. })
         | Command::Delegate(Delegate { repo, .. })
+        | Command::Bundle(Bundle { repo, .. })
         | Command::Inspect(Inspect { repo, .. }) => Some(repo.clone()),
         _ => None,
     };
@@ -503,7 +542,26 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             Ok(made(&new) + &changed(&done, &repo, &keys))
         }
         // `run` has done it.
-        Command::Refresh(_) => Ok(String::new()),
+        Command::Refresh(_) | Command::Verify(_) => Ok(String::new()),
+        Command::Bundle(Bundle {
+            repo,
+            version,
+            channel,
+            arch,
+            out,
+        }) => {
+            let wanted = Wanted {
+                version: &version,
+                channel: channel.as_ref(),
+                arch: arch.as_ref(),
+            };
+            let bundle = publish::bundle(&repo, &wanted, &out, now)?;
+            let mut text = format!("wrote {}: {} bytes\n", out.display(), bundle.bytes);
+            for release in &bundle.releases {
+                text += &format!("with {}\n", release.offer.target);
+            }
+            Ok(text)
+        }
         Command::Factory(Factory { recipe, out }) => {
             let manifest = publish::factory(&recipe, &out, released(now)?)?;
             Ok(format!(
@@ -516,13 +574,10 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
         }
         Command::Inspect(Inspect { repo, json }) => {
             let inspection = publish::inspect(&repo, now)?;
-            if !json {
-                return Ok(inspection.to_string());
+            match json {
+                true => json_text(&inspection),
+                false => Ok(inspection.to_string()),
             }
-            let mut text =
-                serde_json::to_string_pretty(&inspection).doing(|| "writing the JSON")?;
-            text.push('\n');
-            Ok(text)
         }
         Command::Serve(Serve { repo, listen }) => {
             let listener = TcpListener::bind(&listen).doing(|| format!("listening on {listen}"))?;
@@ -534,6 +589,25 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             Ok(String::new())
         }
     }
+}
+
+fn verify(command: &Verify, now: SystemTime) -> Result<(String, Exit)> {
+    let found = publish::verify(&command.repo, now);
+    let exit = match found.problems[..] {
+        [] => Exit::Done,
+        _ => Exit::Failed,
+    };
+    let text = match command.json {
+        true => json_text(&found)?,
+        false => found.to_string(),
+    };
+    Ok((text, exit))
+}
+
+fn json_text(value: &impl serde::Serialize) -> Result<String> {
+    let mut text = serde_json::to_string_pretty(value).doing(|| "writing the JSON")?;
+    text.push('\n');
+    Ok(text)
 }
 
 fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
@@ -649,6 +723,10 @@ fn waiting(done: &Done, repo: &Path, keys: &Path) -> String {
         text += &format!("{} waits: {}\n", draft.file.display(), draft.why);
     }
     if !done.waiting.is_empty() {
+        // A file that is of no use may be the key that is missed.
+        for line in Keyring::open(keys, None).iter().flat_map(Keyring::unusable) {
+            text += &format!("{line}\n");
+        }
         text += &format!(
             "next: qx-publish sign FILE --keys DIR --out SIGNED where a missing key is; then qx-publish sign --repo {} --keys {} --add-signature SIGNED\n",
             repo.display(),

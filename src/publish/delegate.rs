@@ -230,7 +230,8 @@ pub fn list_target(body: &mut Value, name: &RelPath, file: &TargetFile) {
         json!({"length": file.length, "hashes": {"sha256": file.sha256}});
 }
 
-fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
+/// What targets metadata say about a target.
+pub fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
     let target = signed["targets"].get(name.as_str())?;
     Some(TargetFile {
         length: target["length"].as_u64()?,

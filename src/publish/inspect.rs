@@ -1,44 +1,73 @@
 //! What a repository offers, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
+use serde_json::Value;
 
-use super::store::{State, usable};
+use super::contents::{self, Release};
+use super::current::{Current, DAY, TARGETS, top_level};
+use super::envelope::{Envelope, delegation, short};
 use crate::digest::Digest;
-use crate::error::{Context, Error, Result};
-use crate::manifest::{Kind, Manifest};
-use crate::select::Offer;
-use crate::trust::Role;
-use crate::trust::metadata::Expires;
+use crate::error::Result;
+use crate::manifest::Kind;
+
+/// Below so many days, a role expires soon.
+const SOON: i64 = 60;
 
 /// What a repository offers. `docs/formats.md` describes the JSON.
 #[derive(Debug, Serialize)]
 pub struct Inspection {
     product: String,
     roles: Vec<RoleLine>,
-    releases: Vec<Release>,
+    channels: Vec<Channel>,
+    releases: Vec<ReleaseLine>,
 }
 
 #[derive(Debug, Serialize)]
 struct RoleLine {
-    role: &'static str,
+    role: String,
     version: u64,
     expires: String,
     expired: bool,
-    keys: usize,
+    days_left: i64,
     threshold: u64,
+    keys: Vec<KeyLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delegated: Option<Delegated>,
 }
 
 #[derive(Debug, Serialize)]
-struct Release {
+struct KeyLine {
+    id: String,
+    scheme: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Delegated {
+    by: &'static str,
+    paths: Vec<String>,
+    terminating: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Channel {
+    channel: String,
+    arch: String,
+    releases: usize,
+    latest: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ReleaseLine {
     channel: String,
     arch: String,
     version: String,
     released: String,
+    role: String,
     sha256: Digest,
     download_bytes: u64,
     size_bytes: u64,
@@ -57,133 +86,225 @@ struct ComponentLine {
 
 /// Reads what the repository in a directory offers, metadata and manifests verified.
 pub fn inspect(repo: &Path, now: SystemTime) -> Result<Inspection> {
-    let state = State::load(repo)?;
-    let missing = || Error::new(format!("{}: metadata are missing", repo.display()));
-    let set = &state.set;
-    let (Some(timestamp), Some(snapshot), Some(targets)) =
-        (set.timestamp(), set.snapshot(), set.targets())
-    else {
-        return Err(missing());
-    };
-    let line = |role: Role, version, expires: &Expires| {
-        let keys = &set.root().roles[role.as_str()];
-        RoleLine {
-            role: role.as_str(),
-            version,
-            expires: expires.text.clone(),
-            expired: expires.at <= now,
-            keys: usable(&set.root().keys, &keys.keyids),
-            threshold: keys.threshold,
-        }
-    };
-    let roles = vec![
-        line(Role::Root, set.root().version, &set.root().expires),
-        line(Role::Timestamp, timestamp.version, &timestamp.expires),
-        line(Role::Snapshot, snapshot.version, &snapshot.expires),
-        line(Role::Targets, targets.version, &targets.expires),
-    ];
-    let mut offers: Vec<Offer> = Vec::new();
-    targets.each(&mut |name, _| offers.extend(Offer::of(&name)));
-    offers
-        .sort_by(|a, b| (&a.channel, &a.arch, &a.version).cmp(&(&b.channel, &b.arch, &b.version)));
-    let releases = offers
-        .iter()
-        .map(|offer| release(&state, offer))
+    let current = Current::load(repo)?;
+    let roles = current
+        .all()
+        .map(|(role, envelope)| role_line(&current, role, envelope, now))
         .collect::<Result<_>>()?;
+    let mut releases = Vec::new();
+    // Sorted by version within a channel and an architecture: the last is the latest.
+    let mut channels: BTreeMap<(String, String), Channel> = BTreeMap::new();
+    for offer in contents::offers(&current) {
+        let release = release_line(&contents::release(&current, &offer)?);
+        let (channel, arch) = (release.channel.clone(), release.arch.clone());
+        let line = channels
+            .entry((channel.clone(), arch.clone()))
+            .or_insert(Channel {
+                channel,
+                arch,
+                releases: 0,
+                latest: String::new(),
+            });
+        line.releases += 1;
+        line.latest.clone_from(&release.version);
+        releases.push(release);
+    }
     Ok(Inspection {
-        product: state.product.to_string(),
+        product: current.about.product.to_string(),
         roles,
+        channels: channels.into_values().collect(),
         releases,
     })
 }
 
-fn release(state: &State, offer: &Offer) -> Result<Release> {
-    let name = &offer.target;
-    let doing = || format!("reading {name}");
-    let target = state
-        .set
-        .target(name)
-        .ok_or_else(|| Error::new(format!("{}: it is not published", doing())))?;
-    let bytes = fs::read(state.target_file(name, &target)).doing(doing)?;
-    target.check(name.as_str(), &bytes).doing(doing)?;
-    let manifest =
-        Manifest::parse(&bytes).map_err(|why| Error::new(format!("{}: {why}", doing())))?;
-    let components: Vec<ComponentLine> = manifest
-        .components
-        .iter()
-        .map(|component| {
-            let artifact = component.artifact.as_ref();
-            let target = artifact.and_then(|name| state.set.target(name));
-            let (Some(artifact), Some(target)) = (artifact, target) else {
-                return Err(Error::new(format!(
-                    "{}: the artifact of {} is not published",
-                    doing(),
-                    component.name
-                )));
-            };
-            Ok(ComponentLine {
-                name: component.name.to_string(),
-                kind: component.kind,
-                install_path: component.install_path.to_string(),
-                size_bytes: component.size_bytes,
-                artifact_bytes: target.length,
-                artifact: artifact.to_string(),
-            })
+fn role_line(
+    current: &Current,
+    role: &str,
+    envelope: &Envelope,
+    now: SystemTime,
+) -> Result<RoleLine> {
+    let authority = current.authority(role)?;
+    let keys = authority.keys.iter().map(|(id, key)| KeyLine {
+        id: id.clone(),
+        scheme: key["scheme"].as_str().unwrap_or_default().to_owned(),
+    });
+    let days = |time: std::time::Duration| (time.as_secs() / DAY.as_secs()) as i64;
+    let days_left = match envelope.expires().duration_since(now) {
+        Ok(left) => days(left),
+        Err(over) => -days(over.duration()),
+    };
+    let delegated = if top_level(role) {
+        None
+    } else {
+        delegation(&current.role(TARGETS)?.signed, role).map(|said| Delegated {
+            by: TARGETS,
+            paths: texts(&said["paths"]),
+            terminating: said["terminating"] == true,
         })
-        .collect::<Result<_>>()?;
-    Ok(Release {
-        channel: offer.channel.to_string(),
-        arch: offer.arch.to_string(),
-        version: offer.version.to_string(),
+    };
+    Ok(RoleLine {
+        role: role.to_owned(),
+        version: envelope.version(),
+        expires: envelope.expires_text().to_owned(),
+        expired: envelope.expires() <= now,
+        days_left,
+        threshold: authority.threshold,
+        keys: keys.collect(),
+        delegated,
+    })
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    let items = list.as_array().into_iter().flatten();
+    items.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn release_line(release: &Release) -> ReleaseLine {
+    let manifest = &release.manifest;
+    let components = manifest.components.iter().filter_map(|component| {
+        let artifact = component.artifact.as_ref()?;
+        Some(ComponentLine {
+            name: component.name.to_string(),
+            kind: component.kind,
+            install_path: component.install_path.to_string(),
+            size_bytes: component.size_bytes,
+            artifact_bytes: release.artifacts.get(artifact)?.length,
+            artifact: artifact.to_string(),
+        })
+    });
+    let components: Vec<ComponentLine> = components.collect();
+    ReleaseLine {
+        channel: release.offer.channel.to_string(),
+        arch: release.offer.arch.to_string(),
+        version: release.offer.version.to_string(),
         released: manifest.released.clone(),
-        sha256: target.sha256,
+        role: release.role.clone(),
+        sha256: release.file.sha256,
         download_bytes: components.iter().map(|c| c.artifact_bytes).sum(),
         size_bytes: manifest.size_bytes(),
         components,
-    })
+    }
+}
+
+impl RoleLine {
+    /// How long it is valid still.
+    fn state(&self) -> String {
+        match self.days_left {
+            _ if self.expired => "EXPIRED".into(),
+            days @ ..SOON => format!("in {days} days, soon"),
+            days => format!("in {days} days"),
+        }
+    }
+
+    fn keys(&self) -> String {
+        let keys = self
+            .keys
+            .iter()
+            .map(|key| format!("{} {}", key.scheme, short(&key.id)));
+        keys.collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "product  {}", self.product)?;
-        writeln!(
+        let roles = self.roles.iter().map(|role| {
+            [
+                role.role.clone(),
+                role.version.to_string(),
+                role.expires.clone(),
+                role.state(),
+                format!("{} of {}", role.threshold, role.keys.len()),
+                role.keys(),
+            ]
+        });
+        table(
             f,
-            "\n{:<10} {:>7}  {:<20}  keys",
-            "role", "version", "expires"
+            ["role", "version", "expires", "", "threshold", "keys"],
+            roles,
         )?;
-        for role in &self.roles {
-            let expired = if role.expired { "  EXPIRED" } else { "" };
-            writeln!(
-                f,
-                "{:<10} {:>7}  {:<20}  {} of {}{expired}",
-                role.role, role.version, role.expires, role.threshold, role.keys
-            )?;
-        }
+        let teams = self.roles.iter().filter_map(|role| {
+            let delegated = role.delegated.as_ref()?;
+            let ends = if delegated.terminating {
+                "ends the search"
+            } else {
+                ""
+            };
+            Some([
+                role.role.clone(),
+                delegated.by.to_owned(),
+                delegated.paths.join(", "),
+                ends.to_owned(),
+            ])
+        });
+        table(f, ["team", "delegated by", "may publish", ""], teams)?;
         if self.releases.is_empty() {
             return writeln!(f, "\nno releases");
         }
-        for release in &self.releases {
-            writeln!(
-                f,
-                "\n{} {} for {}, released {}: {} bytes to install, {} to download",
-                release.channel,
-                release.version,
-                release.arch,
-                release.released,
-                release.size_bytes,
-                release.download_bytes
-            )?;
-            for component in &release.components {
-                writeln!(
-                    f,
-                    "  {:<24} {:<32} {:>12} {:>12}",
-                    component.name,
-                    component.install_path,
-                    component.size_bytes,
-                    component.artifact_bytes
-                )?;
-            }
-        }
-        Ok(())
+        let channels = self.channels.iter().map(|line| {
+            [
+                line.channel.clone(),
+                line.arch.clone(),
+                line.releases.to_string(),
+                line.latest.clone(),
+            ]
+        });
+        table(f, ["channel", "arch", "releases", "latest"], channels)?;
+        let releases = self.releases.iter().map(|release| {
+            [
+                release.channel.clone(),
+                release.arch.clone(),
+                release.version.clone(),
+                release.released.clone(),
+                release.size_bytes.to_string(),
+                release.download_bytes.to_string(),
+                release.components.len().to_string(),
+                release.role.clone(),
+            ]
+        });
+        let heads = [
+            "channel",
+            "arch",
+            "version",
+            "released",
+            "installed",
+            "download",
+            "components",
+            "signed by",
+        ];
+        table(f, heads, releases)
     }
+}
+
+/// Prints rows under their heads, numbers to the right; nothing if there are no rows.
+fn table<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    heads: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> fmt::Result {
+    let mut rows: Vec<[String; N]> = rows.collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let number = |text: &String| text.bytes().all(|byte| byte.is_ascii_digit());
+    let right: Vec<bool> = (0..N)
+        .map(|i| rows.iter().all(|row| number(&row[i])))
+        .collect();
+    rows.insert(0, heads.map(str::to_owned));
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|i| width(i).unwrap_or(0)).collect();
+    writeln!(f)?;
+    for row in &rows {
+        let mut line = String::new();
+        for (i, text) in row.iter().enumerate() {
+            let width = widths[i];
+            line += &match right[i] {
+                true => format!("{text:>width$}"),
+                false => format!("{text:<width$}"),
+            };
+            line += "  ";
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
 }

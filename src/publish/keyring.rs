@@ -27,7 +27,6 @@ pub const EXTERNAL: &str = ".signer.json";
 pub struct Keyring {
     dir: PathBuf,
     signers: Vec<Signer>,
-    /// What else lies there under the name of a key, and why it is none: for the message when one is missing.
     unusable: Vec<String>,
 }
 
@@ -50,7 +49,7 @@ enum How {
 }
 
 impl Keyring {
-    /// Looks what keys are in a directory. A file that is no key is no error before a key is missing, and a passphrase is
+    /// Looks what keys are in a directory. A file that is no key is no error, and a passphrase is
     /// asked for when its key is to sign. `passphrase_file` has it in its first line.
     pub fn open(dir: &Path, passphrase_file: Option<&Path>) -> Result<Keyring> {
         let doing = || format!("reading the keys in {}", dir.display());
@@ -94,6 +93,11 @@ impl Keyring {
             message.push_str(why);
         }
         Error::new(message)
+    }
+
+    /// What lies there under the name of a key and is of no use, and why: a line each.
+    pub fn unusable(&self) -> &[String] {
+        &self.unusable
     }
 }
 

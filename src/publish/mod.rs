@@ -4,7 +4,9 @@
 //! What is to be published is put together aside first, and everything is checked; [`change`] tells in which order it
 //! then comes under its final names, so that no reader ever sees a part of it.
 
+mod bundle;
 mod change;
+mod contents;
 mod current;
 mod delegate;
 mod draft;
@@ -21,11 +23,12 @@ mod pem;
 mod recipe;
 mod roles;
 mod serve;
-mod store;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub use bundle::{Bundle, Wanted, bundle};
 pub use change::{Done, Store, Waiting};
 pub use current::Current;
 pub use delegate::{Team, delegate, remove as remove_team};
@@ -37,6 +40,7 @@ pub use newkeys::NewKeys;
 pub use passphrase::Passphrase;
 pub use roles::{Refreshed, Rotation, collect, refresh, rotate, set_lifetime};
 pub use serve::serve;
+pub use verify::{Verification, verify};
 
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};

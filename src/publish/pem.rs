@@ -193,6 +193,9 @@ fn no_pem(pem: &str, why: &impl std::fmt::Display) -> String {
     {
         return foreign("EC PARAMETERS");
     }
+    if !pem.contains("-----BEGIN ") {
+        return "it is no key in PEM".into();
+    }
     format!("it is no key in PEM: {why}")
 }
 
