@@ -443,12 +443,19 @@ fn small_over_http(
 }
 
 /// `None` if there is more than `limit`.
-fn read_limited(reader: impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
+fn read_limited(mut reader: impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    // Not `read_to_end`: it may write zeros to all the room that it makes, which is up to twice what is read.
     let mut bytes = Vec::new();
-    reader
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(Some(bytes)),
+            Ok(n) if (bytes.len() + n) as u64 > limit => return Ok(None),
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 fn inside(directory: &Path, path: &str) -> Result<PathBuf> {

@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::json;
 use super::limits::Limits;
@@ -23,8 +22,12 @@ pub fn canonical(value: &Value) -> Result<Vec<u8>, String> {
 /// Writes the canonical form of a JSON text. The error says what has none, or is beyond a limit: two members of one
 /// name, numbers other than integers of 64 bits, too many members, too deep a nesting.
 pub fn write(text: &str, limits: &Limits, out: &mut dyn FnMut(&[u8])) -> Result<(), String> {
-    let value: &RawValue = json::read(text)?;
-    write_value(value.get(), limits.json_depth, limits.json_members, out)
+    write_value(
+        json::value(text)?,
+        limits.json_depth,
+        limits.json_members,
+        out,
+    )
 }
 
 /// `text` is one value of well-formed JSON, without white space around it.

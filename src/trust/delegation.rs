@@ -1,12 +1,8 @@
 //! Delegations: which role is asked for a target, in which order. Pure: the metadata of the roles come from the caller.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::key::Verifiers;
 use super::limits::Limits;
@@ -198,34 +194,6 @@ enum Paths<'a> {
     Bin(u32),
 }
 
-#[derive(Deserialize)]
-struct RawDelegations<'a> {
-    #[serde(borrow)]
-    keys: &'a RawValue,
-    #[serde(borrow)]
-    roles: Option<&'a RawValue>,
-    #[serde(borrow)]
-    succinct_roles: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct RawDelegation<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    terminating: bool,
-    #[serde(borrow)]
-    paths: Option<&'a RawValue>,
-    #[serde(borrow)]
-    path_hash_prefixes: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct RawSuccinct<'a> {
-    bit_length: u32,
-    #[serde(borrow)]
-    name_prefix: Cow<'a, str>,
-}
-
 /// Walks the delegations. `choose` takes one by returning the end of its role's name, which is empty but for bins.
 fn walk(
     text: &str,
@@ -233,8 +201,9 @@ fn walk(
     limits: &Limits,
     choose: &mut dyn FnMut(&Scope) -> Option<String>,
 ) -> Result<Vec<Delegation>, String> {
-    let raw: RawDelegations = json::object(text)?;
-    let keys = parse_keys(raw.keys.get(), limits).map_err(|why| format!("keys: {why}"))?;
+    let [keys, roles, succinct] = json::fields(text, ["keys", "roles", "succinct_roles"])?;
+    let keys =
+        parse_keys(json::there(keys, "keys")?, limits).map_err(|why| format!("keys: {why}"))?;
     let mut taken = Vec::new();
     let mut take = |name: &str, keyids: &str, scope: &Scope| {
         let listed = RoleKeys::parse(keyids, limits)?;
@@ -248,51 +217,50 @@ fn walk(
         }
         Ok(())
     };
-    match (raw.roles, raw.succinct_roles) {
+    match (roles, succinct) {
         (Some(roles), None) => {
             let mut names = BTreeSet::new();
-            json::items(roles.get(), &mut |item| {
+            json::items(roles, &mut |item| {
                 at_most(names.len(), limits.delegations, "delegated roles")?;
-                let raw: RawDelegation = json::object(item)?;
-                let name = RoleName::new(&raw.name, limits)?;
-                let (list, paths) = match (raw.paths, raw.path_hash_prefixes) {
-                    (Some(list), None) => (list, Paths::Patterns(list.get())),
-                    (None, Some(list)) => (list, Paths::HashPrefixes(list.get())),
+                let [name, terminating, paths, prefixes] =
+                    json::fields(item, ["name", "terminating", "paths", "path_hash_prefixes"])?;
+                let name = json::string(json::there(name, "name")?)?;
+                let name = RoleName::new(&name, limits)?;
+                let terminating = json::boolean(terminating, "terminating")?
+                    .ok_or_else(|| format!("{name}: terminating is missing"))?;
+                let (list, paths) = match (paths, prefixes) {
+                    (Some(list), None) => (list, Paths::Patterns(list)),
+                    (None, Some(list)) => (list, Paths::HashPrefixes(list)),
                     _ => {
                         return Err(format!(
                             "{name}: one of paths and path_hash_prefixes is needed"
                         ));
                     }
                 };
-                json::items(list.get(), &mut |item| json::string(item).map(drop))
+                json::items(list, &mut |item| json::string(item).map(drop))
                     .map_err(|why| format!("{name}: {why}"))?;
-                let terminating = raw.terminating;
                 take(name.as_str(), item, &Scope { paths, terminating })
                     .map_err(|why: String| format!("{name}: {why}"))?;
+                let named = name.to_string();
                 if !names.insert(name) {
-                    return Err(format!(
-                        "the role '{}' is there twice",
-                        raw.name.escape_debug()
-                    ));
+                    return Err(format!("the role '{}' is there twice", named));
                 }
                 Ok(())
             })?;
         }
         (None, Some(succinct)) => {
-            let raw: RawSuccinct = json::object(succinct.get())?;
-            if !(1..=32).contains(&raw.bit_length) {
-                return Err(format!("bit_length {} is not 1 to 32", raw.bit_length));
-            }
-            let paths = Paths::Bin(raw.bit_length);
-            let prefix = format!("{}-", raw.name_prefix);
+            let [bits, prefix] = json::fields(succinct, ["bit_length", "name_prefix"])?;
+            let bits = match json::integer(bits, "bit_length")? {
+                bits @ 1..=32 => bits as u32,
+                bits => return Err(format!("bit_length {bits} is not 1 to 32")),
+            };
+            let paths = Paths::Bin(bits);
+            let prefix = format!("{}-", json::string(json::there(prefix, "name_prefix")?)?);
             // The name of any bin is as good as that of another.
-            RoleName::new(
-                &format!("{prefix}{}", bin(&"0".repeat(64), raw.bit_length)),
-                limits,
-            )?;
+            RoleName::new(&format!("{prefix}{}", bin(&"0".repeat(64), bits)), limits)?;
             take(
                 &prefix,
-                succinct.get(),
+                succinct,
                 &Scope {
                     paths,
                     terminating: true,
@@ -754,7 +722,7 @@ mod tests {
         };
         let succinct = |bits: u32, prefix: &str| json!({"keys": {}, "succinct_roles": {"keyids": [], "threshold": 1, "bit_length": bits, "name_prefix": prefix}});
         for (delegations, word) in [
-            (json!([]), "no object"),
+            (json!([]), "an object"),
             (json!({"roles": []}), "keys"),
             (json!({"keys": {}}), "one of roles and succinct_roles"),
             (
@@ -764,7 +732,7 @@ mod tests {
             (with("threshold", json!(0)), "threshold of 0"),
             (with("keyids", json!(["k", "k"])), "twice"),
             (with("keyids", json!("k")), "a list"),
-            (with("terminating", json!(1)), "boolean"),
+            (with("terminating", json!(1)), "true or false"),
             (with("paths", json!("x")), "a list"),
             (with("paths", json!([1])), "string"),
             (with("paths", Value::Null), "one of paths"),

@@ -8,23 +8,60 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Reads an object into a struct.
-pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
-    // A list of the members' values would do as well otherwise.
-    if !text.trim_ascii_start().starts_with('{') {
-        return Err("it is no object".into());
-    }
-    read(text)
+/// The texts of an object's members of these names. One that is null is not there; others do not matter.
+pub fn fields<'a, const N: usize>(
+    text: &'a str,
+    names: [&str; N],
+) -> Result<[Option<&'a str>; N], String> {
+    let mut found = [None; N];
+    pick(text, &names, &mut found)?;
+    Ok(found)
 }
 
-/// Reads a value.
-pub fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|e| e.to_string())
+fn pick<'a>(text: &'a str, names: &[&str], found: &mut [Option<&'a str>]) -> Result<(), String> {
+    members(text, &mut |name, value| {
+        if let Some(at) = names.iter().position(|wanted| *wanted == name)
+            && value != "null"
+            && found[at].replace(value).is_some()
+        {
+            return Err(format!("{name} is there twice"));
+        }
+        Ok(())
+    })
+}
+
+/// The text of a member that must be there.
+pub fn there<'a>(value: Option<&'a str>, name: &str) -> Result<&'a str, String> {
+    value.ok_or_else(|| format!("{name} is missing"))
+}
+
+/// Reads an integer from 0.
+pub fn integer(value: Option<&str>, name: &str) -> Result<u64, String> {
+    let text = there(value, name)?;
+    text.parse()
+        .map_err(|_| format!("{name} is no integer from 0"))
+}
+
+/// Reads true or false, if it is there.
+pub fn boolean(value: Option<&str>, name: &str) -> Result<Option<bool>, String> {
+    match value {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(_) => Err(format!("{name} is not true or false")),
+    }
+}
+
+/// A well-formed text of one value, without the white space around it.
+pub fn value(text: &str) -> Result<&str, String> {
+    let value: &RawValue = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    Ok(value.get())
 }
 
 /// Reads a text.
 pub fn string(text: &str) -> Result<Cow<'_, str>, String> {
-    read::<Text>(text).map(|text| text.0)
+    let text: Text = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    Ok(text.0)
 }
 
 /// Gives each member of an object to `visit`, in the order of the text.

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use ct_codecs::{Base64, Decoder};
 use ed25519_compact::VerifyingState;
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::canonical;
@@ -27,26 +26,14 @@ impl Key {
     /// The key in the text of a TUF key object; `None` for a scheme or an encoding that this version does not know.
     /// Such a key never counts, and never keeps the others from counting.
     pub fn parse(text: &str) -> Option<Key> {
-        #[derive(Deserialize)]
-        struct Raw<'a> {
-            #[serde(borrow)]
-            keytype: Cow<'a, str>,
-            #[serde(borrow)]
-            scheme: Cow<'a, str>,
-            #[serde(borrow)]
-            keyval: KeyVal<'a>,
-        }
-        #[derive(Deserialize)]
-        struct KeyVal<'a> {
-            #[serde(borrow)]
-            public: Cow<'a, str>,
-        }
-        let raw: Raw = json::object(text).ok()?;
-        let public = &raw.keyval.public;
-        match (&*raw.keytype, &*raw.scheme) {
-            ("ed25519", "ed25519") => Some(Key::Ed25519(unhex(public)?.try_into().ok()?)),
+        let [keytype, scheme, keyval] = json::fields(text, ["keytype", "scheme", "keyval"]).ok()?;
+        let [public] = json::fields(keyval?, ["public"]).ok()?;
+        let string = |text: Option<&'_ str>| json::string(text?).ok().map(Cow::into_owned);
+        let public = string(public)?;
+        match (&*string(keytype)?, &*string(scheme)?) {
+            ("ed25519", "ed25519") => Some(Key::Ed25519(unhex(&public)?.try_into().ok()?)),
             ("ecdsa" | "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256") => {
-                let point = spki_point(public)?;
+                let point = spki_point(&public)?;
                 p256_key(&point).map(|_| Key::P256(point))
             }
             _ => None,

@@ -6,9 +6,8 @@ use std::ops::{ControlFlow, Range};
 use std::time::SystemTime;
 
 use ed25519_compact::sha512;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
+use super::json::there;
 use super::key::{Key, Keys, Signature, Verifiers, hex, unhex};
 use super::limits::Limits;
 use super::{Error, Role, delegation, json};
@@ -161,31 +160,63 @@ pub trait Parse: Metadata {
     }
 }
 
-/// The members of a `signed` object that some role gives a meaning.
-#[derive(Deserialize)]
+/// The texts of the members of a `signed` object that some role gives a meaning.
 pub struct Fields<'a> {
-    #[serde(borrow, rename = "_type")]
-    kind: Option<&'a RawValue>,
-    #[serde(borrow)]
-    spec_version: Option<&'a RawValue>,
-    #[serde(borrow)]
-    version: Option<&'a RawValue>,
-    #[serde(borrow)]
-    expires: Option<&'a RawValue>,
-    #[serde(borrow, rename = "x-issued")]
-    issued: Option<&'a RawValue>,
-    #[serde(borrow)]
-    consistent_snapshot: Option<&'a RawValue>,
-    #[serde(borrow)]
-    keys: Option<&'a RawValue>,
-    #[serde(borrow)]
-    roles: Option<&'a RawValue>,
-    #[serde(borrow)]
-    meta: Option<&'a RawValue>,
-    #[serde(borrow)]
-    targets: Option<&'a RawValue>,
-    #[serde(borrow)]
-    delegations: Option<&'a RawValue>,
+    kind: Option<&'a str>,
+    spec_version: Option<&'a str>,
+    version: Option<&'a str>,
+    expires: Option<&'a str>,
+    issued: Option<&'a str>,
+    consistent_snapshot: Option<&'a str>,
+    keys: Option<&'a str>,
+    roles: Option<&'a str>,
+    meta: Option<&'a str>,
+    targets: Option<&'a str>,
+    delegations: Option<&'a str>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(signed: &'a str) -> Result<Fields<'a>, String> {
+        let names = [
+            "_type",
+            "spec_version",
+            "version",
+            "expires",
+            "x-issued",
+            "consistent_snapshot",
+            "keys",
+            "roles",
+            "meta",
+            "targets",
+            "delegations",
+        ];
+        let [
+            kind,
+            spec_version,
+            version,
+            expires,
+            issued,
+            consistent_snapshot,
+            keys,
+            roles,
+            meta,
+            targets,
+            delegations,
+        ] = json::fields(signed, names)?;
+        Ok(Fields {
+            kind,
+            spec_version,
+            version,
+            expires,
+            issued,
+            consistent_snapshot,
+            keys,
+            roles,
+            meta,
+            targets,
+            delegations,
+        })
+    }
 }
 
 impl<T: Metadata> Signed<'_, T> {
@@ -225,28 +256,21 @@ impl RoleKeys {
 
     /// The members `keyids` and `threshold` of an object.
     pub(super) fn parse(text: &str, limits: &Limits) -> Result<RoleKeys, String> {
-        #[derive(Deserialize)]
-        struct Raw<'a> {
-            #[serde(borrow)]
-            keyids: &'a RawValue,
-            threshold: u64,
-        }
-        let raw: Raw = json::object(text)?;
-        if raw.threshold == 0 {
+        let [keyids, threshold] = json::fields(text, ["keyids", "threshold"])?;
+        let listed = json::there(keyids, "keyids")?;
+        let threshold = json::integer(threshold, "threshold")?;
+        if threshold == 0 {
             return Err("a threshold of 0 would let anybody sign".into());
         }
         let mut keyids = BTreeSet::new();
-        json::items(raw.keyids.get(), &mut |id| {
+        json::items(listed, &mut |id| {
             at_most(keyids.len(), limits.keys, "key ids")?;
             if !keyids.insert(json::string(id)?.into_owned()) {
                 return Err("a key id is there twice".into());
             }
             Ok(())
         })?;
-        Ok(RoleKeys {
-            keyids,
-            threshold: raw.threshold,
-        })
+        Ok(RoleKeys { keyids, threshold })
     }
 }
 
@@ -282,28 +306,20 @@ impl MetaFile {
     }
 
     fn parse(text: &str) -> Result<MetaFile, String> {
-        #[derive(Deserialize)]
-        struct Raw<'a> {
-            version: u64,
-            length: Option<u64>,
-            #[serde(borrow)]
-            hashes: Option<&'a RawValue>,
-        }
-        let raw: Raw = json::object(text)?;
-        if raw.version == 0 {
+        let [version, length, hashes] = json::fields(text, ["version", "length", "hashes"])?;
+        let version = json::integer(version, "version")?;
+        if version == 0 {
             return Err("versions start at 1".into());
         }
-        let hashes = raw
-            .hashes
-            .map(|text| Hashes::parse(text.get()))
-            .transpose()?;
+        let length = length.map(|_| json::integer(length, "length"));
+        let hashes = hashes.map(Hashes::parse).transpose()?;
         // Digests that are all of unknown kinds would otherwise pass as no digest at all.
-        if hashes.is_some_and(|hashes: Hashes| hashes.is_empty()) {
+        if hashes.is_some_and(|hashes| hashes.is_empty()) {
             return Err("no sha256 and no sha512 in the hashes".into());
         }
         Ok(MetaFile {
-            version: raw.version,
-            length: raw.length,
+            version,
+            length: length.transpose()?,
             hashes: hashes.map(Box::new),
         })
     }
@@ -344,16 +360,10 @@ impl TargetInfo {
     }
 
     fn parse(text: &str) -> Result<TargetInfo, String> {
-        #[derive(Deserialize)]
-        struct Raw<'a> {
-            length: u64,
-            #[serde(borrow)]
-            hashes: &'a RawValue,
-        }
-        let raw: Raw = json::object(text)?;
+        let [length, hashes] = json::fields(text, ["length", "hashes"])?;
         Ok(TargetInfo {
-            length: raw.length,
-            hashes: Hashes::parse(raw.hashes.get())?,
+            length: json::integer(length, "length")?,
+            hashes: Hashes::parse(json::there(hashes, "hashes")?)?,
         })
     }
 }
@@ -399,20 +409,14 @@ impl Hashes {
     }
 
     fn parse(text: &str) -> Result<Hashes, String> {
-        #[derive(Deserialize)]
-        struct Raw<'a> {
-            #[serde(borrow)]
-            sha256: Option<Cow<'a, str>>,
-            #[serde(borrow)]
-            sha512: Option<Cow<'a, str>>,
-        }
-        let raw: Raw = json::object(text)?;
-        let sha512 = raw.sha512.map(|digits| {
-            let bytes = unhex(&digits).and_then(|bytes| bytes.try_into().ok());
-            bytes.ok_or("sha512: it is not 128 hexadecimal digits")
+        let [sha256, sha512] = json::fields(text, ["sha256", "sha512"])?;
+        let sha256 = sha256.map(|text| json::string(text)?.parse());
+        let sha512 = sha512.map(|text| {
+            let bytes = unhex(&json::string(text)?).and_then(|bytes| bytes.try_into().ok());
+            bytes.ok_or("sha512: it is not 128 hexadecimal digits".to_owned())
         });
         Ok(Hashes {
-            sha256: raw.sha256.map(|digits| digits.parse()).transpose()?,
+            sha256: sha256.transpose()?,
             sha512: sha512.transpose()?,
         })
     }
@@ -464,16 +468,12 @@ impl Parse for Root {
         {
             return Err(format!("roles: {role} is missing"));
         }
-        let consistent_snapshot = match fields.consistent_snapshot.map(RawValue::get) {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(_) => return Err("consistent_snapshot: not true or false".into()),
-        };
+        let consistent = json::boolean(fields.consistent_snapshot, "consistent_snapshot")?;
         Ok(Root {
             version,
             issued: issued(fields, &expires),
             expires,
-            consistent_snapshot,
+            consistent_snapshot: consistent.unwrap_or(false),
             keys,
             roles,
         })
@@ -482,7 +482,7 @@ impl Parse for Root {
 
 /// Whatever else stands there is as good as nothing.
 fn issued(fields: &Fields, expires: &Expires) -> Option<SystemTime> {
-    let text = json::string(fields.issued?.get()).ok()?;
+    let text = json::string(fields.issued?).ok()?;
     let issued = humantime::parse_rfc3339(&text).ok()?;
     (issued <= expires.at).then_some(issued)
 }
@@ -678,7 +678,7 @@ fn outline<'a>(fields: &Fields<'a>, version: u64, expires: Expires) -> Result<Ou
         version,
         expires,
         targets: there(fields.targets, "targets")?,
-        delegations: fields.delegations.map(RawValue::get),
+        delegations: fields.delegations,
     })
 }
 
@@ -696,24 +696,17 @@ fn envelope<'a, T>(
     limits: &Limits,
     read: impl FnOnce(&Fields<'a>, u64, Expires) -> Result<T, String>,
 ) -> Result<Signed<'a, T>, String> {
-    #[derive(Deserialize)]
-    struct Envelope<'a> {
-        #[serde(borrow)]
-        signatures: Option<&'a RawValue>,
-        #[serde(borrow)]
-        signed: Option<&'a RawValue>,
-    }
     if text.len() as u64 > role.max_bytes(limits) {
         return Err(format!(
             "it is longer than {} bytes",
             role.max_bytes(limits)
         ));
     }
-    let envelope: Envelope = json::object(text)?;
-    let signatures = parse_signatures(there(envelope.signatures, "signatures")?, limits)
+    let [signatures, signed] = json::fields(json::value(text)?, ["signatures", "signed"])?;
+    let signatures = parse_signatures(there(signatures, "signatures")?, limits)
         .map_err(|why| format!("signatures: {why}"))?;
-    let signed = there(envelope.signed, "signed")?;
-    let fields: Fields = json::object(signed)?;
+    let signed = there(signed, "signed")?;
+    let fields = Fields::of(signed)?;
     let kind = string(fields.kind, "_type")?;
     if kind != role.as_str() {
         return Err(format!("its _type is '{}'", kind.escape_debug()));
@@ -742,28 +735,19 @@ fn envelope<'a, T>(
 }
 
 fn parse_signatures(text: &str, limits: &Limits) -> Result<Vec<Signature>, String> {
-    #[derive(Deserialize)]
-    struct Raw<'a> {
-        #[serde(borrow)]
-        keyid: Cow<'a, str>,
-        #[serde(borrow)]
-        sig: Option<&'a RawValue>,
-    }
     let mut signatures: Vec<Signature> = Vec::new();
     json::items(text, &mut |item| {
         at_most(signatures.len(), limits.signatures, "of them")?;
-        let raw: Raw = json::object(item)?;
+        let [keyid, sig] = json::fields(item, ["keyid", "sig"])?;
+        let keyid = string(keyid, "keyid")?;
         // One a key bounds the work that hostile metadata can ask for.
-        if signatures.iter().any(|other| other.keyid == raw.keyid) {
-            return Err(format!(
-                "key id '{}' is there twice",
-                raw.keyid.escape_debug()
-            ));
+        if signatures.iter().any(|other| other.keyid == keyid) {
+            return Err(format!("key id '{}' is there twice", keyid.escape_debug()));
         }
-        let digits = raw.sig.and_then(|sig| json::string(sig.get()).ok());
+        let digits = sig.and_then(|sig| json::string(sig).ok());
         let bytes = digits.and_then(|digits| unhex(&digits));
         signatures.push(Signature {
-            keyid: raw.keyid.into_owned(),
+            keyid: keyid.into_owned(),
             bytes: bytes.unwrap_or_default(),
         });
         Ok(())
@@ -771,13 +755,7 @@ fn parse_signatures(text: &str, limits: &Limits) -> Result<Vec<Signature>, Strin
     Ok(signatures)
 }
 
-fn there<'a>(value: Option<&'a RawValue>, name: &str) -> Result<&'a str, String> {
-    value
-        .map(RawValue::get)
-        .ok_or_else(|| format!("{name} is missing"))
-}
-
-fn string<'a>(value: Option<&'a RawValue>, name: &str) -> Result<Cow<'a, str>, String> {
+fn string<'a>(value: Option<&'a str>, name: &str) -> Result<Cow<'a, str>, String> {
     json::string(there(value, name)?).map_err(|why| format!("{name}: {why}"))
 }
 

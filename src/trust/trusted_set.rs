@@ -522,7 +522,7 @@ mod tests {
         assert!(refusal(zero).to_string().contains("threshold of 0"));
         for (bytes, word) in [
             (&b"{"[..], "EOF"),
-            (b"[]", "no object"),
+            (b"[]", "an object"),
             (b"{\"signed\":{}}", "signatures"),
             (b"{\"signatures\":[]}", "signed"),
             (b"{\"signatures\":[{\"keyid\":\"a\",\"sig\":\"\"},{\"keyid\":\"a\",\"sig\":\"\"}],\"signed\":{}}", "twice"),
@@ -861,10 +861,10 @@ mod tests {
     fn targets_whose_shape_is_wrong_are_refused_as_a_whole() {
         let good = json!({"length": 1, "hashes": {"sha256": Digest::of(b"x")}});
         for (bad, word) in [
-            (json!({"length": -1, "hashes": {}}), "u64"),
+            (json!({"length": -1, "hashes": {}}), "length"),
             (json!({"hashes": {}}), "length"),
             (json!({"length": 1}), "hashes"),
-            (json!({"length": 1, "hashes": []}), "object"),
+            (json!({"length": 1, "hashes": []}), "an object"),
             (json!({"length": 1, "hashes": {"sha256": "00"}}), "SHA-256"),
             (json!({"length": 1, "hashes": {"sha512": "00"}}), "sha512"),
             (json!(1), "object"),

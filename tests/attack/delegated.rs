@@ -265,6 +265,27 @@ fn beyond_its_patterns() {
     scene.ends_well();
 }
 
+/// Nor is an artifact that a team lists and may not publish, though its release may name it.
+#[test]
+fn an_artifact_beyond_its_patterns() {
+    let scene = with_a_team();
+    let publisher = scene.publisher();
+    let patterns = publisher.signed("targets")["delegations"]["roles"][0]["paths"].clone();
+    let set = |paths: Value| {
+        publisher.edit("targets", |signed| {
+            signed["delegations"]["roles"][0]["paths"] = paths;
+        });
+    };
+    set(json!(["quantix-os/stable/*/*/release.json"]));
+    let server = Server::start(&scene.appliance.repo);
+    scene.appliance.source(&server.url);
+    scene
+        .appliance
+        .refuses(&["apply"], 5, &["quantix-os/artifacts/qx-node-"]);
+    set(patterns);
+    scene.ends_well();
+}
+
 /// What a role that is asked first says of a target stands, whatever one says that is asked later: the artifact of another
 /// team, the release of the targets role itself.
 #[test]

@@ -69,6 +69,16 @@ fn rollback_and_mix_and_match() {
         &scene.first.join("metadata/timestamp.json"),
     );
     scene.refuses(&evil.repo, 5, &["metadata/timestamp.json", "older"], &[]);
+    // A timestamp that differs in nothing but its version.
+    let evil = scene.attacker(&[]);
+    scene.publisher().edit("timestamp", |_| ());
+    scene.trusts_the_publisher();
+    scene.refuses(
+        &evil.repo,
+        5,
+        &["version 4 of the timestamp metadata is older than version 5"],
+        &[],
+    );
     scene.ends_well();
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::common::server::Server;
 use crate::common::signer::{Signer, sha256};
 use crate::scene::Scene;
 
@@ -153,7 +154,12 @@ fn the_snapshot_key_or_the_targets_key_alone() {
             signed["expires"] = json!("2098-01-01T00:00:00Z");
             edit(&mut signed);
             let file = format!("4.{role}.json");
+            let honest = fs::read(scene.appliance.repo.join("metadata").join(&file)).unwrap();
             attacker.put(&file, &attacker.seal(&signed, &[role]));
+            // Of the same length, where that is possible: then the digest alone can tell.
+            let forged = attacker.repo.join("metadata").join(&file);
+            let text = fs::read_to_string(&forged).unwrap();
+            fs::write(&forged, format!("{text:0$}", honest.len())).unwrap();
             let file = format!("metadata/{file}");
             scene.refuses(&attacker.repo, 5, &[&file, "not what was signed"], kept);
             scene.trusts_the_publisher();
@@ -261,6 +267,26 @@ fn fast_forward() {
     assert!(more != text, "{text}");
     fs::write(&file, more).unwrap();
     scene.refuses(&attacker.repo, 5, &["metadata/timestamp.json"], &[]);
+    scene.ends_well();
+}
+
+/// The timestamp's key dates the present ahead, so that all that the publisher signed seems to have expired. Another key for
+/// the timestamp takes that back.
+#[test]
+fn the_timestamp_key_dates_ahead() {
+    let scene = Scene::new();
+    let attacker = scene.attacker(&["timestamp"]);
+    let mut signed = Value::Object(attacker.signed("timestamp"));
+    signed["version"] = json!(5);
+    signed["x-issued"] = json!("2098-01-01T00:00:00Z");
+    signed["expires"] = json!("2099-01-01T00:00:00Z");
+    attacker.put("timestamp.json", &attacker.seal(&signed, &["timestamp"]));
+    let server = Server::start(&attacker.repo);
+    scene.appliance.source(&server.url);
+    // The date counts from the next refresh on.
+    scene.appliance.update(&["check"]).code(4);
+    scene.appliance.refuses(&["apply"], 5, &["expired"]);
+    rotate(&mut scene.publisher(), "timestamp");
     scene.ends_well();
 }
 
