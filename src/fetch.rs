@@ -20,7 +20,7 @@ use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::RelPath;
 use crate::trust::clock::Clock;
 
-mod bundle;
+pub mod bundle;
 mod download;
 mod headers;
 mod http;

@@ -95,6 +95,7 @@ impl Bundle {
         let mut entries = 0;
         let mut names = 0;
         let mut long_name = None;
+        let mut extended = false;
         // Raw: left to itself the reader would take long names of any length into memory.
         for entry in archive.entries_with_seek().map_err(unreadable)?.raw(true) {
             let mut entry = entry.map_err(unreadable)?;
@@ -109,6 +110,7 @@ impl Bundle {
                 .ok_or_else(|| refused("it is cut short"))?
                 .next_multiple_of(BLOCK);
             let kind = entry.header().entry_type();
+            extended = matches!(kind, EntryType::GNULongName | EntryType::XHeader);
             let name = match kind {
                 EntryType::GNULongName | EntryType::XHeader => {
                     if long_name.is_some() {
@@ -152,6 +154,9 @@ impl Bundle {
             if self.files.insert(name.into(), place).is_some() {
                 return Err(refuse("is there twice"));
             }
+        }
+        if extended {
+            return Err(refused("the entry that its last name is for is missing"));
         }
         // The reader takes the file's end for the archive's; an archive has an end of its own.
         let mut last = [1; BLOCK as usize];

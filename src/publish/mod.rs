@@ -19,7 +19,7 @@ mod keyring;
 mod newkeys;
 mod pack;
 mod passphrase;
-mod pem;
+pub mod pem;
 mod recipe;
 mod roles;
 mod serve;

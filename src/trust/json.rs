@@ -74,7 +74,8 @@ pub fn members<'a>(
         visit,
         refused: &mut refused,
     };
-    let walked = serde_json::Deserializer::from_str(text).deserialize_map(walk);
+    let mut text = serde_json::Deserializer::from_str(text);
+    let walked = text.deserialize_map(walk).and_then(|()| text.end());
     ended(walked, refused)
 }
 
@@ -88,7 +89,8 @@ pub fn items<'a>(
         visit,
         refused: &mut refused,
     };
-    let walked = serde_json::Deserializer::from_str(text).deserialize_seq(walk);
+    let mut text = serde_json::Deserializer::from_str(text);
+    let walked = text.deserialize_seq(walk).and_then(|()| text.end());
     ended(walked, refused)
 }
 

@@ -265,6 +265,9 @@ mod tests {
         ] {
             assert_eq!(Key::from_value(&value), None, "{value}");
         }
+        let whole = json!({"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": good}});
+        assert!(Key::parse(&format!("{whole} ")).is_some());
+        assert_eq!(Key::parse(&format!("{whole}}}")), None);
     }
 
     #[test]

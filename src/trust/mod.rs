@@ -20,6 +20,8 @@ mod trusted_set;
 
 #[cfg(test)]
 pub(crate) mod forge;
+#[cfg(test)]
+mod properties;
 
 use std::fmt;
 

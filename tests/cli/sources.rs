@@ -652,6 +652,10 @@ fn hostile_bundles() {
                 .tar(),
             "8 GiB",
         ),
+        (
+            file().entry("x", b'x', 0o644, "", b"10 path=x\n").tar(),
+            "is missing",
+        ),
     ];
     let place = appliance.root.join("srv/bad.tar");
     for (bytes, why) in cases {
