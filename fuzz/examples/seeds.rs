@@ -1,0 +1,183 @@
+//! Writes the seeds of the fuzz targets: `cargo run --example seeds`, in this folder. They are kept in the repository.
+
+use std::fs;
+use std::path::Path;
+
+use qx_update::publish::pem;
+use qx_update::trust::signing::Sign;
+use qx_update::trust::{Role, canonical};
+use qx_update_fuzz::{
+    ALIAS, DAMAGED, HONEST, OTHER, SIGN, delegations, honest, honest_file, key, key_objects,
+    speakers,
+};
+use serde_json::{Value, json};
+
+fn main() {
+    for role in Role::ALL {
+        seed(role.as_str(), "received", &honest_file(role, 2));
+        let text = honest(role, 2).to_string();
+        for (name, slots) in [
+            ("signed", HONEST),
+            ("p256", [SIGN, SIGN | 4, 0, 0]),
+            ("alias", [SIGN, SIGN | ALIAS, 0, 0]),
+            ("outsiders", [SIGN, SIGN | 2, SIGN | 3, 0]),
+            ("damaged", [SIGN, DAMAGED | 1, OTHER | 4, 0]),
+        ] {
+            seed(role.as_str(), name, &frame(slots, &text));
+        }
+    }
+    let mut rotated = honest(Role::Root, 2);
+    rotated["roles"]["root"] = json!({"keyids": ["k0", "k2"], "threshold": 2});
+    seed(
+        "root",
+        "rotated",
+        &frame([SIGN, SIGN | 1, SIGN | 2, 0], &rotated.to_string()),
+    );
+
+    let targets = |names: &[&str], delegations: Option<Value>| {
+        let mut signed = honest(Role::Targets, 2);
+        signed["targets"] = names
+            .iter()
+            .map(|name| (name.to_string(), json!({"length": 1, "hashes": {}})))
+            .collect();
+        signed["delegations"] = delegations.unwrap_or_default();
+        if signed["delegations"].is_null() {
+            signed.as_object_mut().unwrap().remove("delegations");
+        }
+        signed.to_string()
+    };
+    let mut bins = speakers();
+    bins["bit_length"] = json!(1);
+    bins["name_prefix"] = json!("bin");
+    let bins = json!({"keys": key_objects(), "succinct_roles": bins});
+    let mut prefixes = delegations("hashed", &[], true);
+    prefixes["roles"][0]
+        .as_object_mut()
+        .unwrap()
+        .remove("paths");
+    prefixes["roles"][0]["path_hash_prefixes"] = json!(["", "c1"]);
+    let nested = [
+        targets(&["x"], Some(delegations("team", &["team/*", "*/b"], false))),
+        "team\n".to_owned() + &targets(&["team/y"], Some(delegations("inner", &["*/[a-z]"], true))),
+        "inner\n".to_owned()
+            + &targets(
+                &["team/x", "a/b"],
+                Some(delegations("team", &["*/*"], false)),
+            ),
+    ];
+    seed("delegated", "nested", &frame(HONEST, &nested.join("\x1e")));
+    for (name, delegations, role) in [("bins", bins, "bin-0"), ("prefixes", prefixes, "hashed")] {
+        let parts = [
+            targets(&[], Some(delegations)),
+            format!("{role}\n{}", targets(&["a/b", "team/x"], None)),
+        ];
+        seed("delegated", name, &frame(HONEST, &parts.join("\x1e")));
+    }
+
+    seed(
+        "canonical",
+        "metadata",
+        honest(Role::Timestamp, 1).to_string().as_bytes(),
+    );
+    seed(
+        "canonical",
+        "texts",
+        r#" { "b" : [ 1 , -2 , true, null ], "a\"\\\u0062\u00e9\ud83d\ude00\n" : {"":[]} } "#
+            .as_bytes(),
+    );
+    seed(
+        "canonical",
+        "numbers",
+        b"[-0,18446744073709551615,-9223372036854775808,1.0]",
+    );
+
+    seed(
+        "canonical",
+        "order",
+        "{\"\u{1f600}\":1,\"\u{ff61}\":2,\"Z\":3,\"a\":4}".as_bytes(),
+    );
+
+    for (name, number) in [("ed25519", 0), ("p256", 4)] {
+        let public = key(number).public();
+        seed("key", name, public.to_string().as_bytes());
+        seed(
+            "key",
+            &format!("{name}-public"),
+            pem::write_public(&public).unwrap().as_bytes(),
+        );
+        seed(
+            "key",
+            &format!("{name}-private"),
+            pem::write_private(key(number), None).unwrap().as_bytes(),
+        );
+        let mut signature = vec![u8::try_from(number).unwrap()];
+        signature.extend(key(number).sign(b"message").unwrap());
+        seed("signature", name, &signature);
+    }
+
+    for (name, text) in [
+        ("path", "app/1.0/release.json"),
+        ("up", "a/../b"),
+        ("role", "team/ \u{e9}"),
+        ("pattern", "a/[!b-d]?*\na/xyz"),
+    ] {
+        seed("name", name, text.as_bytes());
+    }
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let component = |name: &str, kind: &str, path: &str| {
+        json!({"name": name, "kind": kind, "install_path": path, "mode": "0755", "sha256": digest, "size_bytes": 3, "entries": 1,
+            "artifact": format!("app/{name}")})
+    };
+    let manifest = json!({
+        "format": 1, "product": "p", "version": "1.2.3", "arch": "x86_64", "channel": "stable", "released": "2026-01-01T00:00:00Z",
+        "components": [component("app", "bin", "bin/app"), component("web", "tree", "share/web"), component("mig", "tree", "migrations")],
+        "removed": ["bin/old"],
+        "services": [{"name": "app", "runs": "bin/app", "uses": ["web"], "order": 1}],
+        "data": [{"name": "db", "accepts_from": 1, "accepts_to": 2, "leaves": 2}],
+        "migrate": {"run": ["migrations/up", "--now"], "timeout_s": 60, "touches": ["db"]},
+        "health": [{"type": "http", "url": "http://127.0.0.1/", "json": {"pointer": "/version", "equals": "1"}},
+            {"type": "tcp", "address": "127.0.0.1:80"}, {"type": "exec", "run": ["bin/app", "check"]}, {"type": "service", "service": "app"}],
+    });
+    seed("manifest", "whole", manifest.to_string().as_bytes());
+    seed(
+        "manifest",
+        "canonical",
+        &canonical::canonical(&manifest).unwrap(),
+    );
+
+    for (name, path) in [
+        ("short", "metadata/1.root.json".to_owned()),
+        ("long", format!("targets/{}", "x/".repeat(60) + "y")),
+    ] {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, bytes) in [(path.as_str(), &b"bytes"[..]), ("./other", b"")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, path, bytes).unwrap();
+        }
+        if name == "long" {
+            archive
+                .append_pax_extensions([("path", &b"pax/name"[..])])
+                .unwrap();
+            let mut header = tar::Header::new_ustar();
+            header.set_path("ustar").unwrap();
+            header.set_size(1);
+            header.set_cksum();
+            archive.append(&header, &b"u"[..]).unwrap();
+        }
+        seed("bundle", name, &archive.into_inner().unwrap());
+    }
+}
+
+fn frame(slots: [u8; 4], text: &str) -> Vec<u8> {
+    [&slots, text.as_bytes()].concat()
+}
+
+fn seed(target: &str, name: &str, bytes: &[u8]) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join(format!("seed-{name}")), bytes).unwrap();
+}
