@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 
+use crate::json;
 use crate::manifest::Name;
 use crate::trust;
 
@@ -108,13 +109,12 @@ pub struct Log {
 
 /// How services are controlled.
 #[derive(Debug, Clone, serde::Serialize, Deserialize, PartialEq, Eq)]
-#[serde(tag = "manager", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(try_from = "ServicesFields", tag = "manager", rename_all = "lowercase")]
 pub enum Services {
     /// OpenRC, through `rc-service`.
     OpenRc {
         /// Where a service's pid is; `{name}` stands for the service. Default: what OpenRC recorded, else
         /// `/run/{name}.pid`.
-        #[serde(default)]
         pidfile: Option<String>,
     },
     /// Argument vectors, in which `{name}` stands for the service.
@@ -126,11 +126,70 @@ pub enum Services {
         /// Exit 0: the service runs.
         status: Vec<String>,
         /// Where a service's pid is. Absent: found by the file that it executes.
-        #[serde(default)]
         pidfile: Option<String>,
     },
     /// There are none to control: the link is switched, and only health checks tell good from bad.
     None {},
+}
+
+/// The fields of all managers: what is derived for the enum would be read in a way that takes much more code, and tells
+/// no place of a wrong field.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServicesFields {
+    manager: String,
+    pidfile: Option<String>,
+    start: Option<Vec<String>>,
+    stop: Option<Vec<String>>,
+    status: Option<Vec<String>>,
+}
+
+impl TryFrom<ServicesFields> for Services {
+    type Error = String;
+
+    fn try_from(fields: ServicesFields) -> Result<Services, String> {
+        let manager = &*fields.manager;
+        let has = [
+            ("start", fields.start.is_some()),
+            ("stop", fields.stop.is_some()),
+            ("status", fields.status.is_some()),
+            ("pidfile", fields.pidfile.is_some()),
+        ];
+        let takes: &[&str] = match manager {
+            "openrc" => &["pidfile"],
+            "commands" => &["start", "stop", "status", "pidfile"],
+            "none" => &[],
+            _ => {
+                return Err(format!(
+                    "services.manager: '{}' is none of openrc, commands and none",
+                    manager.escape_debug()
+                ));
+            }
+        };
+        if let Some((field, _)) = has
+            .iter()
+            .find(|(field, has)| *has && !takes.contains(field))
+        {
+            return Err(format!(
+                "services: the manager {manager} takes no `{field}`"
+            ));
+        }
+        let vector = |field, vector: Option<Vec<String>>| {
+            vector.ok_or_else(|| format!("services: the manager commands needs `{field}`"))
+        };
+        Ok(match manager {
+            "openrc" => Services::OpenRc {
+                pidfile: fields.pidfile,
+            },
+            "none" => Services::None {},
+            _ => Services::Commands {
+                start: vector("start", fields.start)?,
+                stop: vector("stop", fields.stop)?,
+                status: vector("status", fields.status)?,
+                pidfile: fields.pidfile,
+            },
+        })
+    }
 }
 
 impl Default for Services {
@@ -185,7 +244,7 @@ impl Default for Limits {
 impl Config {
     /// Reads and checks a configuration. The error is one sentence that names field, line and column.
     pub fn parse(bytes: &[u8]) -> Result<Config, String> {
-        let config: Config = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let config: Config = json::parse(bytes)?;
         if config.format != FORMAT {
             return Err(format!(
                 "format {} is not known (this version reads {FORMAT})",

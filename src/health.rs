@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::fetch;
+use crate::json;
 use crate::manifest::{Check, Probe};
 use crate::process;
 use crate::service::Manager;
@@ -30,8 +31,8 @@ pub fn try_once(
             let Some(field) = json else {
                 return Ok(());
             };
-            let body: serde_json::Value = serde_json::from_slice(&body)
-                .map_err(|e| format!("{url} answered no JSON: {e}"))?;
+            let body: serde_json::Value =
+                json::parse(&body).map_err(|e| format!("{url} answered no JSON: {e}"))?;
             match body.pointer(&field.pointer) {
                 Some(value) if *value == field.equals => Ok(()),
                 Some(value) => Err(format!(

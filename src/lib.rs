@@ -50,6 +50,7 @@ pub mod error;
 pub mod fetch;
 pub mod health;
 pub mod host;
+pub mod json;
 pub mod log;
 pub mod manifest;
 pub mod migrate;

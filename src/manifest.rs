@@ -9,6 +9,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::json;
 
 /// The only manifest format there is.
 pub const FORMAT: u32 = 1;
@@ -251,29 +252,25 @@ pub struct Migrate {
 
 /// A health check: what is asked, and how patiently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "CheckFields")]
 pub struct Check {
     /// What is asked.
     #[serde(flatten)]
     pub probe: Probe,
     /// Seconds between two tries.
-    #[serde(default = "one")]
     pub interval_s: u64,
     /// Seconds one try may take.
-    #[serde(default = "five")]
     pub timeout_s: u64,
     /// How many tries in a row may fail after the start period before the check has failed.
-    #[serde(default = "three")]
     pub retries: u32,
     /// Seconds after the start in which failures do not count.
-    #[serde(default = "ten")]
     pub start_period_s: u64,
     /// Seconds for which the check must go on passing, its service not once restarted.
-    #[serde(default = "ten")]
     pub stable_s: u64,
 }
 
 /// What a health check asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Probe {
     /// GET over plain HTTP.
@@ -281,10 +278,9 @@ pub enum Probe {
         /// `http://HOST[:PORT]/PATH`.
         url: String,
         /// The status that means healthy.
-        #[serde(default = "ok_status")]
         status: u16,
         /// A field of the JSON body that must have a value.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         json: Option<JsonField>,
     },
     /// A TCP connection can be opened.
@@ -304,6 +300,65 @@ pub enum Probe {
     },
 }
 
+/// A check as it is written: the fields of all kinds, and the defaults.
+#[derive(Deserialize)]
+struct CheckFields {
+    #[serde(rename = "type")]
+    kind: String,
+    url: Option<String>,
+    status: Option<u16>,
+    json: Option<JsonField>,
+    address: Option<String>,
+    run: Option<Vec<String>>,
+    service: Option<Name>,
+    interval_s: Option<u64>,
+    timeout_s: Option<u64>,
+    retries: Option<u32>,
+    start_period_s: Option<u64>,
+    stable_s: Option<u64>,
+}
+
+impl TryFrom<CheckFields> for Check {
+    type Error = String;
+
+    fn try_from(fields: CheckFields) -> Result<Check, String> {
+        fn there<T>(kind: &str, name: &str, field: Option<T>) -> Result<T, String> {
+            field.ok_or_else(|| format!("health: a check of type {kind} needs `{name}`"))
+        }
+        let kind = &*fields.kind;
+        let probe = match kind {
+            "http" => Probe::Http {
+                url: there(kind, "url", fields.url)?,
+                status: fields.status.unwrap_or(200),
+                json: fields.json,
+            },
+            "tcp" => Probe::Tcp {
+                address: there(kind, "address", fields.address)?,
+            },
+            "exec" => Probe::Exec {
+                run: there(kind, "run", fields.run)?,
+            },
+            "service" => Probe::Service {
+                service: there(kind, "service", fields.service)?,
+            },
+            other => {
+                return Err(format!(
+                    "health: type '{}' is none of http, tcp, exec and service",
+                    other.escape_debug()
+                ));
+            }
+        };
+        Ok(Check {
+            probe,
+            interval_s: fields.interval_s.unwrap_or(1),
+            timeout_s: fields.timeout_s.unwrap_or(5),
+            retries: fields.retries.unwrap_or(3),
+            start_period_s: fields.start_period_s.unwrap_or(10),
+            stable_s: fields.stable_s.unwrap_or(10),
+        })
+    }
+}
+
 /// A field of a JSON document and the value it must have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JsonField {
@@ -311,26 +366,6 @@ pub struct JsonField {
     pub pointer: String,
     /// The value it must be equal to.
     pub equals: serde_json::Value,
-}
-
-fn one() -> u64 {
-    1
-}
-
-fn three() -> u32 {
-    3
-}
-
-fn five() -> u64 {
-    5
-}
-
-fn ten() -> u64 {
-    10
-}
-
-fn ok_status() -> u16 {
-    200
 }
 
 /// A release: one version of a product, whole.
@@ -385,13 +420,13 @@ impl Manifest {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(format!("it is longer than {MAX_BYTES} bytes"));
         }
-        let Format { format } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let Format { format } = json::parse(bytes)?;
         if format != FORMAT {
             return Err(format!(
                 "format {format} is not known (this version reads {FORMAT})"
             ));
         }
-        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let manifest: Manifest = json::parse(bytes)?;
         manifest.check()?;
         Ok(manifest)
     }

@@ -1,6 +1,5 @@
 //! Processes: running a program under a time limit, and looking at what others run.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -371,8 +370,8 @@ fn stat(pid: u32) -> Option<Stat> {
 }
 
 /// The processes that hold a TCP socket which listens on this port of the loopback interface: on its address, or on all.
-pub fn listeners(port: u16) -> BTreeSet<u32> {
-    let sockets: BTreeSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+pub fn listeners(port: u16) -> Vec<u32> {
+    let sockets: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .into_iter()
         .filter_map(|path| fs::read_to_string(path).ok())
         .flat_map(|table| {
@@ -384,13 +383,15 @@ pub fn listeners(port: u16) -> BTreeSet<u32> {
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     if sockets.is_empty() {
-        return BTreeSet::new();
+        return Vec::new();
     }
     let holds = |pid: &u32| {
         fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
             fds.flatten().any(|fd| {
-                fs::read_link(fd.path())
-                    .is_ok_and(|to| to.to_str().is_some_and(|to| sockets.contains(to)))
+                fs::read_link(fd.path()).is_ok_and(|to| {
+                    to.to_str()
+                        .is_some_and(|to| sockets.iter().any(|s| s == to))
+                })
             })
         })
     };

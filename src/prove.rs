@@ -1,7 +1,6 @@
 //! The proof: the services run the files of this set, nothing runs another's, the health checks pass, and it stays
 //! so for as long as the release asks.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -43,7 +42,7 @@ pub fn prove(claim: &Claim, store: &Store, manager: &Manager, log: &mut Log) -> 
     let proved = if manager.controls() {
         run_the_files(claim, store, manager, log)?
     } else {
-        BTreeMap::new()
+        Vec::new()
     };
     stay_healthy(claim, store, manager, &proved, log)
 }
@@ -73,7 +72,7 @@ fn run_the_files(
     store: &Store,
     manager: &Manager,
     log: &mut Log,
-) -> Result<BTreeMap<Name, u32>, String> {
+) -> Result<Vec<(Name, u32)>, String> {
     let slowest = claim
         .manifest
         .health
@@ -82,7 +81,7 @@ fn run_the_files(
         .max()
         .unwrap_or(0);
     let deadline = Instant::now() + APPEAR.max(Duration::from_secs(slowest));
-    let mut proved = BTreeMap::new();
+    let mut proved = Vec::new();
     for service in &claim.services {
         loop {
             match process_of(service, claim, store, manager) {
@@ -95,7 +94,7 @@ fn run_the_files(
                             process::executable_name(pid)
                         ),
                     );
-                    proved.insert(service.name.clone(), pid);
+                    proved.push((service.name.clone(), pid));
                     break;
                 }
                 Err(why) if Instant::now() >= deadline => return Err(why),
@@ -268,7 +267,7 @@ fn stay_healthy(
     claim: &Claim,
     store: &Store,
     manager: &Manager,
-    proved: &BTreeMap<Name, u32>,
+    proved: &[(Name, u32)],
     log: &mut Log,
 ) -> Result<(), String> {
     let start = Instant::now();
@@ -366,7 +365,7 @@ fn still_runs(
 
 /// A check of this machine's own port must be answered by a service of this set: an old process that kept the port
 /// says nothing about the new one.
-fn own_listener(check: &Check, claim: &Claim, proved: &BTreeMap<Name, u32>) -> Result<(), String> {
+fn own_listener(check: &Check, claim: &Claim, proved: &[(Name, u32)]) -> Result<(), String> {
     let Some(port) = health::loopback_port(&check.probe) else {
         return Ok(());
     };
@@ -375,8 +374,10 @@ fn own_listener(check: &Check, claim: &Claim, proved: &BTreeMap<Name, u32>) -> R
     }
     let owners = process::listeners(port);
     let ours = |pid: &u32| {
-        proved.values().any(|p| p == pid)
-            || proved.values().any(|p| process::family(*p).contains(pid))
+        proved.iter().any(|(_, p)| p == pid)
+            || proved
+                .iter()
+                .any(|(_, p)| process::family(*p).contains(pid))
             || digest_of(*pid).is_some_and(|digest| unchanged(digest, claim))
     };
     match owners.iter().find(|pid| !ours(pid)) {
@@ -534,19 +535,9 @@ mod tests {
         };
         let name = manifest.services[0].name.clone();
         // This test holds the port, not the service.
-        let why = own_listener(
-            &check,
-            &claim,
-            &BTreeMap::from([(name.clone(), node.0.id())]),
-        )
-        .unwrap_err();
+        let why = own_listener(&check, &claim, &[(name.clone(), node.0.id())]).unwrap_err();
         assert!(why.contains("which is no service of this release"), "{why}");
-        own_listener(
-            &check,
-            &claim,
-            &BTreeMap::from([(name, std::process::id())]),
-        )
-        .unwrap();
+        own_listener(&check, &claim, &[(name, std::process::id())]).unwrap();
     }
 
     /// Feeds tries: 'p' passes, 'f' fails; the time since the start in seconds is that of the first.

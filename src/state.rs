@@ -19,23 +19,21 @@ pub const FORMAT: u32 = 1;
 
 /// What is durably known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Members")]
 pub struct Record {
     /// What the appliance is in the middle of.
     #[serde(flatten)]
     pub phase: Phase,
     /// The last operation that ended, and how.
-    #[serde(default)]
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation: the network, trust, space.
-    #[serde(default)]
     pub failure: Option<Failure>,
     /// The schema number of each data set, as the last confirmed release left it.
-    #[serde(default)]
     pub schemas: BTreeMap<Name, u64>,
 }
 
 /// The phases. Their order in an update is the order here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "phase", rename_all = "lowercase")]
 pub enum Phase {
     /// Nothing is going on.
@@ -344,6 +342,87 @@ pub fn exit_of_return_to(set: Set) -> Exit {
     match set {
         Set::Factory => Exit::BackToFactory,
         Set::A | Set::B => Exit::BackToPrevious,
+    }
+}
+
+/// A record as it is written: all members of all phases. (Derived for [`Phase`], reading would first make a tree of
+/// what it reads, in three times as much code.)
+#[derive(Deserialize)]
+struct Members {
+    phase: String,
+    active: Option<Installed>,
+    fallback: Option<Installed>,
+    since: Option<String>,
+    trouble: Option<Trouble>,
+    op: Option<Operation>,
+    data: Option<DataState>,
+    boots: Option<u32>,
+    boot_id: Option<String>,
+    cause: Option<Cause>,
+    last: Option<Attempt>,
+    failure: Option<Failure>,
+    #[serde(default)]
+    schemas: BTreeMap<Name, u64>,
+}
+
+impl TryFrom<Members> for Record {
+    type Error = String;
+
+    fn try_from(members: Members) -> Result<Record, String> {
+        fn there<T>(phase: &str, name: &str, member: Option<T>) -> Result<T, String> {
+            member.ok_or_else(|| format!("phase {phase}: {name} is missing"))
+        }
+        let Members {
+            phase,
+            active,
+            fallback,
+            since,
+            trouble,
+            op,
+            data,
+            boots,
+            boot_id,
+            cause,
+            last,
+            failure,
+            schemas,
+        } = members;
+        let op = || there(&phase, "op", op);
+        let data = || there(&phase, "data", data);
+        let since = || there(&phase, "since", since);
+        let phase = match &*phase {
+            "idle" => Phase::Idle(Idle {
+                active: there(&phase, "active", active)?,
+                fallback,
+                since: since()?,
+                trouble,
+            }),
+            "staging" => Phase::Staging { op: op()? },
+            "staged" => Phase::Staged { op: op()? },
+            "switching" => Phase::Switching {
+                op: op()?,
+                data: data()?,
+            },
+            "trial" => Phase::Trial {
+                op: op()?,
+                data: data()?,
+                boots: there(&phase, "boots", boots)?,
+                boot_id: there(&phase, "boot_id", boot_id)?,
+                since: since()?,
+            },
+            "reverting" => Phase::Reverting {
+                op: op()?,
+                data: data()?,
+                cause: there(&phase, "cause", cause)?,
+            },
+            other => return Err(format!("phase '{}' is not known", other.escape_debug())),
+        };
+        Ok(Record {
+            phase,
+            last,
+            failure,
+            schemas,
+        })
     }
 }
 

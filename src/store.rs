@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
+use crate::json;
 use crate::manifest::{self, Component, Manifest, RelPath};
 use crate::repository::Versions;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
@@ -459,7 +460,7 @@ impl Store {
         let bytes = read_if_there(&self.seal_path(manifest), 64 * 1024)
             .map_err(|e| e.chain())?
             .ok_or_else(|| format!("its manifest {manifest} has no seal"))?;
-        let seal: Seal = serde_json::from_slice(&bytes).map_err(|e| format!("its seal: {e}"))?;
+        let seal: Seal = json::parse(&bytes).map_err(|e| format!("its seal: {e}"))?;
         if seal.format != 1 || seal.manifest != manifest {
             return Err("its seal is another release's".into());
         }
@@ -472,8 +473,8 @@ impl Store {
         let Some(bytes) = read_if_there(&path, 1 << 20)? else {
             return Ok(Vec::new());
         };
-        let list: Refusals =
-            serde_json::from_slice(&bytes).doing(|| format!("reading {}", path.display()))?;
+        let list: Refusals = json::parse(&bytes)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
         if list.format != 1 {
             return Err(Error::new(format!(
                 "reading {}: format {} is not known",
@@ -527,7 +528,7 @@ impl Store {
     /// The last refresh of trust, if any is known.
     pub fn refreshed(&self) -> Option<Refreshed> {
         let bytes = read_if_there(&self.path("update/refreshed"), 1 << 16).ok()??;
-        serde_json::from_slice(&bytes).ok()
+        json::parse(&bytes).ok()
     }
 
     /// Leaves a note about this boot in `/run`.
@@ -542,7 +543,7 @@ impl Store {
     /// The note about this boot.
     pub fn boot_note(&self) -> Option<BootNote> {
         let bytes = read_if_there(&self.host.path("/run/qx-update/boot.json"), 1 << 20).ok()??;
-        let note: BootNote = serde_json::from_slice(&bytes).ok()?;
+        let note: BootNote = json::parse(&bytes).ok()?;
         (note.boot_id == self.host.boot_id().ok()?).then_some(note)
     }
 

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::json;
 use super::limits::Limits;
+use crate::json;
 
 /// The canonical form of a value. The error says what has none.
 pub fn canonical(value: &Value) -> Result<Vec<u8>, String> {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 
+use super::Role;
 use super::key::Verifiers;
 use super::limits::Limits;
 use super::metadata::{RoleKeys, TargetInfo, Targets, at_most, parse_keys};
-use super::{Role, json};
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Result};
+use crate::json;
 use crate::manifest::RelPath;
 
 /// The name of a delegated role: neither empty nor that of a top-level role, and no control character in it. What else
@@ -105,7 +106,7 @@ pub fn search(
     if let Some(target) = top.target(name) {
         return Ok(Some(Found { role: None, target }));
     }
-    let mut asked = BTreeSet::new();
+    let mut asked: Vec<RoleName> = Vec::new();
     let mut next = Vec::new();
     push(&mut next, delegations_for(top, "targets", name, limits));
     while let Some(delegation) = next.pop() {
@@ -129,7 +130,7 @@ pub fn search(
             &mut next,
             delegations_for(&targets, role.as_str(), name, limits),
         );
-        asked.insert(role);
+        asked.push(role);
     }
     Ok(None)
 }

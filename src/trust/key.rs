@@ -1,7 +1,7 @@
 //! Public keys and signatures.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ct_codecs::{Base64, Decoder};
 use ed25519_compact::VerifyingState;
@@ -9,9 +9,9 @@ use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use serde_json::Value;
 
 use super::canonical;
-use super::json;
 use super::limits::Limits;
 use crate::digest::{Digest, Hasher};
+use crate::json;
 
 /// A public key of a scheme that this version knows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,10 +134,16 @@ impl Verifiers {
         let p256 = p256
             .iter()
             .filter(|(_, point, signature)| p256_verifies(point, &digest, signature));
-        let valid: BTreeSet<&Key> = ed25519
+        let mut valid: Vec<&Key> = Vec::new();
+        for key in ed25519
             .map(|(key, _)| *key)
-            .chain(p256.map(|(key, _, _)| *key))
-            .collect();
+            .chain(p256.map(|(key, ..)| *key))
+        {
+            // One key under two ids counts once.
+            if !valid.contains(&key) {
+                valid.push(key);
+            }
+        }
         Ok(valid.len())
     }
 }

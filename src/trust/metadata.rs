@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use ed25519_compact::sha512;
 
-use super::json::there;
 use super::key::{Key, Keys, Signature, Verifiers, hex, unhex};
 use super::limits::Limits;
-use super::{Error, Role, delegation, json};
+use super::{Error, Role, delegation};
 use crate::digest::Digest;
+use crate::json;
+use crate::json::there;
 use crate::manifest::RelPath;
 
 /// A value and the signatures over it. Nothing in it is trusted before [`Signed::verify`].
@@ -46,8 +47,8 @@ pub struct Root {
     pub consistent_snapshot: bool,
     /// All keys of known schemes.
     pub keys: Keys,
-    /// Who speaks for each role.
-    pub roles: BTreeMap<&'static str, RoleKeys>,
+    /// Who speaks for each role, in the order of [`Role::ALL`].
+    roles: [RoleKeys; 4],
 }
 
 /// Timestamp metadata.
@@ -240,7 +241,7 @@ impl<T: Metadata> Signed<'_, T> {
 impl Root {
     /// Who speaks for a role.
     pub fn verifiers(&self, role: Role) -> Verifiers {
-        self.roles[role.as_str()].verifiers(&self.keys)
+        self.roles[role as usize].verifiers(&self.keys)
     }
 }
 
@@ -453,21 +454,16 @@ impl Parse for Root {
     ) -> Result<Root, String> {
         let keys = parse_keys(there(fields.keys, "keys")?, limits)
             .map_err(|why| format!("keys: {why}"))?;
-        let mut roles = BTreeMap::new();
-        json::members(there(fields.roles, "roles")?, &mut |name, value| {
-            if let Some(role) = Role::ALL.into_iter().find(|role| role.as_str() == name) {
-                let keys = RoleKeys::parse(value, limits)
-                    .map_err(|why| format!("roles: {name}: {why}"))?;
-                roles.insert(role.as_str(), keys);
-            }
-            Ok(())
-        })?;
-        if let Some(role) = Role::ALL
-            .iter()
-            .find(|role| !roles.contains_key(role.as_str()))
-        {
-            return Err(format!("roles: {role} is missing"));
-        }
+        let named = json::fields(there(fields.roles, "roles")?, Role::ALL.map(Role::as_str))
+            .map_err(|why| format!("roles: {why}"))?;
+        let role = |role: Role| {
+            let keys = there(named[role as usize], role.as_str());
+            keys.and_then(|keys| {
+                RoleKeys::parse(keys, limits).map_err(|why| format!("{role}: {why}"))
+            })
+            .map_err(|why| format!("roles: {why}"))
+        };
+        let [root, timestamp, snapshot, targets] = Role::ALL.map(role);
         let consistent = json::boolean(fields.consistent_snapshot, "consistent_snapshot")?;
         Ok(Root {
             version,
@@ -475,7 +471,7 @@ impl Parse for Root {
             expires,
             consistent_snapshot: consistent.unwrap_or(false),
             keys,
-            roles,
+            roles: [root?, timestamp?, snapshot?, targets?],
         })
     }
 }
@@ -507,7 +503,8 @@ impl Parse for Timestamp {
         _: &Limits,
     ) -> Result<Timestamp, String> {
         let snapshot = meta(fields)?
-            .remove("snapshot.json")
+            .get("snapshot.json")
+            .cloned()
             .ok_or("meta: snapshot.json is missing")?;
         Ok(Timestamp {
             version,

@@ -11,7 +11,6 @@
 pub mod canonical;
 pub mod clock;
 pub mod delegation;
-mod json;
 pub mod key;
 mod limits;
 pub mod metadata;

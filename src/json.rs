@@ -18,6 +18,13 @@ pub fn fields<'a, const N: usize>(
     Ok(found)
 }
 
+/// Reads bytes that hold one value.
+pub fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+    // Everything is read as text: a second kind of reader is another copy of the code for each type that is read.
+    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
 fn pick<'a>(text: &'a str, names: &[&str], found: &mut [Option<&'a str>]) -> Result<(), String> {
     members(text, &mut |name, value| {
         if let Some(at) = names.iter().position(|wanted| *wanted == name)
