@@ -31,7 +31,7 @@
 //!
 //! # Where things are
 //!
-//! *Core*, values in and values out: [`manifest`], [`config`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
+//! *Core*, values in and values out: [`json`], [`manifest`], [`config`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
 //! [`digest`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
 //! `/data`), [`durable`] (the only syncs and renames), [`fetch`], [`repository`], [`unpack`], [`tree`], [`process`],
 //! [`service`], [`health`], [`migrate`], [`log`]. Above both: [`plan`], [`stage`], [`prove`], [`switch`], [`recover`],

@@ -1201,4 +1201,22 @@ mod tests {
             ["1.0.0", "2.0.0", "2.1.0"]
         );
     }
+    #[test]
+    fn a_role_is_verified_anew_for_each_delegator() {
+        let mut forge = Forge::new();
+        let mut shared = Team::new("shared", 6, &["one/*"]);
+        for name in ["one/x", "two/x"] {
+            shared.files.insert(name.into(), vec![]);
+        }
+        let mut other = Team::new("other", 7, &["two/*"]);
+        // This delegator asks for another key, with which the role's metadata are not signed.
+        other.teams.push(Team::new("shared", 5, &["two/*"]));
+        forge.teams = vec![shared, other];
+        let appliance = Appliance::new("anew", &forge);
+        let repository = appliance.refresh().unwrap();
+        assert!(find(&appliance, &repository, "one/x").unwrap().is_some());
+        let error = refusal(find(&appliance, &repository, "two/x"));
+        assert!(error.chain().contains("other"), "{}", error.chain());
+        assert!(find(&appliance, &repository, "one/x").unwrap().is_some());
+    }
 }

@@ -22,7 +22,9 @@ impl RoleName {
     /// Checks a name.
     pub fn new(name: &str, limits: &Limits) -> Result<RoleName, String> {
         // Its longest form, with a version, must be the name of a file.
-        let longest = limits.role_name_bytes.min(80);
+        let longest = limits
+            .role_name_bytes
+            .min(Limits::default().role_name_bytes);
         let quoted = name.escape_debug();
         if name.is_empty() || name.chars().any(char::is_control) {
             Err(format!("'{quoted}' is not the name of a role"))
@@ -741,7 +743,7 @@ mod tests {
             (with("name", json!("")), "not the name of a role"),
             (with("name", json!("a\nb")), "not the name of a role"),
             (with("name", json!("a\u{0}b")), "not the name of a role"),
-            (with("name", json!("x".repeat(81))), "longer than 80"),
+            (with("name", json!("x".repeat(77))), "longer than 76"),
             (with("name", json!("snapshot")), "top-level"),
             (with("name", json!("targets")), "top-level"),
             (roles(&[good.clone(), good.clone()]), "twice"),
@@ -751,7 +753,7 @@ mod tests {
             ),
             (succinct(0, "b"), "bit_length 0"),
             (succinct(33, "b"), "bit_length 33"),
-            (succinct(32, &"x".repeat(72)), "longer than 80"),
+            (succinct(32, &"x".repeat(68)), "longer than 76"),
         ] {
             let limits = Limits {
                 delegations: 3,

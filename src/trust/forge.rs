@@ -57,6 +57,8 @@ pub struct Team {
     pub patterns: Vec<&'static str>,
     pub terminating: bool,
     pub files: BTreeMap<String, Vec<u8>>,
+    /// Whom it delegates to, in order.
+    pub teams: Vec<Team>,
 }
 
 impl Team {
@@ -72,6 +74,7 @@ impl Team {
             patterns: patterns.to_vec(),
             terminating: false,
             files: BTreeMap::new(),
+            teams: Vec::new(),
         }
     }
 }
@@ -137,7 +140,7 @@ impl Forge {
             Role::Targets => {
                 let mut body = json!({"targets": self.infos(&self.files)});
                 if !self.teams.is_empty() {
-                    body["delegations"] = self.delegations();
+                    body["delegations"] = delegations(&self.teams);
                 }
                 self.common(role, &self.targets, body)
             }
@@ -189,20 +192,12 @@ impl Forge {
     }
 
     pub fn team_bytes(&self, team: &Team) -> Vec<u8> {
-        let body = json!({"targets": self.infos(&team.files)});
+        let mut body = json!({"targets": self.infos(&team.files)});
+        if !team.teams.is_empty() {
+            body["delegations"] = delegations(&team.teams);
+        }
         let signed = self.common(Role::Targets, &team.draft, body);
         self.sign(&signed, &team.draft.signers)
-    }
-
-    fn delegations(&self) -> Value {
-        let keys = self.teams.iter().map(|team| key(team.key));
-        let keys: BTreeMap<_, _> = keys.map(|key| (key.id(), key.public())).collect();
-        let role = |team: &Team| {
-            json!({"name": team.name, "keyids": [key(team.key).id()], "threshold": 1,
-                   "terminating": team.terminating, "paths": team.patterns})
-        };
-        let roles: Vec<_> = self.teams.iter().map(role).collect();
-        json!({"keys": keys, "roles": roles})
     }
 
     fn infos(&self, files: &BTreeMap<String, Vec<u8>>) -> Value {
@@ -233,4 +228,15 @@ impl Forge {
     fn info(&self, bytes: &[u8]) -> Value {
         json!({"length": bytes.len(), "hashes": {"sha256": Digest::of(bytes)}})
     }
+}
+
+fn delegations(teams: &[Team]) -> Value {
+    let keys = teams.iter().map(|team| key(team.key));
+    let keys: BTreeMap<_, _> = keys.map(|key| (key.id(), key.public())).collect();
+    let role = |team: &Team| {
+        json!({"name": team.name, "keyids": [key(team.key).id()], "threshold": 1,
+               "terminating": team.terminating, "paths": team.patterns})
+    };
+    let roles: Vec<_> = teams.iter().map(role).collect();
+    json!({"keys": keys, "roles": roles})
 }

@@ -25,7 +25,8 @@ pub struct Limits {
     pub delegations: usize,
     /// The most delegated roles that are asked for one target, or walked for releases. 32.
     pub delegated_roles: usize,
-    /// The longest name of a delegated role, in bytes; at most 80, for it becomes a file's. 80.
+    /// The longest name of a delegated role, in bytes. 76, and no more: percent-encoded, between the longest version and
+    /// `.json`, it must fit into the name of a file.
     pub role_name_bytes: usize,
     /// The most members of a JSON object together with those of the objects around it: one of targets metadata has
     /// as many as there are targets. 100 000, each of which takes 40 bytes of memory.
@@ -46,7 +47,7 @@ impl Default for Limits {
             signatures: 100,
             delegations: 1000,
             delegated_roles: 32,
-            role_name_bytes: 80,
+            role_name_bytes: 76,
             json_members: 100_000,
             json_depth: 32,
         }
