@@ -18,10 +18,13 @@ fuzz_target!(|text: &str| {
             assert_eq!(Key::from_value(&ed25519_public(&public)), Some(key));
         }
         Some(key @ Key::P256(_)) => {
-            let object: serde_json::Value = serde_json::from_str(text).expect("it was read");
-            let public = object["keyval"]["public"].as_str().expect("it was read");
-            if let Ok(other) = pem::public(public) {
-                assert_eq!(Key::from_value(&other), Some(key));
+            // A member without a meaning may hold half a surrogate pair. Metadata with it have no canonical form, and are
+            // refused for that.
+            if let Ok(object) = serde_json::from_str::<serde_json::Value>(text) {
+                let public = object["keyval"]["public"].as_str().expect("it was read");
+                if let Ok(other) = pem::public(public) {
+                    assert_eq!(Key::from_value(&other), Some(key));
+                }
             }
         }
         None => {}
