@@ -424,10 +424,10 @@ impl Repository {
                 role: Role::Snapshot,
                 file: role.file(),
             };
-            return trusted(&delegated_path(role, None), Err(missing));
+            return trusted(&metadata_path(&role.encoded(), None), Err(missing));
         };
         let named = self.set.root().consistent_snapshot.then_some(version);
-        let path = delegated_path(role, named);
+        let path = metadata_path(&role.encoded(), named);
         let mut accepted = None;
         let mut publishers = false;
         let limit = Role::Targets.max_bytes(self.set.limits());
@@ -481,20 +481,12 @@ pub fn target_path(name: &RelPath, digest: &dyn std::fmt::Display, consistent: b
     }
 }
 
-/// Where metadata lie in a repository; `version` for those whose name carries it.
-pub fn metadata_path(role: Role, version: Option<u64>) -> String {
-    numbered(role.as_str(), version)
-}
-
-/// The same for a delegated role.
-pub fn delegated_path(role: &RoleName, version: Option<u64>) -> String {
-    numbered(&role.encoded(), version)
-}
-
-fn numbered(name: &str, version: Option<u64>) -> String {
+/// Where a role's metadata lie in a repository; `version` for those whose name carries it. The names of delegated roles
+/// are percent-encoded ([`RoleName::encoded`]).
+pub fn metadata_path(role: &str, version: Option<u64>) -> String {
     match version {
-        Some(version) => format!("metadata/{version}.{name}.json"),
-        None => format!("metadata/{name}.json"),
+        Some(version) => format!("metadata/{version}.{role}.json"),
+        None => format!("metadata/{role}.json"),
     }
 }
 
@@ -533,7 +525,7 @@ fn update_root(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result
     }
     for _ in 0..set.limits().root_rotations {
         let version = set.root().version + 1;
-        let path = metadata_path(Role::Root, Some(version));
+        let path = metadata_path(Role::Root.as_str(), Some(version));
         let Some(bytes) = source.small(&path, Role::Root.max_bytes(set.limits()))? else {
             break;
         };
@@ -551,7 +543,7 @@ fn update_timestamp(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> R
         // Refused or expired, the source's decides; what it still proves is remembered in the set.
         let _ = set.update_timestamp(&bytes);
     }
-    let path = metadata_path(Role::Timestamp, None);
+    let path = metadata_path(Role::Timestamp.as_str(), None);
     let limit = Role::Timestamp.max_bytes(set.limits());
     let mut newer = None;
     source.required(&path, limit, &mut |bytes| {
@@ -573,7 +565,7 @@ fn update_snapshot(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Re
         return Ok(version);
     }
     let named = set.root().consistent_snapshot.then_some(version);
-    let path = metadata_path(Role::Snapshot, named);
+    let path = metadata_path(Role::Snapshot.as_str(), named);
     let limit = Role::Snapshot.max_bytes(set.limits());
     let mut accepted = Vec::new();
     source.required(&path, limit, &mut |bytes| {
@@ -599,14 +591,14 @@ fn update_targets(
             role,
             file: file.to_owned(),
         };
-        return trusted(&metadata_path(role, Some(snapshot)), Err(missing));
+        return trusted(&metadata_path(role.as_str(), Some(snapshot)), Err(missing));
     };
     // Where the copy does not do, it is gone before the next is fetched: they are large.
     if kept(store, file).is_some_and(|bytes| set.update_targets(bytes).is_ok()) {
         return Ok(version);
     }
     let named = set.root().consistent_snapshot.then_some(version);
-    let path = metadata_path(Role::Targets, named);
+    let path = metadata_path(Role::Targets.as_str(), named);
     let limit = Role::Targets.max_bytes(set.limits());
     source.required(&path, limit, &mut |bytes| {
         trusted(&path, set.update_targets(bytes))
@@ -667,13 +659,15 @@ mod tests {
             };
             memory
                 .files
-                .insert(metadata_path(role, version), forge.bytes(role));
+                .insert(metadata_path(role.as_str(), version), forge.bytes(role));
         }
         for team in &forge.teams {
             let role = RoleName::new(team.name, &Limits::default()).unwrap();
             let version = forge.consistent.then_some(team.draft.version);
             let bytes = forge.team_bytes(team);
-            memory.files.insert(delegated_path(&role, version), bytes);
+            memory
+                .files
+                .insert(metadata_path(&role.encoded(), version), bytes);
         }
         let teams = forge.teams.iter().flat_map(|team| &team.files);
         for (name, bytes) in forge.files.iter().chain(teams) {

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::current::{Current, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_file};
+use super::current::{Current, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_file, metadata_path};
 use crate::digest::Hasher;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{MAX_BYTES, Manifest, RelPath};
@@ -108,10 +108,10 @@ pub fn metadata(current: &Current) -> BTreeMap<String, PathBuf> {
         .map(|(role, envelope)| (role, envelope.version()));
     roots
         .chain(others)
-        .map(|(role, version)| metadata_file(&current.dir, role, version))
-        .filter_map(|file| {
-            let name = file.file_name()?.to_str()?;
-            Some((format!("metadata/{name}"), file))
+        .map(|(role, version)| {
+            let path = metadata_path(role, version);
+            let file = current.dir.join(&path);
+            (path, file)
         })
         .collect()
 }

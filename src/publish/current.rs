@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Name, RelPath};
-use crate::repository::target_path;
+use crate::repository::{self, target_path};
 use crate::trust::clock::Clock;
 use crate::trust::metadata::TargetFile;
 use crate::trust::{Limits, Role, TrustedSet};
@@ -31,17 +31,19 @@ pub const PUBLIC: u32 = 0o644;
 
 /// A day.
 pub const DAY: Duration = Duration::from_secs(86_400);
+/// So many days ahead, the end of metadata's validity is warned of.
+pub const SOON_DAYS: u32 = 60;
 /// The longest life that metadata can be given, in days: twenty years.
 const MAX_DAYS: u32 = 20 * 365;
 
 /// The roles that every repository has.
-pub const ROOT: &str = "root";
+pub const ROOT: &str = Role::Root.as_str();
 /// Says which snapshot is the latest.
-pub const TIMESTAMP: &str = "timestamp";
+pub const TIMESTAMP: &str = Role::Timestamp.as_str();
 /// Says which targets belong together.
-pub const SNAPSHOT: &str = "snapshot";
+pub const SNAPSHOT: &str = Role::Snapshot.as_str();
 /// Says what is published, and which teams may publish too.
-pub const TARGETS: &str = "targets";
+pub const TARGETS: &str = Role::Targets.as_str();
 
 /// `repository.json`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -309,7 +311,7 @@ impl Current {
     /// command that renews it.
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let line = |(role, envelope): (&str, &Envelope)| {
-            let ahead = (DAY * 60).min(self.about.lifetime(role) * 2 / 3);
+            let ahead = (DAY * SOON_DAYS).min(self.about.lifetime(role) * 2 / 3);
             let left = envelope.expires().duration_since(now).unwrap_or_default();
             let dir = self.dir.display();
             (left < ahead).then(|| {
@@ -335,12 +337,14 @@ pub fn kind(role: &str) -> &str {
     if top_level(role) { role } else { TARGETS }
 }
 
-/// Where a role's metadata lie. The timestamp's name has no version.
+/// Where a role's metadata lie in its repository. The timestamp's name has no version, and a team's needs no encoding.
+pub fn metadata_path(role: &str, version: u64) -> String {
+    repository::metadata_path(role, (role != TIMESTAMP).then_some(version))
+}
+
+/// Where that is on this machine.
 pub fn metadata_file(dir: &Path, role: &str, version: u64) -> PathBuf {
-    dir.join("metadata").join(match role {
-        TIMESTAMP => format!("{role}.json"),
-        _ => format!("{version}.{role}.json"),
-    })
+    dir.join(metadata_path(role, version))
 }
 
 /// Reads an envelope; the error names the file.

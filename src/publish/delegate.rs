@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::change::{Done, Store};
 use super::current::TARGETS;
 use super::draft::check_team_name;
-use super::envelope::{Authority, Envelope, delegation};
+use super::envelope::{Authority, Envelope, delegation, texts};
 use super::keyring::Keyring;
 use super::newkeys::{NEW, NewKeys};
-use super::roles::{check_threshold, key_ids};
+use super::roles::{check_threshold, key_ids, usage};
 use crate::digest::Digest;
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Context, Error, Result};
 use crate::manifest::{Manifest, RelPath};
 use crate::select::Offer;
 use crate::trust::delegation::matches;
@@ -72,8 +72,10 @@ pub fn delegate(
             [] => vec![NEW.to_owned()],
             given => given.to_vec(),
         };
-        let listed = new.take(&store.current, team.name, &wanted)?;
         let threshold = team.threshold.unwrap_or(1);
+        // Before a key is made that nobody would ask for. Two that are the same count once.
+        check_threshold(threshold, wanted.len())?;
+        let listed = new.take(&store.current, team.name, &wanted)?;
         check_threshold(threshold, listed.len())?;
         let ids: Vec<&String> = listed.keys().collect();
         let role = json!({
@@ -241,19 +243,9 @@ pub fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
 
 /// Whether a delegation's patterns, or the prefixes of digests that other tools write, match a target.
 fn may_publish(named: &Value, name: &RelPath) -> bool {
-    let texts = |member: &str| {
-        let list = named[member].as_array().into_iter().flatten();
-        list.filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
     let digest = Digest::of(name.as_str().as_bytes()).to_string();
-    texts("paths")
-        .iter()
-        .any(|pattern| matches(pattern, name.as_str()))
-        || texts("path_hash_prefixes")
-            .iter()
-            .any(|prefix| digest.starts_with(prefix))
+    texts(&named["paths"]).any(|pattern| matches(pattern, name.as_str()))
+        || texts(&named["path_hash_prefixes"]).any(|prefix| digest.starts_with(prefix))
 }
 
 fn check_pattern(pattern: &str) -> Result<()> {
@@ -285,16 +277,8 @@ fn forget_unused_keys(targets: &mut Value) {
         .flat_map(|authority| authority.keys.into_iter().map(|(id, _)| id))
         .collect();
     if let Some(keys) = targets["delegations"]["keys"].as_object_mut() {
-        let kept: Map<String, Value> = std::mem::take(keys)
-            .into_iter()
-            .filter(|(id, _)| used.contains(id))
-            .collect();
-        *keys = kept;
+        keys.retain(|id, _| used.contains(id));
     }
-}
-
-fn usage(why: &str) -> Error {
-    Error::with(Exit::Usage, why)
 }
 
 #[cfg(test)]

@@ -178,9 +178,7 @@ impl Authority {
     }
 
     fn new(by: String, keys: &Value, named: &Value) -> Authority {
-        let ids = named["keyids"].as_array().into_iter().flatten();
-        let keys = ids
-            .filter_map(Value::as_str)
+        let keys = texts(&named["keyids"])
             .map(|id| (id.to_owned(), keys[id].clone()))
             .collect();
         // One that is missing or odd must not let anybody sign.
@@ -245,6 +243,14 @@ pub fn delegation<'a>(targets: &'a Value, team: &str) -> Option<&'a Value> {
         .into_iter()
         .flatten();
     roles.find(|role| role["name"] == team)
+}
+
+/// The texts in a list; where there is no list, none.
+pub fn texts(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
 }
 
 /// The start of a key's id: enough to tell it by, and nothing that a terminal would obey.

@@ -6,17 +6,13 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::contents::{self, Release};
-use super::current::{Current, DAY, TARGETS, top_level};
-use super::envelope::{Envelope, delegation, short};
+use super::current::{Current, DAY, SOON_DAYS, TARGETS, top_level};
+use super::envelope::{Envelope, delegation, short, texts};
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::manifest::Kind;
-
-/// Below so many days, a role expires soon.
-const SOON: i64 = 60;
 
 /// What a repository offers. `docs/formats.md` describes the JSON.
 #[derive(Debug, Serialize)]
@@ -138,7 +134,7 @@ fn role_line(
     } else {
         delegation(&current.role(TARGETS)?.signed, role).map(|said| Delegated {
             by: TARGETS,
-            paths: texts(&said["paths"]),
+            paths: texts(&said["paths"]).map(str::to_owned).collect(),
             terminating: said["terminating"] == true,
         })
     };
@@ -152,11 +148,6 @@ fn role_line(
         keys: keys.collect(),
         delegated,
     })
-}
-
-fn texts(list: &Value) -> Vec<String> {
-    let items = list.as_array().into_iter().flatten();
-    items.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn release_line(release: &Release) -> ReleaseLine {
@@ -191,7 +182,7 @@ impl RoleLine {
     fn state(&self) -> String {
         match self.days_left {
             _ if self.expired => "EXPIRED".into(),
-            days @ ..SOON => format!("in {days} days, soon"),
+            days if days < SOON_DAYS.into() => format!("in {days} days, soon"),
             days => format!("in {days} days"),
         }
     }

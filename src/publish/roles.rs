@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::change::{Done, Store, Waiting};
 use super::current::{Current, DAY, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, top_level};
 use super::delegate;
-use super::envelope::{Authority, Envelope, short};
+use super::envelope::{Authority, Envelope, short, texts};
 use super::keyring::Keyring;
 use super::newkeys::{NEW, NewKeys};
 use crate::error::{Context, Error, Exit, Result};
@@ -39,23 +39,28 @@ pub fn rotate(
 ) -> Result<Done> {
     let role = rotation.role;
     let old = store.current.authority(role)?;
+    // The online roles' keys sign each publication, this one included.
+    let check = |authority: &Authority, keys: &Keyring| {
+        let online = [TIMESTAMP, SNAPSHOT].contains(&role);
+        if online && authority.at_hand(keys) < authority.threshold {
+            return Err(keys.missing(&format!(
+                "key that signs the {role} metadata ({}, {} needed); if the old one is gone for good, add --lost",
+                authority.keys.keys().map(|id| short(id)).collect::<Vec<_>>().join(", "),
+                authority.threshold
+            )));
+        }
+        Ok(())
+    };
+    if !store.lost {
+        // Before a key is made in vain.
+        check(&old, &keys()?)?;
+    }
     let authority = changed(&store.current, &old, rotation, new)?;
     let keys = &keys()?;
     if old.same(&authority) {
         return Err(usage("these are the keys that the role has already"));
     }
-    if [TIMESTAMP, SNAPSHOT].contains(&role) {
-        // They sign each publication, this one included.
-        for (authority, needed) in [(&old, !store.lost), (&authority, true)] {
-            if needed && authority.at_hand(keys) < authority.threshold {
-                return Err(keys.missing(&format!(
-                    "key that signs the {role} metadata ({}, {} needed); if the old one is gone for good, add --lost",
-                    authority.keys.keys().map(|id| short(id)).collect::<Vec<_>>().join(", "),
-                    authority.threshold
-                )));
-            }
-        }
-    }
+    check(&authority, keys)?;
     if top_level(role) {
         let mut root = store.current.root().clone();
         set_keys(&mut root, role, &authority);
@@ -151,12 +156,11 @@ pub fn set_keys(root: &mut Value, role: &str, authority: &Authority) {
         .as_object()
         .into_iter()
         .flat_map(|roles| roles.values())
-        .flat_map(|role| role["keyids"].as_array().into_iter().flatten())
-        .filter_map(|id| Some(id.as_str()?.to_owned()))
+        .flat_map(|role| texts(&role["keyids"]))
+        .map(str::to_owned)
         .collect();
     if let Some(keys) = root["keys"].as_object_mut() {
-        let all = std::mem::take(keys);
-        keys.extend(all.into_iter().filter(|(id, _)| used.contains(id)));
+        keys.retain(|id, _| used.contains(id));
     }
 }
 
@@ -269,6 +273,7 @@ pub fn refresh(
     Ok(Refreshed { done, open, next })
 }
 
-fn usage(why: &str) -> Error {
+/// What was asked for cannot be.
+pub fn usage(why: &str) -> Error {
     Error::with(Exit::Usage, why)
 }

@@ -10,13 +10,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::contents::{self, Checked};
-use super::current::{Current, DAY, metadata_file};
+use super::current::{Current, DAY, SOON_DAYS, metadata_path};
 use super::delegate;
 use crate::error::{Context, Error, Result};
 use crate::repository::target_path;
-
-/// Ahead of the end of metadata's validity, in days.
-const SOON: u32 = 60;
 
 /// What was found. `docs/formats.md` describes the JSON.
 #[derive(Debug, Default, Serialize)]
@@ -60,7 +57,7 @@ impl Verification {
             if envelope.expires() <= now {
                 let line = format!("version {version} of the {role} metadata expired at {text}");
                 self.problems.push(line);
-            } else if envelope.expires() <= now + DAY * SOON {
+            } else if envelope.expires() <= now + DAY * SOON_DAYS {
                 let line = format!("version {version} of the {role} metadata expires at {text}");
                 self.warnings.push(line);
             }
@@ -131,8 +128,7 @@ fn is_earlier(current: &Current, path: &str) -> bool {
     let (Ok(version), Some(role)) = (version.parse::<u64>(), file.strip_suffix(".json")) else {
         return false;
     };
-    let place = metadata_file(&current.dir, role, version);
-    place.ends_with(path) && version < current.next_version(role)
+    path == metadata_path(role, version) && version < current.next_version(role)
 }
 
 /// Calls `each` with the path of every file below a directory of the repository.

@@ -20,6 +20,7 @@ use crate::manifest::RelPath;
 pub struct Signed<'a, T> {
     /// What was signed.
     pub value: T,
+    role: Role,
     text: &'a str,
     signatures: Vec<Signature>,
     limits: Limits,
@@ -220,15 +221,15 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl<T: Metadata> Signed<'_, T> {
+impl<T> Signed<'_, T> {
     /// Checks that enough of the keys that speak for the role have signed the value; `by` is who names them.
     pub fn verify(&self, verifiers: &Verifiers, by: &dyn Fn() -> String) -> Result<(), Error> {
         let valid = verifiers
             .count(self.text, &self.signatures, &self.limits)
-            .map_err(|why| malformed(T::ROLE, why))?;
+            .map_err(|why| malformed(self.role, why))?;
         if (valid as u64) < verifiers.threshold {
             return Err(Error::Signatures {
-                role: T::ROLE,
+                role: self.role,
                 by: by(),
                 valid,
                 threshold: verifiers.threshold,
@@ -573,18 +574,6 @@ struct Outline<'a> {
     delegations: Option<&'a str>,
 }
 
-impl Metadata for Outline<'_> {
-    const ROLE: Role = Role::Targets;
-
-    fn version(&self) -> u64 {
-        self.version
-    }
-
-    fn expires(&self) -> &Expires {
-        &self.expires
-    }
-}
-
 impl Targets {
     /// Reads metadata that the keys of `verifiers` have signed, as `by` asks; what every target and every delegation
     /// in them says is checked now.
@@ -725,6 +714,7 @@ fn envelope<'a, T>(
     };
     Ok(Signed {
         value: read(&fields, version, expires)?,
+        role,
         text: signed,
         signatures,
         limits: *limits,

@@ -45,7 +45,7 @@ impl Role {
     pub const ALL: [Role; 4] = [Role::Root, Role::Timestamp, Role::Snapshot, Role::Targets];
 
     /// As metadata and file names spell it.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Role::Root => "root",
             Role::Timestamp => "timestamp",
