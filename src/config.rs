@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 
+use crate::dataset::DataSet;
 use crate::json;
 use crate::manifest::Name;
 use crate::trust;
@@ -55,6 +56,12 @@ pub struct Config {
     /// How services are controlled.
     #[serde(default)]
     pub services: Services,
+    /// The data that releases may migrate.
+    #[serde(default)]
+    pub data: Vec<DataSet>,
+    /// The user that releases' migrations run as. Absent: root.
+    #[serde(default)]
+    pub migration_user: Option<String>,
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
@@ -220,6 +227,8 @@ pub struct Limits {
     pub trial_boots: u32,
     /// Seconds after which a trial is too old for its data to be restored unasked. A day.
     pub trial_max_age_s: u64,
+    /// The most bytes of data that is kept aside after releases that failed. 1 GiB.
+    pub discarded_bytes: u64,
     /// What a repository's metadata may ask for.
     pub trust: trust::Limits,
 }
@@ -236,6 +245,7 @@ impl Default for Limits {
             service_timeout_s: 60,
             trial_boots: 3,
             trial_max_age_s: 86_400,
+            discarded_bytes: 1 << 30,
             trust: trust::Limits::default(),
         }
     }
@@ -288,6 +298,15 @@ impl Config {
                 if vector.is_empty() {
                     return Err(format!("services.{field}: the argument vector is empty"));
                 }
+            }
+        }
+        for (number, set) in config.data.iter().enumerate() {
+            set.check()?;
+            if config.data[..number]
+                .iter()
+                .any(|other| other.name == set.name)
+            {
+                return Err(format!("data: '{}' is there twice", set.name));
             }
         }
         if config.limits.trial_boots == 0 {

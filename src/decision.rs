@@ -125,10 +125,10 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
             &record.with(Phase::Reverting {
                 op: op.clone(),
                 data: *data,
-                cause: Cause {
-                    kind: CauseKind::Power,
-                    message: format!("the switch to {} was interrupted", op.to),
-                },
+                cause: Cause::new(
+                    CauseKind::Power,
+                    format!("the switch to {} was interrupted", op.to),
+                ),
             }),
             op,
         ),
@@ -171,24 +171,14 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
 
 /// Why a trial must not go on, if it must not.
 fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause> {
-    let damage = |message| {
-        Some(Cause {
-            kind: CauseKind::Appliance,
-            message,
-        })
-    };
+    let damage = |message| Some(Cause::new(CauseKind::Appliance, message));
     if !observed.link.selects(op.to.set) {
         return damage(format!("the priority link no longer selects {}", op.to));
     }
     if let Err(why) = verify(observed, &op.to) {
         return damage(format!("{} no longer verifies: {why}", op.to));
     }
-    let impatient = |message| {
-        Some(Cause {
-            kind: CauseKind::Boots,
-            message,
-        })
-    };
+    let impatient = |message| Some(Cause::new(CauseKind::Boots, message));
     if boots > op.trial_boots {
         return impatient(format!(
             "{} was not proved healthy in {} boots",
@@ -224,10 +214,8 @@ fn settle(
     };
     let factory = |trouble: Option<Trouble>| {
         Phase::Idle(Idle {
-            active: observed.factory.clone(),
-            fallback: None,
-            since: observed.now.to_owned(),
             trouble,
+            ..Idle::on(observed.factory.clone(), None, observed.now)
         })
     };
     if observed.factory_boot && idle.active.set != Set::Factory {
@@ -261,11 +249,11 @@ fn settle(
         what: format!("{what}; {chosen} runs instead"),
         needs_person: false,
     };
+    let fallback = (chosen.set != Set::Factory).then(|| observed.factory.clone());
     let next = Idle {
-        fallback: (chosen.set != Set::Factory).then(|| observed.factory.clone()),
-        since: observed.now.to_owned(),
         trouble: Some(trouble.clone()),
-        active: chosen,
+        lost: Some(idle.active.clone()),
+        ..Idle::on(chosen, fallback, observed.now)
     };
     let show = next.active.set;
     decision(Phase::Idle(next), show, vec![trouble.what])
@@ -345,14 +333,13 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
             (observed.factory.clone(), what, true)
         }
     };
+    let fallback = (active.set != Set::Factory).then(|| observed.factory.clone());
     let idle = Idle {
-        fallback: (active.set != Set::Factory).then(|| observed.factory.clone()),
-        active,
-        since: observed.now.to_owned(),
         trouble: Some(Trouble {
             what: what.clone(),
             needs_person,
         }),
+        ..Idle::on(active, fallback, observed.now)
     };
     let mut record = Record::idle(observed.factory.clone(), None, observed.now);
     record.phase = Phase::Idle(idle.clone());
@@ -390,7 +377,6 @@ fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Services;
     use crate::digest::Digest;
     use crate::state::DataState;
 
@@ -415,25 +401,19 @@ mod tests {
             active,
             since: "2026-01-01T00:00:00Z".into(),
             trouble: None,
+            lost: None,
         }
     }
 
     /// An install of 1.2.0 into slot b while 1.1.0 runs from slot a.
     fn operation() -> Operation {
-        Operation {
-            id: "0123456789abcdef".into(),
-            kind: OperationKind::Install,
-            started: "2026-02-01T00:00:00Z".into(),
-            before: idle(installed(Set::A, "1.1.0")),
-            to: installed(Set::B, "1.2.0"),
-            attempts: 0,
-            services: Vec::new(),
-            ran: Vec::new(),
-            manager: Services::None {},
-            service_timeout_s: 60,
-            trial_boots: 3,
-            trial_max_age_s: 86_400,
-        }
+        Operation::new(
+            "0123456789abcdef".into(),
+            OperationKind::Install,
+            idle(installed(Set::A, "1.1.0")),
+            installed(Set::B, "1.2.0"),
+            "2026-02-01T00:00:00Z",
+        )
     }
 
     fn trial(boots: u32, boot_id: &str) -> Phase {
@@ -450,10 +430,7 @@ mod tests {
         Phase::Reverting {
             op: operation(),
             data,
-            cause: Cause {
-                kind,
-                message: "it crashed".into(),
-            },
+            cause: Cause::new(kind, "it crashed"),
         }
     }
 
@@ -860,7 +837,15 @@ mod tests {
     fn the_golden_trial_is_this_trial() {
         let mut record = Record::idle(factory(), None, NOW);
         record.phase = trial(1, "an earlier boot");
-        let golden = include_str!("../tests/golden/state-1-trial.json");
+        if let Phase::Trial { op, data, .. } = &mut record.phase {
+            *data = DataState::Saved;
+            op.saved_at = Some(NOW.into());
+            op.change = crate::state::DataChange::Migrate;
+            op.schemas = [("inventory".parse().unwrap(), 2)].into();
+            let set = r#"{"name":"inventory","protect":"files","place":"/data/inventory.db"}"#;
+            op.data.push(serde_json::from_str(set).unwrap());
+        }
+        let golden = include_str!("../tests/golden/state-1-trial-data.json");
         let written = String::from_utf8(crate::state::encode(&record, 12)).unwrap();
         assert_eq!(written, golden);
     }

@@ -43,6 +43,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod dataset;
 pub mod decision;
 pub mod digest;
 pub mod durable;

@@ -8,6 +8,7 @@ use std::fmt;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::dataset;
 use crate::digest::Digest;
 use crate::json;
 
@@ -241,13 +242,25 @@ pub struct Data {
 /// How the release moves the data to its schema.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Migrate {
-    /// Argument vector; the first is a path inside the slot. Never a shell string.
+    /// Argument vector; the first is a path inside the slot. Never a shell string. `{data:NAME}` stands for the place of
+    /// a data set, or of its clone.
     pub run: Vec<String>,
-    /// Seconds until its whole process group is killed.
+    /// Seconds until its whole process group is killed; of `check` and `down` likewise.
     pub timeout_s: u64,
     /// The data sets that it changes.
     #[serde(default)]
     pub touches: Vec<Name>,
+    /// Whether it is tried on a clone of the data first, while the old services run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rehearse: bool,
+    /// Argument vector like `run`, which exits 0 if this release can use the data; asked after a rehearsal. Empty: nothing
+    /// is asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub check: Vec<String>,
+    /// Argument vector like `run`, which takes the data back to the schema of the release before. Empty: going back needs
+    /// the snapshot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<String>,
 }
 
 /// A health check: what is asked, and how patiently.
@@ -267,6 +280,9 @@ pub struct Check {
     pub start_period_s: u64,
     /// Seconds for which the check must go on passing, its service not once restarted.
     pub stable_s: u64,
+    /// Whether the release is held to it even if it failed before the update, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub required: bool,
 }
 
 /// What a health check asks.
@@ -316,6 +332,7 @@ struct CheckFields {
     retries: Option<u32>,
     start_period_s: Option<u64>,
     stable_s: Option<u64>,
+    required: Option<bool>,
 }
 
 impl TryFrom<CheckFields> for Check {
@@ -355,6 +372,7 @@ impl TryFrom<CheckFields> for Check {
             retries: fields.retries.unwrap_or(3),
             start_period_s: fields.start_period_s.unwrap_or(10),
             stable_s: fields.stable_s.unwrap_or(10),
+            required: fields.required.unwrap_or_default(),
         })
     }
 }
@@ -496,7 +514,7 @@ impl Manifest {
             }
         }
         if let Some(migrate) = &self.migrate {
-            self.check_vector("migrate.run", &migrate.run)?;
+            self.check_migration(migrate)?;
             seconds("migrate.timeout_s", migrate.timeout_s)?;
             if migrate.timeout_s == 0 {
                 return Err("migrate.timeout_s: 0 seconds are no time to migrate".into());
@@ -535,6 +553,37 @@ impl Manifest {
         }
         if vector.len() > MAX_ITEMS || vector.iter().any(|arg| arg.contains('\0')) {
             return Err(format!("{what}: too many arguments, or a NUL in one"));
+        }
+        Ok(())
+    }
+
+    fn check_migration(&self, migrate: &Migrate) -> Result<(), String> {
+        for (what, vector) in [
+            ("migrate.run", &migrate.run),
+            ("migrate.check", &migrate.check),
+            ("migrate.down", &migrate.down),
+        ] {
+            if what == "migrate.run" || !vector.is_empty() {
+                self.check_vector(what, vector)?;
+            }
+            for argument in vector {
+                if let Some(name) = unknown_place(argument, &migrate.touches) {
+                    return Err(format!(
+                        "{what}: {{data:{name}}} is no data set that it touches"
+                    ));
+                }
+            }
+        }
+        for name in &migrate.touches {
+            if !self.data.iter().any(|data| data.name == *name) {
+                return Err(format!("migrate.touches: {name} is not in data"));
+            }
+            let place = dataset::placeholder(name);
+            if migrate.rehearse && !migrate.run.iter().any(|argument| argument.contains(&place)) {
+                return Err(format!(
+                    "migrate.rehearse: run has no {place}: it could not be led to a clone"
+                ));
+            }
         }
         Ok(())
     }
@@ -610,6 +659,15 @@ impl Component {
         }
         Ok(())
     }
+}
+
+/// The name in the first `{data:NAME}` that is none of these.
+fn unknown_place<'a>(argument: &'a str, names: &[Name]) -> Option<&'a str> {
+    let places = argument.split("{data:").skip(1);
+    let named = places.map(|rest| rest.split('}').next().unwrap_or(rest));
+    named
+        .into_iter()
+        .find(|name| !names.iter().any(|known| known.as_str() == *name))
 }
 
 fn unique<'a>(what: &str, names: impl Iterator<Item = &'a Name>) -> Result<(), String> {

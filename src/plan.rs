@@ -419,6 +419,9 @@ mod tests {
             run: vec!["bin/node".into()],
             timeout_s: 1,
             touches: vec![],
+            rehearse: false,
+            check: vec![],
+            down: vec![],
         });
         assert_eq!(changed(Some(&old), Some(&migrating)), ["console", "node"]);
     }

@@ -444,6 +444,7 @@ mod tests {
             retries,
             start_period_s: 10,
             stable_s: 0,
+            required: false,
         }
     }
 

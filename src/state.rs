@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Services;
+use crate::config::{Limits, Services};
+use crate::dataset::DataSet;
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::manifest::{Name, Service};
@@ -91,6 +92,9 @@ pub struct Idle {
     /// What a person should know or do.
     #[serde(default)]
     pub trouble: Option<Trouble>,
+    /// The release that ran here until its files were damaged: what `apply --repair` fetches again.
+    #[serde(default)]
+    pub lost: Option<Installed>,
 }
 
 /// Something that a person should know, or do something about.
@@ -124,6 +128,8 @@ pub enum OperationKind {
     Rollback,
     /// A person goes back to the factory set.
     Factory,
+    /// A newer image's factory set takes over, and migrates the data.
+    Image,
 }
 
 /// One install or rollback, with all that its undoing needs: recovery depends on no configuration.
@@ -157,9 +163,93 @@ pub struct Operation {
     pub trial_boots: u32,
     /// Seconds after which its trial's data is not restored unasked.
     pub trial_max_age_s: u64,
+    /// The data sets that it changes, and how each is saved and restored.
+    #[serde(default)]
+    pub data: Vec<DataSet>,
+    /// How it changes them.
+    #[serde(default)]
+    pub change: DataChange,
+    /// The schema of each data set once it has succeeded.
+    #[serde(default)]
+    pub schemas: BTreeMap<Name, u64>,
+    /// The user that the migration runs as. Absent: root.
+    #[serde(default)]
+    pub migration_user: Option<String>,
+    /// When the data sets were saved (RFC 3339).
+    #[serde(default)]
+    pub saved_at: Option<String>,
+    /// The data that was set aside on the way back.
+    #[serde(default)]
+    pub discarded: Option<Discarded>,
+    /// The health checks that failed before the switch already: what each asks.
+    #[serde(default)]
+    pub failed_before: Vec<String>,
+    /// The most bytes of discarded data that are kept.
+    #[serde(default)]
+    pub discarded_bytes: u64,
+}
+
+/// What an operation does to the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataChange {
+    /// Nothing: it fits as it is.
+    #[default]
+    None,
+    /// The new set's migration is run.
+    Migrate,
+    /// The old set's way down is run.
+    Down,
+    /// It is set aside, and the new set begins without any.
+    Discard,
+}
+
+/// Data that was written after a snapshot, and is not in use any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discarded {
+    /// From when on it was written (RFC 3339): the snapshot's time.
+    pub from: String,
+    /// Until when (RFC 3339).
+    pub to: String,
+    /// Where it is kept; nothing if it was more than may be kept.
+    #[serde(default)]
+    pub kept: Option<String>,
 }
 
 impl Operation {
+    /// An operation as it begins: no service is known yet, and no data changes.
+    pub fn new(
+        id: String,
+        kind: OperationKind,
+        before: Idle,
+        to: Installed,
+        now: &str,
+    ) -> Operation {
+        let limits = Limits::default();
+        Operation {
+            id,
+            kind,
+            started: now.to_owned(),
+            before,
+            to,
+            attempts: 0,
+            services: Vec::new(),
+            ran: Vec::new(),
+            manager: Services::None {},
+            service_timeout_s: limits.service_timeout_s,
+            trial_boots: limits.trial_boots,
+            trial_max_age_s: limits.trial_max_age_s,
+            data: Vec::new(),
+            change: DataChange::None,
+            schemas: BTreeMap::new(),
+            migration_user: None,
+            saved_at: None,
+            discarded: None,
+            failed_before: Vec::new(),
+            discarded_bytes: limits.discarded_bytes,
+        }
+    }
+
     /// What ran before.
     pub fn from(&self) -> &Installed {
         &self.before.active
@@ -173,6 +263,9 @@ pub struct Cause {
     pub kind: CauseKind,
     /// One sentence.
     pub message: String,
+    /// The last lines of the migration's output, if it was the migration.
+    #[serde(default)]
+    pub output: Vec<String>,
 }
 
 /// What kind of thing went wrong; decides whether the release is tried again.
@@ -183,6 +276,8 @@ pub enum CauseKind {
     Power,
     /// Too many boots in the trial: a person may have been impatient. Held.
     Boots,
+    /// A person said so. Held.
+    Person,
     /// The release itself: its migration, its proof, its health. Quarantined.
     Release,
     /// The appliance: a slot that no longer verifies, a service that cannot be stopped. Says nothing about
@@ -210,6 +305,12 @@ pub struct Attempt {
     /// Why, where it did not end well.
     #[serde(default)]
     pub reason: Option<String>,
+    /// The last lines of the migration's output, where it failed.
+    #[serde(default)]
+    pub output: Vec<String>,
+    /// The data that was given up.
+    #[serde(default)]
+    pub discarded: Option<Discarded>,
 }
 
 /// An attempt that failed before anything was changed.
@@ -223,19 +324,66 @@ pub struct Failure {
     pub reason: String,
 }
 
+impl Cause {
+    /// A cause that has no output of a migration.
+    pub fn new(kind: CauseKind, message: impl Into<String>) -> Cause {
+        Cause {
+            kind,
+            message: message.into(),
+            output: Vec::new(),
+        }
+    }
+}
+
+impl Idle {
+    /// A set that runs from now on without trouble.
+    pub fn on(active: Installed, fallback: Option<Installed>, now: &str) -> Idle {
+        Idle {
+            active,
+            fallback,
+            since: now.to_owned(),
+            trouble: None,
+            lost: None,
+        }
+    }
+}
+
 impl Record {
     /// A record of an appliance on which nothing happened yet.
     pub fn idle(active: Installed, fallback: Option<Installed>, now: &str) -> Record {
         Record {
-            phase: Phase::Idle(Idle {
-                active,
-                fallback,
-                since: now.to_owned(),
-                trouble: None,
-            }),
+            phase: Phase::Idle(Idle::on(active, fallback, now)),
             last: None,
             failure: None,
             schemas: BTreeMap::new(),
+        }
+    }
+
+    /// The schema of each data set as it lies there now, whichever set is to run.
+    pub fn schemas_now(&self) -> &BTreeMap<Name, u64> {
+        match &self.phase {
+            Phase::Trial { op, .. } => &op.schemas,
+            _ => &self.schemas,
+        }
+    }
+
+    /// Whether a trial changed data, and began longer ago than its data may be restored unasked. A clock that was set
+    /// back does not count.
+    pub fn is_stale_trial(&self, now: &str) -> bool {
+        let time = |text: &str| humantime::parse_rfc3339(text).ok();
+        match &self.phase {
+            Phase::Trial {
+                op,
+                data: DataState::Saved,
+                since,
+                ..
+            } => match (time(since), time(now)) {
+                (Some(since), Some(now)) => now
+                    .duration_since(since)
+                    .is_ok_and(|age| age.as_secs() > op.trial_max_age_s),
+                _ => false,
+            },
+            _ => false,
         }
     }
 
@@ -296,6 +444,8 @@ impl Operation {
             ended: now.to_owned(),
             result,
             reason,
+            output: Vec::new(),
+            discarded: self.discarded.clone(),
         }
     }
 
@@ -354,6 +504,7 @@ struct Members {
     fallback: Option<Installed>,
     since: Option<String>,
     trouble: Option<Trouble>,
+    lost: Option<Installed>,
     op: Option<Operation>,
     data: Option<DataState>,
     boots: Option<u32>,
@@ -378,6 +529,7 @@ impl TryFrom<Members> for Record {
             fallback,
             since,
             trouble,
+            lost,
             op,
             data,
             boots,
@@ -396,6 +548,7 @@ impl TryFrom<Members> for Record {
                 fallback,
                 since: since()?,
                 trouble,
+                lost,
             }),
             "staging" => Phase::Staging { op: op()? },
             "staged" => Phase::Staged { op: op()? },
@@ -487,12 +640,17 @@ mod tests {
 
     #[test]
     fn records_that_shipped_stay_readable() {
-        let golden = include_bytes!("../tests/golden/state-1-trial.json");
-        let (sequence, record) = decode(golden).unwrap();
-        assert_eq!(sequence, 12);
-        assert_eq!(record.phase.name(), "trial");
-        assert_eq!(record.operation().unwrap().to.set, Set::B);
-        assert_eq!(encode(&record, 12), golden, "and are written the same");
+        for golden in [
+            &include_bytes!("../tests/golden/state-1-trial.json")[..],
+            include_bytes!("../tests/golden/state-1-trial-data.json"),
+        ] {
+            let (sequence, record) = decode(golden).unwrap();
+            assert_eq!(sequence, 12);
+            assert_eq!(record.phase.name(), "trial");
+            assert_eq!(record.operation().unwrap().to.set, Set::B);
+            let again = encode(&record, 12);
+            assert_eq!(decode(&again).unwrap().1, record);
+        }
     }
 
     #[test]

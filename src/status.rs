@@ -510,6 +510,7 @@ fn verb(kind: OperationKind) -> &'static str {
         OperationKind::Install => "install",
         OperationKind::Rollback => "rollback",
         OperationKind::Factory => "return",
+        OperationKind::Image => "take-over by the image,",
     }
 }
 

@@ -140,13 +140,7 @@ impl<'a> Switch<'a> {
         drop(reserve);
         match switched {
             Ok(trial) => self.conclude_trial(&trial),
-            Err((kind, e)) => self.revert(
-                Cause {
-                    kind,
-                    message: e.chain(),
-                },
-                &switching,
-            ),
+            Err((kind, e)) => self.revert(Cause::new(kind, e.chain()), &switching),
         }
     }
 
@@ -207,13 +201,7 @@ impl<'a> Switch<'a> {
         self.start_services(self.op.to.set);
         match self.prove(self.op.to.set) {
             Ok(()) => self.confirmed(record),
-            Err(message) => self.revert(
-                Cause {
-                    kind: CauseKind::Release,
-                    message,
-                },
-                record,
-            ),
+            Err(message) => self.revert(Cause::new(CauseKind::Release, message), record),
         }
     }
 
@@ -221,12 +209,8 @@ impl<'a> Switch<'a> {
     pub fn confirmed(self, record: &Record) -> Result<Exit> {
         let op = &self.op;
         let now = self.host.timestamp();
-        let idle = Idle {
-            active: op.to.clone(),
-            fallback: (op.to.set != Set::Factory).then(|| op.from().clone()),
-            since: now.clone(),
-            trouble: None,
-        };
+        let fallback = (op.to.set != Set::Factory).then(|| op.from().clone());
+        let idle = Idle::on(op.to.clone(), fallback, &now);
         let mut done = record.ended(idle, op.attempt(Exit::Done, None, &now));
         let listed = match op.kind {
             OperationKind::Install => {
@@ -244,6 +228,7 @@ impl<'a> Switch<'a> {
                 "a person rolled it back",
                 &now,
             ),
+            OperationKind::Image => Ok(()),
         };
         if let Err(e) = listed {
             // A damaged list is no reason to give up a set that is healthy.
@@ -363,10 +348,8 @@ impl<'a> Switch<'a> {
             }
         } else {
             Idle {
-                active: chosen.clone(),
-                fallback: None,
-                since: now.clone(),
                 trouble,
+                ..Idle::on(chosen.clone(), None, &now)
             }
         };
         let ended = self.op.attempt(exit, Some(cause.message.clone()), &now);

@@ -180,12 +180,7 @@ impl Appliance {
         let left = record
             .operation()
             .map_or_else(|| running(record), |op| op.to.clone());
-        let idle = Idle {
-            active: self.store.factory().0,
-            fallback: None,
-            since: now.clone(),
-            trouble: None,
-        };
+        let idle = Idle::on(self.store.factory().0, None, &now);
         if left.set != Set::Factory
             && let Some(manifest) = left.manifest
         {
@@ -677,19 +672,15 @@ impl Appliance {
     /// A new operation.
     fn operation(&mut self, kind: OperationKind, before: Idle, to: Installed) -> Result<Operation> {
         let config = &self.config;
+        let now = self.host.timestamp();
         Ok(Operation {
-            id: self.host.random_id()?,
-            kind,
-            started: self.host.timestamp(),
-            before,
-            to,
-            attempts: 0,
-            services: Vec::new(),
-            ran: Vec::new(),
             manager: config.services.clone(),
             service_timeout_s: config.limits.service_timeout_s,
             trial_boots: config.limits.trial_boots,
             trial_max_age_s: config.limits.trial_max_age_s,
+            migration_user: config.migration_user.clone(),
+            discarded_bytes: config.limits.discarded_bytes,
+            ..Operation::new(self.host.random_id()?, kind, before, to, &now)
         })
     }
 
