@@ -1,0 +1,1 @@
+INSERT INTO reading (version, earlier) SELECT '1.1.0', count(*) FROM reading;
