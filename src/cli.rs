@@ -18,6 +18,7 @@ use semver::Version;
 use crate::config::{self, Config};
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
+use crate::json;
 use crate::log::{self, Event, Level, Line, Log, Place};
 use crate::manifest::Manifest;
 use crate::recover;
@@ -390,7 +391,7 @@ impl Screen {
         if self.json {
             return print(&format!("{line}\n"));
         }
-        match serde_json::from_str(line) {
+        match json::parse_str(line) {
             Ok(Event::Log(line)) => {
                 self.end();
                 if line.level == Level::Error {
@@ -628,7 +629,7 @@ fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Resu
         .saturating_sub(arguments.lines.unwrap_or(usize::MAX));
     for line in &lines[first..] {
         // A line that was cut by a power loss is shown as it is.
-        let text = match serde_json::from_str::<Line>(line) {
+        let text = match json::parse_str::<Line>(line) {
             Ok(parsed) if !arguments.json => for_people(&parsed),
             _ => line.clone(),
         };

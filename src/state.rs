@@ -12,6 +12,7 @@ use crate::config::{Limits, Services};
 use crate::dataset::DataSet;
 use crate::digest::Digest;
 use crate::error::Exit;
+use crate::json;
 use crate::manifest::{Name, Service};
 use crate::slot::{Installed, Set};
 
@@ -611,13 +612,13 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
     struct Format {
         format: u32,
     }
-    let Format { format } = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let Format { format } = json::parse_str(line)?;
     if format != FORMAT {
         return Err(format!(
             "format {format} is not known (this version reads {FORMAT})"
         ));
     }
-    let envelope: Envelope = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let envelope: Envelope = json::parse_str(line)?;
     Ok((envelope.sequence, envelope.record))
 }
 

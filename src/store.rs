@@ -235,7 +235,7 @@ impl Store {
             text.clear();
             file.rewind().ok()?;
             file.read_to_string(&mut text).ok()?;
-            if let Ok(holder) = serde_json::from_str(&text) {
+            if let Ok(holder) = json::parse_str(&text) {
                 return Some(holder);
             }
             std::thread::sleep(Duration::from_millis(10));
