@@ -18,8 +18,9 @@ use crate::store::Store;
 const OPERATION: &str = "QX_UPDATE_OPERATION";
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
-/// How many of a migration's last lines are kept for `status`.
-const LAST_LINES: usize = 10;
+/// How many last lines of each of a migration's outputs are kept for `status`: what fails says so on one of them, however
+/// much it wrote to the other.
+const LAST_LINES: usize = 5;
 /// How much of each of these lines, in characters.
 const LINE: usize = 200;
 
@@ -108,11 +109,8 @@ impl Tool<'_> {
             ..Program::new(&given, Duration::from_secs(self.timeout_s))
         }
         .run(&mut |stream, line| {
-            if output.len() == LAST_LINES {
-                output.remove(0);
-            }
             let start: String = line.chars().take(LINE).collect();
-            output.push(format!("{}: {start}", stream.name()));
+            keep(&mut output, stream.name(), &start);
             log.info_with(step, line, serde_json::json!({ "stream": stream.name() }));
         })?;
         if ended.ok() {
@@ -125,6 +123,17 @@ impl Tool<'_> {
             output,
         })
     }
+}
+
+/// Keeps the last lines of each stream, in the order in which they came.
+fn keep(output: &mut Vec<String>, stream: &str, line: &str) {
+    let same = |kept: &String| kept.starts_with(stream);
+    if output.iter().filter(|kept| same(kept)).count() == LAST_LINES
+        && let Some(oldest) = output.iter().position(same)
+    {
+        output.remove(oldest);
+    }
+    output.push(format!("{stream}: {line}"));
 }
 
 /// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go

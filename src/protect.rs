@@ -28,16 +28,8 @@ const ROOM: u64 = 64 << 20;
 pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     let mut bytes = 0_u64;
     for set in data {
-        let size = snapshot::size(host, set, &store.path("update"))?;
-        if size.bytes > set.limit_bytes {
-            return Err(Error::with(
-                Exit::Refused,
-                format!(
-                    "planning: the data set {} takes {} bytes, and its limit_bytes allows {}",
-                    set.name, size.bytes, set.limit_bytes
-                ),
-            ));
-        }
+        let size = snapshot::size(host, set, &store.path("update"))
+            .doing(|| "planning the data's way back")?;
         if !size.shares {
             bytes = bytes.saturating_add(size.bytes.saturating_mul(2));
         }

@@ -206,7 +206,7 @@ fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
 
 /// What no phase needs any more.
 fn drop_leftovers(decision: &Decision, store: &Store) -> Result<()> {
-    store.drop_rehearsal()?;
+    store.drop_scratch()?;
     if !decision.drop_leftovers {
         return Ok(());
     }

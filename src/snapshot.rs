@@ -725,10 +725,13 @@ fn within(set: &DataSet, bytes: u64) -> Result<()> {
     if bytes <= set.limit_bytes {
         return Ok(());
     }
-    Err(Error::new(format!(
-        "the data set {} is larger than its limit_bytes, {}",
-        set.name, set.limit_bytes
-    )))
+    Err(Error::with(
+        crate::error::Exit::Refused,
+        format!(
+            "the data set {} is larger than its limit_bytes, {}",
+            set.name, set.limit_bytes
+        ),
+    ))
 }
 
 /// Goes through files and directories, never through a link, and copies them if it is told where to.

@@ -381,6 +381,15 @@ impl Store {
         durable::remove_tree(&self.path("rehearsal"))
     }
 
+    /// Deletes what a process that was killed was working with.
+    pub fn drop_scratch(&self) -> Result<()> {
+        let reserve = self.path("update/.reserve");
+        if reserve.exists() {
+            durable::remove(&reserve)?;
+        }
+        self.drop_rehearsal()
+    }
+
     /// A set's manifest, and its digest. For the factory set `None`, if the image has no manifest.
     pub fn manifest(&self, set: Set) -> Result<Option<(Manifest, Digest)>> {
         match set.slot() {
