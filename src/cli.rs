@@ -16,8 +16,10 @@ use argh::FromArgs;
 use semver::Version;
 
 use crate::config::{self, Config};
+use crate::datastage::DataStage;
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
+use crate::json;
 use crate::log::{self, Event, Level, Line, Log, Place};
 use crate::manifest::Manifest;
 use crate::recover;
@@ -85,6 +87,9 @@ struct ApplyArguments {
     /// try the named version even if it is quarantined or held
     #[argh(switch)]
     retry: bool,
+    /// install again the release whose files were damaged
+    #[argh(switch)]
+    repair: bool,
     /// with json, one event a line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
@@ -123,16 +128,19 @@ struct RollbackArguments {
         from_str_fn(back)
     )]
     to: Back,
+    /// set aside data that the older set does not accept
+    #[argh(switch)]
+    discard_data: bool,
     /// with json, one event a line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
 }
 
-/// Bring the priority link in order at boot: files only, no command, no service.
+/// Bring the priority link in order at boot (files only), or the data (before its users start).
 #[derive(FromArgs)]
 #[argh(subcommand, name = "recover")]
 struct RecoverArguments {
-    /// link, the only stage of this version
+    /// link (the default) or data
     #[argh(option, arg_name = "stage", default = "Stage::Link")]
     stage: Stage,
 }
@@ -186,6 +194,7 @@ impl std::str::FromStr for Progress {
 
 enum Stage {
     Link,
+    Data,
 }
 
 impl std::str::FromStr for Stage {
@@ -194,7 +203,8 @@ impl std::str::FromStr for Stage {
     fn from_str(text: &str) -> Result<Stage, String> {
         match text {
             "link" => Ok(Stage::Link),
-            _ => Err("the only stage is link".into()),
+            "data" => Ok(Stage::Data),
+            _ => Err("it is link or data".into()),
         }
     }
 }
@@ -284,6 +294,9 @@ fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
         Subcommand::Recover(RecoverArguments { stage: Stage::Link }) => {
             return recover_link(&host, config);
         }
+        Subcommand::Recover(RecoverArguments { stage: Stage::Data }) => {
+            return recover_data(&host, config);
+        }
         Subcommand::Verify(_) => return verify(&host, config),
         Subcommand::Which(a) => return which(&host, config, a.name.as_str()),
         Subcommand::Log(a) => return show_log(&host, config, a),
@@ -330,9 +343,10 @@ fn work(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             from: a.from.clone(),
             dry_run: a.dry_run,
             retry: a.retry,
+            repair: a.repair,
         }),
         Subcommand::Confirm(a) => appliance.confirm(a.force),
-        Subcommand::Rollback(a) => appliance.rollback(a.to),
+        Subcommand::Rollback(a) => appliance.rollback(a.to, a.discard_data),
         Subcommand::Reset(_) => appliance.reset(),
         Subcommand::Status(_)
         | Subcommand::Recover(_)
@@ -390,7 +404,7 @@ impl Screen {
         if self.json {
             return print(&format!("{line}\n"));
         }
-        match serde_json::from_str(line) {
+        match json::parse_str(line) {
             Ok(Event::Log(line)) => {
                 self.end();
                 if line.level == Level::Error {
@@ -543,6 +557,22 @@ fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let (store, place, read) = open_store(host, config);
+    let mut log = Log::new(place, false);
+    if let Err(e) = &read {
+        log.warning("recover", format!("going on with defaults: {}", e.chain()));
+    }
+    let stage = DataStage {
+        host,
+        store: &store,
+        log: &mut log,
+        config: read.as_ref().ok(),
+    };
+    stage.run().inspect_err(|e| log.error("recover", e.chain()))
+}
+
 fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
     let (store, _, config) = open_store(host, config);
     let status = Status::observe(host, &store, &config);
@@ -628,7 +658,7 @@ fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Resu
         .saturating_sub(arguments.lines.unwrap_or(usize::MAX));
     for line in &lines[first..] {
         // A line that was cut by a power loss is shown as it is.
-        let text = match serde_json::from_str::<Line>(line) {
+        let text = match json::parse_str::<Line>(line) {
             Ok(parsed) if !arguments.json => for_people(&parsed),
             _ => line.clone(),
         };

@@ -1,7 +1,11 @@
 //! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
 //! `docs/recovery.md` has the same rows in the same order.
 
+use std::collections::BTreeMap;
+
 use crate::error::Exit;
+use crate::manifest::Name;
+use crate::select::Fit;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::state::{Cause, CauseKind, Idle, Operation, OperationKind, Phase, Record, Trouble};
 
@@ -31,6 +35,10 @@ pub struct Observed<'a> {
     pub verify: &'a dyn Fn(Slot) -> Verdict,
     /// What the image ships.
     pub factory: &'a Installed,
+    /// Whether a set can run on data with these schemas.
+    pub fit: &'a dyn Fn(Set, &BTreeMap<Name, u64>) -> Fit,
+    /// The schemas that a set leaves the data with.
+    pub leaves: &'a dyn Fn(Set) -> BTreeMap<Name, u64>,
     /// Whether this boot was told to use the factory set (`qx.factory`).
     pub factory_boot: bool,
     /// Identifies this boot.
@@ -63,7 +71,10 @@ pub fn decide(observed: &Observed) -> Decision {
     match observed.loaded {
         Loaded::Record(record) => decide_phase(observed, record),
         Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
-            record: Record::idle(observed.factory.clone(), None, observed.now),
+            record: Record {
+                schemas: (observed.leaves)(Set::Factory),
+                ..Record::idle(observed.factory.clone(), None, observed.now)
+            },
             show: Set::Factory,
             drop_leftovers: false,
             hold: None,
@@ -105,7 +116,9 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
             decision
         }
         Phase::Staged { op } => settle(observed, record, &op.back(), Some(op)),
-        Phase::Switching { op, data } if observed.link.selects(op.to.set) => {
+        Phase::Switching { op, data }
+            if observed.link.selects(op.to.set) && op.from().set != op.to.set =>
+        {
             // The power went between the flip and the next record.
             let trial = record.with(Phase::Trial {
                 op: op.clone(),
@@ -156,6 +169,9 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
                         notes: vec![format!("{} is on trial, boot {boots}", op.to)],
                     };
                 }
+                Some(cause) if record.is_stale_trial(observed.now) => {
+                    return stay_on_trial(observed, record, op, boots, &cause);
+                }
                 Some(cause) => cause,
             };
             let reverting = Phase::Reverting {
@@ -166,6 +182,41 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
             revert(observed, &record.with(reverting), op)
         }
         Phase::Reverting { op, .. } => revert(observed, record, op),
+    }
+}
+
+/// A trial that must not go on, and is too old for its data to be restored unasked: what has been written since is lost
+/// only if a person says so.
+fn stay_on_trial(
+    observed: &Observed,
+    record: &Record,
+    op: &Operation,
+    boots: u32,
+    cause: &Cause,
+) -> Decision {
+    let mut record = record.clone();
+    if let Phase::Trial {
+        boots: counted,
+        boot_id,
+        ..
+    } = &mut record.phase
+    {
+        *counted = boots;
+        *boot_id = observed.boot_id.to_owned();
+    }
+    let show = match verify(observed, &op.to) {
+        Ok(()) => op.to.set,
+        Err(_) => Set::Factory,
+    };
+    Decision {
+        record,
+        show,
+        drop_leftovers: false,
+        hold: None,
+        notes: vec![format!(
+            "{}; its trial is too old for its data to be restored unasked",
+            cause.message
+        )],
     }
 }
 
@@ -208,6 +259,7 @@ fn settle(
         hold: None,
         notes,
     };
+    let fit = |set| (observed.fit)(set, &record.schemas);
     let stay = || match staged {
         Some(op) => Phase::Staged { op: op.clone() },
         None => Phase::Idle(idle.clone()),
@@ -231,23 +283,35 @@ fn settle(
         }
         // Another image; what was staged on the old one's ground is planned anew.
         let note = format!("the image now ships {}", observed.factory);
-        return decision(factory(None), Set::Factory, vec![note]);
+        let trouble = match fit(Set::Factory) {
+            Fit::Never(why) => Some(unfit(&note, observed.factory, &why)),
+            // The data stage migrates it.
+            Fit::Now | Fit::Migrated(_) => None,
+        };
+        return decision(factory(trouble), Set::Factory, vec![note]);
     }
+    let mut notes = Vec::new();
     if observed.factory.newer_than(&idle.active) {
         let what = format!(
             "the image ships {}, newer than {}",
             observed.factory, idle.active
         );
-        return decision(factory(None), Set::Factory, vec![what]);
+        let Some(why) = fit(Set::Factory).obstacle() else {
+            return decision(factory(None), Set::Factory, vec![what]);
+        };
+        notes.push(format!("{what}, which goes on for now: {why}"));
     }
     let Err(why) = verify(observed, &idle.active) else {
-        return decision(stay(), idle.active.set, Vec::new());
+        return decision(stay(), idle.active.set, notes);
     };
     let what = format!("{} is damaged: {why}", idle.active);
-    let chosen = choose(observed, idle.fallback.as_ref());
-    let trouble = Trouble {
-        what: format!("{what}; {chosen} runs instead"),
-        needs_person: false,
+    let chosen = choose(observed, idle.fallback.as_ref(), &record.schemas);
+    let trouble = match fit(chosen.set).obstacle() {
+        None => Trouble {
+            what: format!("{what}; {chosen} runs instead"),
+            needs_person: false,
+        },
+        Some(why) => unfit(&what, &chosen, &why),
     };
     let fallback = (chosen.set != Set::Factory).then(|| observed.factory.clone());
     let next = Idle {
@@ -293,7 +357,7 @@ fn with_attempt(record: &Record, op: &Operation, why: &str, now: &str) -> Record
 }
 
 fn revert(observed: &Observed, reverting: &Record, op: &Operation) -> Decision {
-    let chosen = choose(observed, Some(op.from()));
+    let chosen = choose(observed, Some(op.from()), &reverting.schemas);
     let mut notes = Vec::new();
     if let Phase::Reverting { cause, .. } = &reverting.phase {
         notes.push(format!("going back to {chosen}: {}", cause.message));
@@ -341,8 +405,14 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
         }),
         ..Idle::on(active, fallback, observed.now)
     };
-    let mut record = Record::idle(observed.factory.clone(), None, observed.now);
-    record.phase = Phase::Idle(idle.clone());
+    let record = Record {
+        phase: Phase::Idle(idle.clone()),
+        schemas: match observed.snapshot {
+            true => BTreeMap::new(),
+            false => (observed.leaves)(idle.active.set),
+        },
+        ..Record::idle(observed.factory.clone(), None, observed.now)
+    };
     // From here on it is an ordinary record: a newer image and an override count.
     let mut decision = settle(observed, &record, &idle, None);
     decision.drop_leftovers = false;
@@ -350,13 +420,29 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
     decision
 }
 
-/// The first of the set and the factory set that verifies.
-fn choose(observed: &Observed, first: Option<&Installed>) -> Installed {
-    match first {
-        Some(installed) if installed.set != Set::Factory && verify(observed, installed).is_ok() => {
-            installed.clone()
-        }
-        _ => observed.factory.clone(),
+/// The first of the set and the factory set that verifies and fits the data. If none does it is the factory set, for
+/// all that does not use the data: the data stage holds the data's users.
+fn choose(
+    observed: &Observed,
+    first: Option<&Installed>,
+    schemas: &BTreeMap<Name, u64>,
+) -> Installed {
+    let usable = |installed: &&Installed| {
+        installed.set != Set::Factory
+            && verify(observed, installed).is_ok()
+            && (observed.fit)(installed.set, schemas) == Fit::Now
+    };
+    first.filter(usable).unwrap_or(observed.factory).clone()
+}
+
+/// No set fits the data.
+fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
+    Trouble {
+        what: format!(
+            "{what}; {chosen} runs, and what uses the data is held: {why}; `qx-update apply --repair`, or a release \
+             that accepts it, ends that"
+        ),
+        needs_person: true,
     }
 }
 
@@ -479,6 +565,14 @@ mod tests {
         factory_boot: bool,
         writable: bool,
         snapshot: bool,
+        /// The highest schema that the factory set accepts, and what it is to any other.
+        accepts: u64,
+        unfit: Fit,
+        leaves: BTreeMap<Name, u64>,
+    }
+
+    fn inventory() -> Name {
+        "inventory".parse().unwrap()
     }
 
     impl Case {
@@ -494,6 +588,9 @@ mod tests {
                 factory_boot: false,
                 writable: true,
                 snapshot: false,
+                accepts: 1,
+                unfit: Fit::Never("it accepts schema 1".into()),
+                leaves: BTreeMap::new(),
             }
         }
 
@@ -507,6 +604,12 @@ mod tests {
                     Slot::B => self.b.clone(),
                 },
                 factory: &self.factory,
+                fit: &|set, schemas| match (set, schemas.get(&inventory())) {
+                    (Set::Factory, Some(schema)) if *schema > self.accepts => self.unfit.clone(),
+                    (Set::B, Some(1)) => Fit::Migrated("it accepts schema 2".into()),
+                    _ => Fit::Now,
+                },
+                leaves: &|_| self.leaves.clone(),
                 factory_boot: self.factory_boot,
                 boot_id: BOOT,
                 writable: self.writable,
@@ -552,6 +655,7 @@ mod tests {
                                 factory_boot: bits & 2 != 0,
                                 writable: bits & 4 != 0,
                                 snapshot: bits & 8 != 0,
+                                ..Case::new(trial(0, BOOT), Link::Absent)
                             };
                             check_invariants(&case);
                             count += 1;
@@ -611,6 +715,8 @@ mod tests {
             a: case.a.clone(),
             b: case.b.clone(),
             factory: case.factory.clone(),
+            unfit: case.unfit.clone(),
+            leaves: case.leaves.clone(),
             ..*case
         };
         let second = again.decide();
@@ -830,6 +936,134 @@ mod tests {
         let decision = case.decide();
         assert_eq!(decision.show, Set::Factory);
         assert_eq!(decision.record, Record::idle(factory(), None, NOW));
+    }
+
+    /// A record whose data is at this schema; the factory set accepts schema 1, the release in slot b schema 2.
+    fn at_schema(phase: Phase, schema: u64, link: Link) -> Case {
+        let mut case = Case::new(phase, link);
+        if let Loaded::Record(record) = &mut case.loaded {
+            record.schemas.insert(inventory(), schema);
+        }
+        case
+    }
+
+    #[test]
+    fn a_newer_image_waits_for_what_its_data_needs() {
+        let phase = || Phase::Idle(idle(installed(Set::A, "1.1.0")));
+        for (unfit, schema, show) in [
+            (Fit::Never("no".into()), 1, Set::Factory),
+            (Fit::Never("no".into()), 2, Set::A),
+            (Fit::Migrated("first".into()), 2, Set::A),
+        ] {
+            let mut case = at_schema(phase(), schema, Link::To(Slot::A));
+            case.factory = installed(Set::Factory, "3.0.0");
+            case.unfit = unfit;
+            let decision = case.decide();
+            assert_eq!(decision.show, show, "schema {schema}: {decision:?}");
+            assert_eq!(decision.notes.len(), 1, "{:?}", decision.notes);
+        }
+    }
+
+    #[test]
+    fn where_no_set_fits_the_data_a_person_is_asked_for() {
+        let active = installed(Set::B, "1.2.0");
+        for (schema, fallback_fits) in [(1, true), (2, false)] {
+            let phase = Phase::Idle(idle(active.clone()));
+            let mut case = at_schema(phase, schema, Link::To(Slot::B));
+            case.b = Verdict::Damaged("bin/qx-node differs".into());
+            let decision = case.decide();
+            assert_eq!(decision.show, Set::Factory);
+            let Phase::Idle(idle) = decision.record.phase else {
+                panic!("not idle");
+            };
+            assert_eq!(idle.lost.as_ref(), Some(&active), "to be repaired");
+            assert_eq!(idle.trouble.unwrap().needs_person, !fallback_fits);
+        }
+    }
+
+    #[test]
+    fn the_way_back_leads_to_a_set_that_fits_the_saved_data() {
+        let mut op = operation();
+        op.before = idle(installed(Set::B, "1.2.0"));
+        op.to = installed(Set::A, "1.1.0");
+        // Slot b needs schema 2, the factory set takes 1.
+        for (schema, show) in [(2, Set::B), (1, Set::Factory)] {
+            let phase = Phase::Reverting {
+                op: op.clone(),
+                data: DataState::Saved,
+                cause: Cause::new(CauseKind::Release, "it crashed"),
+            };
+            let decision = at_schema(phase, schema, Link::To(Slot::A)).decide();
+            assert_eq!(decision.show, show, "schema {schema}");
+            assert_eq!(decision.record.phase.name(), "reverting");
+        }
+    }
+
+    #[test]
+    fn an_old_trial_is_not_undone_unasked() {
+        let old = "2025-12-01T00:00:00Z";
+        for (data, since, phase, show) in [
+            (DataState::Saved, old, "trial", Set::B),
+            (DataState::Saved, NOW, "reverting", Set::A),
+            (DataState::Untouched, old, "reverting", Set::A),
+            // The clock was set back: nobody knows how old it is.
+            (
+                DataState::Saved,
+                "2027-01-01T00:00:00Z",
+                "reverting",
+                Set::A,
+            ),
+        ] {
+            let mut trial = trial(3, "an earlier boot");
+            if let Phase::Trial {
+                data: d, since: s, ..
+            } = &mut trial
+            {
+                (*d, *s) = (data, since.to_owned());
+            }
+            let mut case = Case::new(trial, Link::To(Slot::B));
+            let decision = case.decide();
+            assert_eq!(decision.record.phase.name(), phase, "{data:?} {since}");
+            assert_eq!(decision.show, show, "{data:?} {since}");
+            case.b = Verdict::Empty;
+            let decision = case.decide();
+            assert_eq!(decision.record.phase.name(), phase, "{data:?} {since}");
+            assert_ne!(decision.show, Set::B, "it does not verify");
+        }
+    }
+
+    /// An image's factory set that migrates what the factory set before it left: the link says nothing of how far it came.
+    #[test]
+    fn a_migration_in_place_is_no_trial_before_the_record_says_so() {
+        let mut op = operation();
+        op.kind = OperationKind::Image;
+        op.before = idle(factory());
+        op.to = factory();
+        for (data, phase) in [
+            (DataState::Untouched, "idle"),
+            (DataState::Saved, "reverting"),
+        ] {
+            let op = op.clone();
+            let decision = Case::new(Phase::Switching { op, data }, Link::Absent).decide();
+            assert_eq!(decision.record.phase.name(), phase, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_record_tells_the_schemas_of_what_is_there() {
+        let leaves: BTreeMap<Name, u64> = [(inventory(), 7)].into();
+        for (loaded, snapshot, known) in [
+            (Loaded::Absent, false, true),
+            (Loaded::Unreadable("torn".into()), false, true),
+            (Loaded::Unreadable("torn".into()), true, false),
+        ] {
+            let mut case = Case::new(trial(0, BOOT), Link::To(Slot::A));
+            case.accepts = 7;
+            (case.loaded, case.snapshot, case.leaves) = (loaded, snapshot, leaves.clone());
+            let schemas = case.decide().record.schemas;
+            assert_eq!(schemas == leaves, known, "{schemas:?}");
+            assert_eq!(schemas.is_empty(), !known, "{schemas:?}");
+        }
     }
 
     /// Keeps `tests/golden` honest: what it holds is what this code writes.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::fetch;
 use crate::json;
 use crate::manifest::{Check, Probe};
-use crate::process;
+use crate::process::{self, Program};
 use crate::service::Manager;
 
 /// A health check's answer is at most this long, in bytes.
@@ -49,7 +49,11 @@ pub fn try_once(
                 let path = find(program).ok_or_else(|| format!("{program} is in no component"))?;
                 *program = path.display().to_string();
             }
-            match process::run(&vector, directory, &[], timeout, &mut |_, _| {}) {
+            let program = Program {
+                directory,
+                ..Program::new(&vector, timeout)
+            };
+            match program.run(&mut |_, _| {}) {
                 Ok(ended) if ended.ok() => Ok(()),
                 Ok(ended) => Err(format!("{} {}", run.join(" "), ended.describe())),
                 Err(e) => Err(e.chain()),

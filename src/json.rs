@@ -8,6 +8,10 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use typed::Typed;
+
+mod typed;
+
 /// The texts of an object's members of these names. One that is null is not there; others do not matter.
 pub fn fields<'a, const N: usize>(
     text: &'a str,
@@ -21,8 +25,15 @@ pub fn fields<'a, const N: usize>(
 /// Reads bytes that hold one value.
 pub fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
     // Everything is read as text: a second kind of reader is another copy of the code for each type that is read.
-    let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
-    serde_json::from_str(text).map_err(|e| e.to_string())
+    parse_str(std::str::from_utf8(bytes).map_err(|e| e.to_string())?)
+}
+
+/// Reads a text that holds one value.
+pub fn parse_str<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    let mut text = serde_json::Deserializer::from_str(text);
+    T::deserialize(Typed(&mut text))
+        .and_then(|value| text.end().map(|()| value))
+        .map_err(|e| e.to_string())
 }
 
 fn pick<'a>(text: &'a str, names: &[&str], found: &mut [Option<&'a str>]) -> Result<(), String> {

@@ -13,29 +13,35 @@
 //!    carries out what [`decision`] decides; [`update`] takes up a trial or a way back).
 //! 2. **Choose.** Refresh trust ([`repository`] over the rules of [`trust`], bytes from [`fetch`]); pick the highest
 //!    eligible release ([`select`], over a [`manifest`]).
-//! 3. **Plan.** What is fetched, what is reused, which services stop, how much space it takes; reserve it ([`plan`]).
+//! 3. **Plan.** What is fetched, what is reused, which services stop, what happens to the data ([`dataset`]), how much space
+//!    all of it takes, the data's way back included; reserve it ([`plan`]).
 //! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs ([`state`]).
 //! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`stage`], [`fetch`], [`unpack`]);
 //!    sync; verify what lies on the medium ([`tree`]); seal; exchange for the slot. Record `Staged`.
-//! 6. **Baseline.** Try the health checks once on the old set ([`prove`]), for the log.
+//! 6. **Rehearse** the migration on a clone of the data, while everything runs ([`protect`]); a release that fails here is
+//!    rejected without downtime. **Baseline**: try the health checks once on the old set ([`prove`]): what failed before
+//!    does not condemn the new one.
 //! 7. **Stop.** Leave the caller's session and control group; record `Switching` with the services that ran; stop them
-//!    ([`switch`], [`service`]); run the migration ([`migrate`]). If anything fails here, the link has not moved.
+//!    ([`switch`], [`service`]); save the data ([`protect`], [`snapshot`]) and record that; run the migration
+//!    ([`migrate`]). If anything fails here, the link has not moved.
 //! 8. **Switch.** Rename the link. Record `Trial`. Start the services that ran.
 //! 9. **Prove.** Each service's process runs the installed file, nothing runs the old one, listeners belong to proved
 //!    processes, and the health checks pass for as long as the release asks ([`prove`], [`process`], [`health`]).
-//! 10. **Confirm**: record `Idle` on the new set. **Or go back**: record `Reverting`, stop, link back, start, prove the
-//!     old set, quarantine the release with its reason, record `Idle`.
+//! 10. **Confirm**: record `Idle` on the new set, drop the snapshot. **Or go back**: record `Reverting`, stop, set the data
+//!     aside and restore it, record that, link back, start, prove the old set, quarantine the release with its reason,
+//!     record `Idle`.
 //!
-//! At boot the order is: `qx-update recover` before anything is started (files only), the runlevel, `qx-update confirm`
-//! in the background (step 9 and 10 of an open trial). `docs/recovery.md` has the table of what is done in which case.
+//! At boot the order is: `qx-update recover --stage link` before anything is started (files only); `qx-update recover
+//! --stage data` before what uses the data is ([`datastage`]); the runlevel; `qx-update confirm` in the background (step 9
+//! and 10 of an open trial). `docs/recovery.md` has the table of what is done in which case.
 //!
 //! # Where things are
 //!
-//! *Core*, values in and values out: [`json`], [`manifest`], [`config`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
+//! *Core*, values in and values out: [`json`], [`manifest`], [`config`], [`dataset`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
 //! [`digest`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
 //! `/data`), [`durable`] (the only syncs and renames), [`fetch`], [`repository`], [`unpack`], [`tree`], [`process`],
-//! [`service`], [`health`], [`migrate`], [`log`]. Above both: [`plan`], [`stage`], [`prove`], [`switch`], [`recover`],
-//! [`status`], [`update`], and [`cli`] on top. [`publish`] is what `qx-publish` does: the other side, which makes the
+//! [`service`], [`health`], [`snapshot`] (data sets), [`migrate`], [`log`]. Above both: [`plan`], [`stage`], [`protect`],
+//! [`prove`], [`switch`], [`recover`], [`datastage`], [`status`], [`update`], and [`cli`] on top. [`publish`] is what `qx-publish` does: the other side, which makes the
 //! releases.
 //!
 //! Files that others depend on (configuration, recipe, manifest, repository, record, `status --json`) are described in
@@ -44,6 +50,7 @@
 pub mod cli;
 pub mod config;
 pub mod dataset;
+pub mod datastage;
 pub mod decision;
 pub mod digest;
 pub mod durable;
@@ -57,6 +64,7 @@ pub mod manifest;
 pub mod migrate;
 pub mod plan;
 pub mod process;
+pub mod protect;
 pub mod prove;
 pub mod publish;
 pub mod recover;
@@ -64,6 +72,7 @@ pub mod repository;
 pub mod select;
 pub mod service;
 pub mod slot;
+pub mod snapshot;
 pub mod stage;
 pub mod state;
 pub mod status;

@@ -251,15 +251,15 @@ pub struct Migrate {
     #[serde(default)]
     pub touches: Vec<Name>,
     /// Whether it is tried on a clone of the data first, while the old services run.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub rehearse: bool,
     /// Argument vector like `run`, which exits 0 if this release can use the data; asked after a rehearsal. Empty: nothing
     /// is asked.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub check: Vec<String>,
     /// Argument vector like `run`, which takes the data back to the schema of the release before. Empty: going back needs
     /// the snapshot.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub down: Vec<String>,
 }
 
@@ -281,7 +281,7 @@ pub struct Check {
     /// Seconds for which the check must go on passing, its service not once restarted.
     pub stable_s: u64,
     /// Whether the release is held to it even if it failed before the update, too.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub required: bool,
 }
 

@@ -1,73 +1,145 @@
 //! The migration: the release's own program moves the data to its schema, while the services are stopped and the link
-//! still selects the old set.
+//! still selects the old set; or a clone of the data, while they run.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
 use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::log::Log;
-use crate::manifest::Migrate;
-use crate::process;
-use crate::slot::Installed;
+use crate::manifest::Manifest;
+use crate::process::{self, Program, User};
+use crate::slot::{Installed, Set};
+use crate::state::Operation;
+use crate::store::Store;
 
-/// Names the new release's directory in the environment of a migration, and of all that it starts.
-const SLOT: &str = "QX_UPDATE_SLOT";
-
+/// Names the operation in the environment of a migration, and of all that it starts.
+const OPERATION: &str = "QX_UPDATE_OPERATION";
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
+/// How many last lines of each of a migration's outputs are kept for `status`: what fails says so on one of them, however
+/// much it wrote to the other.
+const LAST_LINES: usize = 5;
+/// How much of each of these lines, in characters.
+const LINE: usize = 200;
 
-/// Runs the migration of the release in `slot`. Every line of its output goes to the log.
-///
-/// Its environment is that of [`process::run`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
-/// new release's directory, also its working directory).
-pub fn run(
-    migrate: &Migrate,
-    slot: &Path,
-    from: &Installed,
-    to: &Installed,
-    log: &mut Log,
-) -> Result<()> {
-    let mut vector = migrate.run.clone();
-    if let Some(program) = vector.first_mut() {
-        *program = slot.join(&*program).display().to_string();
-    }
-    let version = |set: &Installed| {
-        set.version
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default()
-    };
-    let environment = [
-        ("QX_UPDATE_FROM".to_owned(), version(from)),
-        ("QX_UPDATE_TO".to_owned(), version(to)),
-        (SLOT.to_owned(), slot.display().to_string()),
-    ];
-    log.info("migrate", format!("running {}", vector.join(" ")));
-    let timeout = Duration::from_secs(migrate.timeout_s);
-    let ended = process::run(&vector, slot, &environment, timeout, &mut |stream, line| {
-        log.info_with(
-            "migrate",
-            line,
-            serde_json::json!({ "stream": stream.name() }),
-        );
-    })?;
-    if ended.ok() {
-        log.info("migrate", "the migration succeeded");
-        return Ok(());
-    }
-    Err(Error::new(format!(
-        "the migration {} {}",
-        migrate.run.join(" "),
-        ended.describe()
-    )))
+/// How a set's programs are run on data.
+pub struct Tool<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// What is installed.
+    pub store: &'a Store,
+    /// What it is run for.
+    pub op: &'a Operation,
+    /// Whose program it is.
+    pub set: Set,
+    /// That set's manifest.
+    pub manifest: &'a Manifest,
+    /// What `{data:NAME}` stands for.
+    pub places: Vec<(String, String)>,
+    /// Seconds until the whole process group is killed.
+    pub timeout_s: u64,
 }
 
-/// Ends what is left of a migration to the release in `slot` whose updater was killed: it would go on changing the data
-/// under the old set, or beside the next migration. Its processes are known by their environment.
-pub fn end_orphans(slot: &Path, log: &mut Log) -> Result<()> {
-    let mark = format!("{SLOT}={}", slot.display());
+/// A migration that failed.
+pub struct Failure {
+    /// What happened.
+    pub error: Error,
+    /// Its last lines of output, each with its stream.
+    pub output: Vec<String>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure {
+            error,
+            output: Vec::new(),
+        }
+    }
+}
+
+impl Tool<'_> {
+    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked now and then whether it
+    /// keeps within its space.
+    ///
+    /// Its environment is that of [`process::run`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
+    /// set's directory, also its working directory), `QX_UPDATE_OPERATION`.
+    pub fn run(
+        &self,
+        step: &str,
+        vector: &[String],
+        _within: &mut dyn FnMut() -> bool,
+        log: &mut Log,
+    ) -> Result<(), Failure> {
+        let Some((program, arguments)) = vector.split_first() else {
+            return Err(Error::new("running a migration: it is empty").into());
+        };
+        let program = self
+            .store
+            .program(self.set, self.manifest, program)
+            .ok_or_else(|| Error::new(format!("running {program}: it is in no component")))?;
+        let mut given = vec![program.display().to_string()];
+        for argument in arguments {
+            let mut argument = argument.clone();
+            for (placeholder, place) in &self.places {
+                argument = argument.replace(placeholder, place);
+            }
+            given.push(argument);
+        }
+        let directory = self.store.directory(self.set);
+        let version = |set: &Installed| {
+            let version = set.version.as_ref().map(ToString::to_string);
+            version.unwrap_or_default()
+        };
+        let environment = [
+            ("QX_UPDATE_FROM".to_owned(), version(self.op.from())),
+            ("QX_UPDATE_TO".to_owned(), version(&self.op.to)),
+            ("QX_UPDATE_SLOT".to_owned(), directory.display().to_string()),
+            (OPERATION.to_owned(), self.op.id.clone()),
+        ];
+        let user = self.op.migration_user.as_deref();
+        let user = user.map(|name| User::find(self.host, name)).transpose()?;
+        log.info(step, format!("running {}", given.join(" ")));
+        let mut output = Vec::new();
+        let ended = Program {
+            directory: &directory,
+            environment: &environment,
+            user: user.as_ref(),
+            ..Program::new(&given, Duration::from_secs(self.timeout_s))
+        }
+        .run(&mut |stream, line| {
+            let start: String = line.chars().take(LINE).collect();
+            keep(&mut output, stream.name(), &start);
+            log.info_with(step, line, serde_json::json!({ "stream": stream.name() }));
+        })?;
+        if ended.ok() {
+            log.info(step, format!("{} succeeded", vector.join(" ")));
+            return Ok(());
+        }
+        let what = format!("the {step} {} {}", vector.join(" "), ended.describe());
+        Err(Failure {
+            error: Error::new(what),
+            output,
+        })
+    }
+}
+
+/// Keeps the last lines of each stream, in the order in which they came.
+fn keep(output: &mut Vec<String>, stream: &str, line: &str) {
+    let same = |kept: &String| kept.starts_with(stream);
+    if output.iter().filter(|kept| same(kept)).count() == LAST_LINES
+        && let Some(oldest) = output.iter().position(same)
+    {
+        output.remove(oldest);
+    }
+    output.push(format!("{stream}: {line}"));
+}
+
+/// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go
+/// on changing the data under the old set, or beside the next migration. Its processes are known by their environment.
+pub fn end_orphans(operation: &str, log: &mut Log) -> Result<()> {
+    let mark = format!("{OPERATION}={operation}");
     let deadline = Instant::now() + GONE;
     loop {
         let orphans = process::marked(&mark);
@@ -76,13 +148,13 @@ pub fn end_orphans(slot: &Path, log: &mut Log) -> Result<()> {
         }
         if Instant::now() >= deadline {
             return Err(Error::new(format!(
-                "ending the migration that an earlier updater left running: processes {orphans:?} stay"
+                "ending what is left of a migration: processes {orphans:?} stay"
             )));
         }
         for pid in orphans {
             log.warning(
                 "migrate",
-                format!("killing process {pid}, left by a migration whose updater was killed"),
+                format!("killing process {pid}, left by a migration"),
             );
             if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
                 // Gone already is fine.

@@ -8,7 +8,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::digest::Digest;
 use crate::error::{Context, Error, Exit, Result};
-use crate::manifest::{Component, Kind, Manifest, Mode, RelPath, Service};
+use crate::manifest::{Component, Kind, Manifest, Mode, Name, RelPath, Service};
 use crate::repository::{Fetch, Repository, Target};
 use crate::slot::Set;
 
@@ -52,6 +52,10 @@ pub struct Ground<'a> {
     pub slots: PathBuf,
     /// The slot that the release goes to.
     pub alternate: PathBuf,
+    /// Whether a service uses data that is changed.
+    pub uses_data: &'a dyn Fn(&Name) -> bool,
+    /// The most bytes that saving, rehearsing and restoring the data takes beside the slots.
+    pub data_bytes: u64,
 }
 
 /// What will be done.
@@ -67,6 +71,7 @@ pub struct Plan {
     pub entries: u64,
     /// Whether the old content of the alternate slot has to go first.
     pub needs_the_fallbacks_space: bool,
+    data_bytes: u64,
     names: Vec<String>,
     copies_artifacts: bool,
 }
@@ -105,7 +110,7 @@ pub fn plan(
         .find(|(set, _)| *set == ground.active)
         .map(|(_, manifest)| manifest);
     let mut plan = Plan {
-        services: changed_services(active, Some(manifest))
+        services: changed_services(active, Some(manifest), ground.uses_data)
             .iter()
             .map(|s| s.name.to_string())
             .collect(),
@@ -118,6 +123,7 @@ pub fn plan(
         bytes: 0,
         entries: 0,
         needs_the_fallbacks_space: false,
+        data_bytes: ground.data_bytes,
         copies_artifacts: ground.copies_artifacts,
     };
     plan.add_up(manifest);
@@ -143,9 +149,10 @@ pub fn plan(
     Err(Error::with(
         Exit::NoSpace,
         format!(
-            "planning {}: it takes up to {} bytes and {} files in {}, and {free} bytes and {inodes} files are free",
+            "planning {}: it takes up to {} bytes{} and {} files in {}, and {free} bytes and {inodes} files are free",
             manifest.version,
             plan.bytes,
+            plan.of_data(),
             plan.entries,
             ground.slots.display()
         ),
@@ -169,7 +176,7 @@ fn fetched(
 }
 
 /// Free bytes and inodes.
-fn free_space(path: &Path) -> Result<(u64, u64)> {
+pub fn free_space(path: &Path) -> Result<(u64, u64)> {
     let stat = rustix::fs::statvfs(path)
         .doing(|| format!("asking for the free space of {}", path.display()))?;
     // Some file systems make inodes as they go, and tell none.
@@ -211,14 +218,23 @@ impl Plan {
             services => format!("services to restart: {}", services.join(", ")),
         });
         lines.push(format!(
-            "space: at most {} bytes and {} files",
-            self.bytes, self.entries
+            "space: at most {} bytes{} and {} files",
+            self.bytes,
+            self.of_data(),
+            self.entries
         ));
         lines
     }
 
+    fn of_data(&self) -> String {
+        match self.data_bytes {
+            0 => String::new(),
+            bytes => format!(", {bytes} of them for the data's way back,"),
+        }
+    }
+
     fn add_up(&mut self, manifest: &Manifest) {
-        self.bytes = MARGIN;
+        self.bytes = MARGIN.saturating_add(self.data_bytes);
         self.entries = 16;
         for (component, origin) in manifest.components.iter().zip(&self.origins) {
             self.bytes = self.bytes.saturating_add(self.share_of(component, origin));
@@ -268,9 +284,13 @@ fn installed_already(wanted: &Component, sets: &[(Set, Manifest)]) -> Option<Ori
     })
 }
 
-/// The services whose files differ between two sets, in order of starting; those that only the old set has included.
-/// Without a manifest to compare with, and where data is migrated: all.
-pub fn changed_services(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<Service> {
+/// The services whose files differ between two sets, and those that use data which is changed, in order of starting;
+/// those that only the old set has included. Without a manifest to compare with: all.
+pub fn changed_services(
+    old: Option<&Manifest>,
+    new: Option<&Manifest>,
+    uses_data: &dyn Fn(&Name) -> bool,
+) -> Vec<Service> {
     let (Some(old), Some(new)) = (old, new) else {
         let mut all: Vec<Service> = old.or(new).map(|m| m.services.clone()).unwrap_or_default();
         all.sort_by_key(|s| s.order);
@@ -281,7 +301,7 @@ pub fn changed_services(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<S
     }
     let unchanged = |service: &Service| {
         let before = |s: &&Service| s.name == service.name && s.runs == service.runs;
-        new.migrate.is_none()
+        !uses_data(&service.name)
             && old.services.iter().any(|s| before(&s))
             && content(old.at(&service.runs)) == content(new.at(&service.runs))
             && service
@@ -301,8 +321,8 @@ pub fn changed_services(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<S
     changed
 }
 
-/// Bytes and inodes below a directory, as far as they can be seen.
-fn used(path: &Path) -> (u64, u64) {
+/// Bytes and inodes taken below a directory, as far as they can be seen.
+pub fn used(path: &Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
     let Ok(meta) = fs::symlink_metadata(path) else {
         return (0, 0);
@@ -392,7 +412,7 @@ mod tests {
     }
 
     fn changed(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<String> {
-        changed_services(old, new)
+        changed_services(old, new, &|_| false)
             .iter()
             .map(|s| s.name.to_string())
             .collect()
@@ -414,16 +434,10 @@ mod tests {
         }
         assert_eq!(changed(None, Some(&old)), ["console", "node"]);
         assert_eq!(changed(Some(&old), None), ["console", "node"]);
-        let mut migrating = manifest("1", "1", "1", &both);
-        migrating.migrate = Some(crate::manifest::Migrate {
-            run: vec!["bin/node".into()],
-            timeout_s: 1,
-            touches: vec![],
-            rehearse: false,
-            check: vec![],
-            down: vec![],
-        });
-        assert_eq!(changed(Some(&old), Some(&migrating)), ["console", "node"]);
+        let same = manifest("1", "1", "1", &both);
+        let console = |name: &Name| name.as_str() == "console";
+        let using = changed_services(Some(&old), Some(&same), &console);
+        assert_eq!(using.len(), 1, "it uses data that is changed: {using:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Processes: running a program under a time limit, and looking at what others run.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use crate::error::{Context, Error, Result};
+use crate::host::Host;
 
 /// The longest line of a program's output that is kept whole, in bytes.
 const MAX_LINE: usize = 4096;
@@ -73,115 +74,311 @@ impl Ended {
     }
 }
 
-/// Runs an argument vector in a clean environment (`PATH`, `HOME=/`, `LANG=C`) and a process group of its own,
-/// standard input empty. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are
-/// no text replaced. After `timeout` the whole group is killed. A program that leaves a daemon behind is not
-/// waited for longer than itself.
-pub fn run(
-    vector: &[String],
-    directory: &Path,
-    environment: &[(String, String)],
-    timeout: Duration,
-    on_line: &mut dyn FnMut(Stream, &str),
-) -> Result<Ended> {
-    let Some((program, arguments)) = vector.split_first() else {
-        return Err(Error::new(
-            "running a program: the argument vector is empty",
-        ));
-    };
-    let mut child = clean(program, arguments, directory)
-        .envs(environment.iter().map(|(k, v)| (k, v)))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .doing(|| format!("running {program}"))?;
-    // Bounded: a program that writes faster than its lines are logged waits.
-    let (sender, lines) = mpsc::sync_channel(64);
-    if let Some(out) = child.stdout.take() {
-        read_lines(out, Stream::Out, sender.clone());
-    }
-    if let Some(err) = child.stderr.take() {
-        read_lines(err, Stream::Err, sender.clone());
-    }
-    drop(sender);
-    // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
-    let (mut out, mut err) = (None, None);
-    let mut take = |(stream, line): (Stream, String)| {
-        on_line(stream, &line);
-        match stream {
-            Stream::Out => out = Some(line),
-            Stream::Err => err = Some(line),
-        }
-    };
-    let status = wait(child, program, timeout, &lines, &mut take)?;
-    // What it wrote last; a daemon that keeps the pipe open is not waited for.
-    let enough = Instant::now() + LAST_WORDS;
-    while Instant::now() < enough
-        && let Ok(line) = lines.recv_timeout(Duration::from_millis(300))
-    {
-        take(line);
-    }
-    Ok(Ended {
-        status,
-        last: err.or(out),
-    })
+/// A program to run: in a clean environment (`PATH`, `HOME`, `LANG=C`), in a process group of its own, its standard
+/// input empty unless it is given. After `timeout` the whole group is killed.
+pub struct Program<'a> {
+    /// The argument vector.
+    pub vector: &'a [String],
+    /// Where it runs.
+    pub directory: &'a Path,
+    /// What its environment holds besides.
+    pub environment: &'a [(String, String)],
+    /// Who it runs as, without supplementary groups and at home in that user's `HOME`. Absent: who we are, and `HOME=/`.
+    pub user: Option<&'a User>,
+    /// What it reads on its standard input, from where this file stands.
+    pub input: Option<&'a File>,
+    /// How long it may take.
+    pub timeout: Duration,
 }
 
-fn clean(program: &str, arguments: &[String], directory: &Path) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .current_dir(directory)
-        .env_clear()
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
-        .env("HOME", "/")
-        .env("LANG", "C")
-        .stdin(Stdio::null())
-        .process_group(0);
-    command
-}
+impl<'a> Program<'a> {
+    /// Runs in `/`, as we do, with nothing to read.
+    pub fn new(vector: &'a [String], timeout: Duration) -> Program<'a> {
+        Program {
+            vector,
+            directory: Path::new("/"),
+            environment: &[],
+            user: None,
+            input: None,
+            timeout,
+        }
+    }
 
-/// Waits for a program, taking its lines; `None` if its group had to be killed.
-fn wait(
-    mut child: Child,
-    program: &str,
-    timeout: Duration,
-    lines: &mpsc::Receiver<(Stream, String)>,
-    take: &mut dyn FnMut((Stream, String)),
-) -> Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match lines.recv_timeout(Duration::from_millis(20)) {
-            Ok(line) => take(line),
-            Err(RecvTimeoutError::Timeout) => {}
-            // Both outputs are closed; the program may still run.
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(Duration::from_millis(20)),
-        }
-        if let Some(status) = child
-            .try_wait()
-            .doing(|| format!("waiting for {program}"))?
-        {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= deadline {
-            if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
-                // Gone already is fine.
-                let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    /// Runs it. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are no text
+    /// replaced. A program that leaves a daemon behind is not waited for longer than itself.
+    pub fn run(&self, on_line: &mut dyn FnMut(Stream, &str)) -> Result<Ended> {
+        self.follow(None, on_line)
+    }
+
+    /// Runs it, and hands the bytes of its standard output to `on_bytes` as they come, complete: if they do not end in
+    /// time (a daemon that it left behind holds them open, say), it did not end in time. An error of `on_bytes` ends
+    /// the whole group, and is returned. `on_line` gets the lines of its standard error.
+    pub fn pipe(
+        &self,
+        on_bytes: &mut TakeBytes,
+        on_line: &mut dyn FnMut(Stream, &str),
+    ) -> Result<Ended> {
+        self.follow(Some(on_bytes), on_line)
+    }
+
+    /// Runs it with its output thrown away: what it starts may live on and keep writing.
+    pub fn run_silently(&self) -> Result<Ended> {
+        let child = self.spawn(Stdio::null)?;
+        let (_, nothing) = mpsc::sync_channel(0);
+        let mut running = Running::of(child, self, &nothing, false);
+        running
+            .wait(&mut |_| Ok(()))
+            .map(|status| Ended { status, last: None })
+    }
+
+    fn follow(
+        &self,
+        mut on_bytes: Option<&mut TakeBytes>,
+        on_line: &mut dyn FnMut(Stream, &str),
+    ) -> Result<Ended> {
+        let mut child = self.spawn(Stdio::piped)?;
+        // Bounded: a program that writes faster than its output is taken waits.
+        let (sender, pieces) = mpsc::sync_channel(64);
+        let whole = on_bytes.is_some();
+        if let Some(out) = child.stdout.take() {
+            match whole {
+                true => read_bytes(out, sender.clone()),
+                false => read_lines(out, Stream::Out, sender.clone()),
             }
-            child.wait().doing(|| format!("waiting for {program}"))?;
-            return Ok(None);
+        }
+        if let Some(err) = child.stderr.take() {
+            read_lines(err, Stream::Err, sender.clone());
+        }
+        drop(sender);
+        // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
+        let (mut out, mut err) = (None, None);
+        let program = self.name();
+        let mut take = |piece: Piece| {
+            match (piece, &mut on_bytes) {
+                (Piece::Line(stream, line), _) => {
+                    on_line(stream, &line);
+                    match stream {
+                        Stream::Out => out = Some(line),
+                        Stream::Err => err = Some(line),
+                    }
+                }
+                (Piece::Bytes(bytes), Some(on_bytes)) => {
+                    on_bytes(&bytes.doing(|| format!("reading what {program} writes"))?)?;
+                }
+                (Piece::Bytes(_), None) => {}
+            }
+            Ok(())
+        };
+        let mut running = Running::of(child, self, &pieces, whole);
+        let status = running.wait(&mut take)?;
+        // What it wrote last; a daemon that keeps the pipe open is not waited for.
+        let enough = Instant::now() + LAST_WORDS;
+        while Instant::now() < enough
+            && let Ok(piece) = pieces.recv_timeout(Duration::from_millis(300))
+        {
+            take(piece)?;
+        }
+        Ok(Ended {
+            status,
+            last: err.or(out),
+        })
+    }
+
+    fn name(&self) -> &str {
+        self.vector.first().map_or("", String::as_str)
+    }
+
+    fn spawn(&self, output: fn() -> Stdio) -> Result<Child> {
+        let Some((program, arguments)) = self.vector.split_first() else {
+            return Err(Error::new(
+                "running a program: the argument vector is empty",
+            ));
+        };
+        let doing = || format!("running {program}");
+        let input = match self.input {
+            Some(file) => file.try_clone().doing(doing)?.into(),
+            None => Stdio::null(),
+        };
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(self.directory)
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .env("HOME", self.user.map_or("/", |user| &user.home))
+            .env("LANG", "C")
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .stdin(input)
+            .stdout(output())
+            .stderr(output())
+            .process_group(0);
+        if let Some(user) = self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command.spawn().doing(doing)
+    }
+}
+
+/// Takes a program's standard output.
+type TakeBytes<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// A part of a program's output.
+enum Piece {
+    Line(Stream, String),
+    /// Of a standard output that is taken whole; none is its end.
+    Bytes(io::Result<Vec<u8>>),
+}
+
+/// A program that was started.
+struct Running<'a> {
+    child: Child,
+    program: &'a str,
+    deadline: Instant,
+    pieces: &'a mpsc::Receiver<Piece>,
+    /// The end of its standard output is waited for, too.
+    open: bool,
+}
+
+impl<'a> Running<'a> {
+    fn of(
+        child: Child,
+        program: &'a Program<'a>,
+        pieces: &'a mpsc::Receiver<Piece>,
+        open: bool,
+    ) -> Running<'a> {
+        Running {
+            child,
+            program: program.name(),
+            deadline: Instant::now() + program.timeout,
+            pieces,
+            open,
+        }
+    }
+
+    /// Waits for it, taking its output; `None` if its group had to be killed.
+    fn wait(&mut self, take: &mut dyn FnMut(Piece) -> Result<()>) -> Result<Option<ExitStatus>> {
+        loop {
+            match self.pieces.recv_timeout(Duration::from_millis(20)) {
+                Ok(piece) => {
+                    self.open &= !matches!(&piece, Piece::Bytes(Ok(bytes)) if bytes.is_empty());
+                    if let Err(e) = take(piece) {
+                        self.kill()?;
+                        return Err(e);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // Both outputs are closed; the program may still run.
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.open = false;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            if !self.open
+                && let Some(status) = self
+                    .child
+                    .try_wait()
+                    .doing(|| format!("waiting for {}", self.program))?
+            {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= self.deadline {
+                self.kill()?;
+                return Ok(None);
+            }
+        }
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        // As long as it was not waited for, its id is nobody else's.
+        if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
+            // Gone already is fine.
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
+        self.child
+            .wait()
+            .map(drop)
+            .doing(|| format!("waiting for {}", self.program))
+    }
+}
+
+/// Somebody whom programs run as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The user's id.
+    pub uid: u32,
+    /// The id of the user's group.
+    pub gid: u32,
+    /// The user's home directory.
+    pub home: String,
+}
+
+impl User {
+    /// From the appliance's `/etc/passwd` (passwd(5)).
+    pub fn find(host: &Host, name: &str) -> Result<User> {
+        let path = host.path("/etc/passwd");
+        let doing = || format!("looking for the user {name} in {}", path.display());
+        let text = fs::read_to_string(&path).doing(doing)?;
+        let user = text.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (*fields.first()? == name).then_some(())?;
+            Some(User {
+                uid: fields.get(2)?.parse().ok()?,
+                gid: fields.get(3)?.parse().ok()?,
+                home: (*fields.get(5)?).to_owned(),
+            })
+        });
+        user.ok_or_else(|| Error::new(format!("{}: there is none", doing())))
+    }
+}
+
+/// As long as it lives, this thread, and what it starts, works only while nobody else wants to: nice value 19, which the
+/// priority on disks follows (ioprio_set(2)).
+pub struct Nice(Option<i32>);
+
+impl Nice {
+    /// Being less than nice is no failure.
+    pub fn new() -> Nice {
+        let before = rustix::process::getpriority_process(None).ok();
+        let _ = rustix::process::setpriority_process(None, 19);
+        Nice(before)
+    }
+}
+
+impl Default for Nice {
+    fn default() -> Nice {
+        Nice::new()
+    }
+}
+
+impl Drop for Nice {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = rustix::process::setpriority_process(None, before);
         }
     }
 }
 
-fn read_lines(
-    from: impl Read + Send + 'static,
-    stream: Stream,
-    to: mpsc::SyncSender<(Stream, String)>,
-) {
+/// Sends what comes, piece by piece, and its end or what went wrong.
+fn read_bytes(mut from: impl Read + Send + 'static, to: mpsc::SyncSender<Piece>) {
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            let got = match from.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                got => got.map(|n| buffer[..n].to_vec()),
+            };
+            let last = got.as_ref().map_or(true, Vec::is_empty);
+            if to.send(Piece::Bytes(got)).is_err() || last {
+                break;
+            }
+        }
+    });
+}
+
+fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSender<Piece>) {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(from);
         let mut line = Vec::new();
@@ -204,27 +401,11 @@ fn read_lines(
                 })
                 .collect();
             line.clear();
-            if to.send((stream, text)).is_err() {
+            if to.send(Piece::Line(stream, text)).is_err() {
                 break;
             }
         }
     });
-}
-
-/// Runs an argument vector like [`run`], with its output thrown away: what it starts may live on and keep writing.
-pub fn run_silently(vector: &[String], timeout: Duration) -> Result<Ended> {
-    let Some((program, arguments)) = vector.split_first() else {
-        return Err(Error::new(
-            "running a program: the argument vector is empty",
-        ));
-    };
-    let child = clean(program, arguments, Path::new("/"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .doing(|| format!("running {program}"))?;
-    let (_, nothing) = mpsc::sync_channel(0);
-    wait(child, program, timeout, &nothing, &mut |_| {}).map(|status| Ended { status, last: None })
 }
 
 /// A file, whatever its name: device and inode.
@@ -470,10 +651,9 @@ mod tests {
     fn sh(script: &str, timeout: Duration) -> (Ended, Vec<(Stream, String)>) {
         let mut lines = Vec::new();
         let vector = ["sh", "-c", script].map(str::to_owned);
-        let ended = run(&vector, Path::new("/"), &[], timeout, &mut |s, l| {
-            lines.push((s, l.to_owned()))
-        })
-        .unwrap();
+        let ended = Program::new(&vector, timeout)
+            .run(&mut |s, l| lines.push((s, l.to_owned())))
+            .unwrap();
         (ended, lines)
     }
 
@@ -495,6 +675,92 @@ mod tests {
             "exited 3: two",
             "what went wrong, and not what came last"
         );
+    }
+
+    /// Takes all bytes, up to a limit.
+    fn pipe(script: &str, timeout: Duration, limit: usize) -> (Result<Ended>, Vec<u8>) {
+        let mut all = Vec::new();
+        let vector = ["sh", "-c", script].map(str::to_owned);
+        let mut take = |bytes: &[u8]| {
+            all.extend_from_slice(bytes);
+            match all.len() > limit {
+                true => Err(Error::new("too much")),
+                false => Ok(()),
+            }
+        };
+        let ended = Program::new(&vector, timeout).pipe(&mut take, &mut |_, _| {});
+        (ended, all)
+    }
+
+    #[test]
+    fn bytes_come_as_they_are_to_their_end() {
+        // The program ends long before the last byte comes.
+        let script = r"printf 'a\0\377\n'; (sleep 1; printf late) & echo why >&2; exit 3";
+        let (ended, all) = pipe(script, LONG, 100);
+        assert_eq!(all, b"a\0\xff\nlate");
+        assert_eq!(ended.unwrap().describe(), "exited 3: why");
+        let (ended, all) = pipe("head -c 10000000 /dev/zero", LONG, usize::MAX);
+        assert!(ended.unwrap().ok() && all.len() == 10_000_000);
+    }
+
+    #[test]
+    fn bytes_that_do_not_end_in_time_are_no_success() {
+        let (ended, all) = pipe("printf part; sleep 1000 &", Duration::from_millis(500), 100);
+        assert_eq!(all, b"part");
+        assert!(ended.unwrap().status.is_none());
+    }
+
+    #[test]
+    fn whoever_takes_the_bytes_can_end_the_program() {
+        let start = Instant::now();
+        let (ended, all) = pipe("yes; sleep 1000", LONG, 1000);
+        assert_eq!(ended.unwrap_err().chain(), "too much");
+        assert!(all.len() > 1000 && start.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_program_reads_its_input_as_its_user_at_home() {
+        use std::io::Seek;
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        let me = rustix::process::getuid();
+        // Another user, if we may be one.
+        let id = if me.is_root() { 12345 } else { me.as_raw() };
+        let passwd =
+            format!("root:x:0:0:root:/root:/bin/sh\nbroken\ndb:x:{id}:{id}::/var/db:/bin/sh\n");
+        fs::write(dir.path().join("etc/passwd"), passwd).unwrap();
+        let host = Host::new(dir.path()).unwrap();
+        let user = User::find(&host, "db").unwrap();
+        let unknown = User::find(&host, "d").unwrap_err().chain();
+        assert!(unknown.contains("the user d "), "{unknown}");
+        assert!(User::find(&host, "broken").is_err());
+        let mut input = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut input, b"one\ntwo\n").unwrap();
+        input.seek(io::SeekFrom::Start(4)).unwrap();
+        let vector = ["sh", "-c", "cat; id -u; id -G; echo $HOME"].map(str::to_owned);
+        let mut lines = Vec::new();
+        let program = Program {
+            user: Some(&user),
+            input: Some(&input),
+            ..Program::new(&vector, LONG)
+        };
+        let ended = program.run(&mut |_, line| lines.push(line.to_owned()));
+        assert!(ended.unwrap().ok());
+        let id = id.to_string();
+        assert_eq!(lines, ["two", &id, &id, "/var/db"], "no other groups");
+    }
+
+    #[test]
+    fn it_is_nice_only_for_a_while() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let guard = Nice::new();
+        assert_eq!(nice(), 19);
+        assert_eq!(sh("nice", LONG).1[0].1, "19", "what it starts, too");
+        drop(guard);
+        if rustix::process::getuid().is_root() {
+            assert_eq!(nice(), before);
+        }
     }
 
     #[test]

@@ -31,13 +31,21 @@ pub struct Claim<'a> {
     pub services: Vec<&'a Service>,
     /// Files that must not be running any more, and what they belong to.
     pub old: Vec<(FileId, PathBuf)>,
+    /// The checks that failed before the switch already: what each asks.
+    pub failed_before: &'a [String],
 }
 
-/// Proves the claim, or says in one sentence why it does not hold.
-pub fn prove(claim: &Claim, store: &Store, manager: &Manager, log: &mut Log) -> Result<(), String> {
+/// Proves the claim, or says in one sentence why it does not hold. Returns what a person should know all the same: checks
+/// that fail as they did before the switch.
+pub fn prove(
+    claim: &Claim,
+    store: &Store,
+    manager: &Manager,
+    log: &mut Log,
+) -> Result<Vec<String>, String> {
     if !manager.may_look() {
         log.info("prove", "the services of another root are not looked at");
-        return Ok(());
+        return Ok(Vec::new());
     }
     let proved = if manager.controls() {
         run_the_files(claim, store, manager, log)?
@@ -47,10 +55,17 @@ pub fn prove(claim: &Claim, store: &Store, manager: &Manager, log: &mut Log) -> 
     stay_healthy(claim, store, manager, &proved, log)
 }
 
-/// Tries every check of a set once, and logs how that went: what the next set is measured against.
-pub fn baseline(set: Set, manifest: &Manifest, store: &Store, manager: &Manager, log: &mut Log) {
+/// Tries every check of a set once: what the next set is measured against. Returns what the checks that failed ask.
+pub fn baseline(
+    set: Set,
+    manifest: &Manifest,
+    store: &Store,
+    manager: &Manager,
+    log: &mut Log,
+) -> Vec<String> {
+    let mut failed = Vec::new();
     if !manager.may_look() {
-        return;
+        return failed;
     }
     for check in &manifest.health {
         match try_check(check, set, manifest, store, manager) {
@@ -58,12 +73,16 @@ pub fn baseline(set: Set, manifest: &Manifest, store: &Store, manager: &Manager,
                 "baseline",
                 format!("before the switch {} passes", check.probe),
             ),
-            Err(why) => log.warning(
-                "baseline",
-                format!("before the switch {} fails: {why}", check.probe),
-            ),
+            Err(why) => {
+                log.warning(
+                    "baseline",
+                    format!("before the switch {} fails: {why}", check.probe),
+                );
+                failed.push(check.probe.to_string());
+            }
         }
     }
+    failed
 }
 
 /// Step one: each service's process executes the file that was installed. Returns the processes.
@@ -197,6 +216,8 @@ struct Watch<'a> {
     passing_since: Option<Instant>,
     passed_once: bool,
     why: String,
+    /// Why it is not watched any more, though it failed.
+    excused: Option<String>,
 }
 
 impl<'a> Watch<'a> {
@@ -208,7 +229,17 @@ impl<'a> Watch<'a> {
             passing_since: None,
             passed_once: false,
             why: String::new(),
+            excused: None,
         }
+    }
+
+    /// The check has failed. That is no regression if it did so before the switch already, unless the release is held to it.
+    fn end(&mut self, why: String, failed_before: &[String]) -> Result<(), String> {
+        if self.check.required || !failed_before.contains(&self.check.probe.to_string()) {
+            return Err(why);
+        }
+        self.excused = Some(format!("{why}, as it did before the switch"));
+        Ok(())
     }
 
     /// Takes the result of one try, `since_start` after the services were started. `Err`: the check has failed.
@@ -269,8 +300,9 @@ fn stay_healthy(
     manager: &Manager,
     proved: &[(Name, u32)],
     log: &mut Log,
-) -> Result<(), String> {
+) -> Result<Vec<String>, String> {
     let start = Instant::now();
+    let mut remarks = Vec::new();
     let mut watches: Vec<Watch> = claim
         .manifest
         .health
@@ -290,26 +322,37 @@ fn stay_healthy(
             watch.due = Instant::now() + Duration::from_secs(watch.check.interval_s);
             let result = try_check(watch.check, claim.set, claim.manifest, store, manager)
                 .and_then(|()| own_listener(watch.check, claim, proved));
-            watch.take(result, start.elapsed(), log)?;
+            if let Err(why) = watch.take(result, start.elapsed(), log) {
+                watch.end(why, claim.failed_before)?;
+            }
         }
         if start.elapsed() > patience
-            && let Some(watch) = watches.iter().find(|watch| !watch.calm())
+            && let Some(watch) = watches.iter_mut().find(|watch| !watch.calm())
         {
-            return Err(format!(
+            let why = format!(
                 "the health check {} did not pass for {} s at a stretch in {} s: {}",
                 watch.check.probe,
                 watch.check.stable_s,
                 patience.as_secs(),
                 watch.why
-            ));
+            );
+            watch.end(why, claim.failed_before)?;
         }
+        watches.retain_mut(|watch| match watch.excused.take() {
+            None => true,
+            Some(remark) => {
+                log.warning("health", remark.clone());
+                remarks.push(remark);
+                false
+            }
+        });
         let long_enough = !watches.is_empty() || proved.is_empty() || start.elapsed() >= STABLE;
         if watches.iter().all(Watch::calm) && long_enough {
             log.info(
                 "health",
                 format!("healthy after {} s", start.elapsed().as_secs()),
             );
-            return Ok(());
+            return Ok(remarks);
         }
         std::thread::sleep(TICK);
     }
@@ -323,21 +366,8 @@ fn try_check(
     store: &Store,
     manager: &Manager,
 ) -> Result<(), String> {
-    let find = |program: &str| {
-        let path: RelPath = program.parse().ok()?;
-        manifest.components.iter().find_map(|component| {
-            let below = path.below(&component.install_path)?;
-            let installed = store.component(set, component);
-            Some(if below.is_empty() {
-                installed
-            } else {
-                installed.join(below)
-            })
-        })
-    };
-    let directory = set
-        .slot()
-        .map_or_else(|| PathBuf::from("/"), |slot| store.slot(slot));
+    let find = |program: &str| store.program(set, manifest, program);
+    let directory = store.directory(set);
     health::try_once(check, &find, &directory, manager)
 }
 
@@ -412,6 +442,7 @@ pub fn runs_the_bytes(
         manifest,
         services: Vec::new(),
         old: Vec::new(),
+        failed_before: &[],
     };
     manager.pid(&service.name).is_none() || process_of(service, &claim, store, manager).is_ok()
 }
@@ -507,6 +538,7 @@ mod tests {
             manifest: &manifest,
             services: manifest.services.iter().collect(),
             old: vec![(FileId::of(&old_path).unwrap(), old_path.clone())],
+            failed_before: &[],
         };
         let why = run_the_files(&claim, &store, &manager, &mut log()).unwrap_err();
         assert!(
@@ -533,6 +565,7 @@ mod tests {
             manifest: &manifest,
             services,
             old: Vec::new(),
+            failed_before: &[],
         };
         let name = manifest.services[0].name.clone();
         // This test holds the port, not the service.

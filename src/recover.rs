@@ -8,8 +8,10 @@ use crate::decision::{self, Decision, Loaded, Observed};
 use crate::error::{Error, Exit, Result};
 use crate::host::Host;
 use crate::log::Log;
+use crate::manifest::Name;
+use crate::select::Fit;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
-use crate::state::{Operation, Phase, Record, Refusal, RefusalKind};
+use crate::state::{Idle, Operation, Phase, Record, Refusal, RefusalKind};
 use crate::store::{BootNote, Store};
 
 /// The kernel argument that makes a boot use the factory set.
@@ -57,6 +59,8 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
             .or_insert_with(|| store.verify(slot))
             .clone()
     };
+    let fit = |set: Set, schemas: &BTreeMap<Name, u64>| fit(store, set, schemas);
+    let leaves = |set: Set| leaves(store, set);
     let boot_id = host.boot_id().unwrap_or_default();
     let now = host.timestamp();
     let decide = |writable: bool| {
@@ -66,6 +70,8 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
             slots: store.has_slots(),
             verify: &verify,
             factory: &factory,
+            fit: &fit,
+            leaves: &leaves,
             factory_boot: host.kernel_argument(FACTORY_BOOT),
             boot_id: &boot_id,
             writable,
@@ -109,10 +115,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
             "slot {slot} is hidden for this boot: the factory set runs"
         ));
     }
-    if decision.drop_leftovers
-        && writable
-        && let Err(e) = store.drop_leftovers()
-    {
+    if writable && let Err(e) = drop_leftovers(&decision, store) {
         problems.push(e.chain());
     }
     if let Phase::Idle(idle) = &decision.record.phase {
@@ -139,7 +142,9 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     }
     let interrupted = match loaded {
         Loaded::Record(record)
-            if matches!(record.phase, Phase::Switching { .. } | Phase::Staged { .. }) =>
+            if matches!(record.phase, Phase::Switching { .. } | Phase::Staged { .. })
+                // On the way back the data comes first.
+                && !matches!(decision.record.phase, Phase::Reverting { .. }) =>
         {
             record.operation().cloned()
         }
@@ -154,22 +159,63 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     })
 }
 
-/// The set to return to: what ran before, if it verifies, else the factory set.
-pub fn choose(store: &Store, from: &Installed, log: &mut Log) -> Installed {
-    let factory = || store.factory().0;
-    let Some(slot) = from.set.slot() else {
-        return factory();
-    };
-    match store.verify(slot) {
-        Verdict::Good(found) if found.manifest == from.manifest => from.clone(),
-        other => {
-            log.warning(
-                "recover",
-                format!("{from} cannot be returned to: {}", describe(&other)),
-            );
-            factory()
+/// The set to return to: what ran before, if it verifies and fits data with these schemas, else the factory set.
+pub fn choose(
+    store: &Store,
+    from: &Installed,
+    schemas: &BTreeMap<Name, u64>,
+    log: &mut Log,
+) -> Installed {
+    if from.set != Set::Factory && verifies(store, from, log) {
+        match fit(store, from.set, schemas).obstacle() {
+            None => return from.clone(),
+            Some(why) => log.warning("recover", format!("{from} cannot be returned to: {why}")),
         }
     }
+    store.factory().0
+}
+
+/// Whether a slot still holds what it was recorded to hold.
+pub fn verifies(store: &Store, installed: &Installed, log: &mut Log) -> bool {
+    let verdict = installed.set.slot().map(|slot| store.verify(slot));
+    match verdict {
+        Some(Verdict::Good(found)) if found.manifest == installed.manifest => true,
+        Some(other) => {
+            let what = format!("{installed} cannot be used: {}", describe(&other));
+            log.warning("recover", what);
+            false
+        }
+        None => false,
+    }
+}
+
+/// Whether a set can run on data with these schemas; one without a manifest says nothing against it.
+pub fn fit(store: &Store, set: Set, schemas: &BTreeMap<Name, u64>) -> Fit {
+    match store.manifest(set) {
+        Ok(Some((manifest, _))) => Fit::of(&manifest, schemas),
+        _ => Fit::Now,
+    }
+}
+
+/// The schemas that a set leaves the data with.
+fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
+    let manifest = store.manifest(set).ok().flatten();
+    let data = manifest.into_iter().flat_map(|(manifest, _)| manifest.data);
+    data.map(|data| (data.name, data.leaves)).collect()
+}
+
+/// What no phase needs any more.
+fn drop_leftovers(decision: &Decision, store: &Store) -> Result<()> {
+    store.drop_scratch()?;
+    if !decision.drop_leftovers {
+        return Ok(());
+    }
+    let kept = matches!(&decision.record.phase, Phase::Idle(Idle { trouble: Some(t), .. }) if t.needs_person);
+    // A person may still want saved data that no record explains.
+    if !kept {
+        store.drop_snapshot()?;
+    }
+    store.drop_leftovers()
 }
 
 /// A verdict in words.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use semver::Version;
 
+use crate::dataset::{DataSet, Move};
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Result};
-use crate::manifest::{Manifest, Name, RelPath};
+use crate::manifest::{Manifest, Migrate, Name, RelPath};
 use crate::slot::{Installed, Set};
 use crate::state::{Refusal, RefusalKind};
 
@@ -26,6 +27,8 @@ pub struct Ground<'a> {
     pub refusals: &'a [Refusal],
     /// The factory set's manifest, if there is one.
     pub factory: Option<&'a Manifest>,
+    /// The data that may be migrated.
+    pub declared: &'a [DataSet],
 }
 
 /// What was asked for.
@@ -35,6 +38,8 @@ pub struct Request {
     pub version: Option<Version>,
     /// Even if it is quarantined or held.
     pub retry: bool,
+    /// Only the release whose manifest this is, even if it is not newer than what runs; without a migration.
+    pub only: Option<Digest>,
 }
 
 /// A release that the repository offers.
@@ -106,7 +111,9 @@ pub fn select(
     manifest: &mut dyn FnMut(&Offer) -> Result<Result<Candidate, String>>,
 ) -> Result<Choice> {
     let running = ground.running;
-    if let Some(version) = &request.version {
+    if let Some(version) = &request.version
+        && request.only.is_none()
+    {
         check_request(version, ground, offers)?;
     }
     // A repository may serve several products, architectures and channels: those of others say nothing to this appliance,
@@ -119,6 +126,7 @@ pub fn select(
         None => !any_ours || not_for_this_appliance(ground, offer).is_none(),
     };
     let newer = |offer: &&Offer| match &running.version {
+        _ if request.only.is_some() => true,
         Some(version) => offer.version.cmp_precedence(version).is_gt(),
         None => true,
     };
@@ -195,6 +203,10 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
     let Candidate {
         manifest, digest, ..
     } = candidate;
+    if let Some(only) = request.only {
+        let why = "it is another release than the one that was installed here";
+        return (only != *digest).then(|| why.to_owned());
+    }
     if let Some(min) = &manifest.min_version {
         let old = match &ground.running.version {
             Some(running) => running.cmp_precedence(min).is_lt(),
@@ -207,7 +219,10 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
             ));
         }
     }
-    if let Some(why) = unfit(manifest, ground.schemas) {
+    if let Fit::Never(why) = Fit::of(manifest, ground.schemas) {
+        return Some(why);
+    }
+    if let Err(why) = Move::forward(manifest, ground.schemas, ground.declared) {
         return Some(why);
     }
     if let Some(missing) = lacks(ground, manifest) {
@@ -227,24 +242,48 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
     ))
 }
 
-/// Why a set must not be started on data with these schemas, if so. One that a migration of its own lifts is none.
-pub fn unfit(manifest: &Manifest, schemas: &BTreeMap<Name, u64>) -> Option<String> {
-    let migrates = |name: &Name| {
-        manifest
-            .migrate
-            .as_ref()
-            .is_some_and(|migrate| migrate.touches.contains(name))
-    };
-    manifest.data.iter().find_map(|data| {
-        let schema = *schemas.get(&data.name)?;
-        let too_old = schema < data.accepts_from && !migrates(&data.name);
-        (schema > data.accepts_to || too_old).then(|| {
-            format!(
+/// Whether a set can run on data with certain schemas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// As the data is. Data whose schema nobody has recorded counts as such.
+    Now,
+    /// After its own migration; why not now.
+    Migrated(String),
+    /// Not at all; why.
+    Never(String),
+}
+
+impl Fit {
+    /// Whether a set can run on data with these schemas.
+    pub fn of(manifest: &Manifest, schemas: &BTreeMap<Name, u64>) -> Fit {
+        let mut fit = Fit::Now;
+        for data in &manifest.data {
+            let Some(schema) = schemas.get(&data.name) else {
+                continue;
+            };
+            if (data.accepts_from..=data.accepts_to).contains(schema) {
+                continue;
+            }
+            let why = format!(
                 "it accepts the schemas {} to {} of {}, whose schema is {schema}",
                 data.accepts_from, data.accepts_to, data.name
-            )
-        })
-    })
+            );
+            let touches = |migrate: &Migrate| migrate.touches.contains(&data.name);
+            if *schema > data.leaves || !manifest.migrate.as_ref().is_some_and(touches) {
+                return Fit::Never(why);
+            }
+            fit = Fit::Migrated(why);
+        }
+        fit
+    }
+
+    /// Why the set must not be started on the data as it is, if so.
+    pub fn obstacle(self) -> Option<String> {
+        match self {
+            Fit::Now => None,
+            Fit::Migrated(why) | Fit::Never(why) => Some(why),
+        }
+    }
 }
 
 /// Init scripts take the factory's file where a release has none: a release must have each, or say that it is gone.
@@ -334,6 +373,7 @@ mod tests {
                 schemas: &self.schemas,
                 refusals: &self.refusals,
                 factory: self.factory.as_ref(),
+                declared: &[],
             };
             select(&ground, request, offers, &mut |offer| {
                 let min = self.min.filter(|_| offer.version.major == 2);
@@ -403,6 +443,7 @@ mod tests {
             let request = Request {
                 version: Some("2.0.0".parse().unwrap()),
                 retry: false,
+                only: None,
             };
             let error = world.select(&up_to_date, &request).unwrap_err();
             assert!(
@@ -446,6 +487,7 @@ mod tests {
         let mut request = Request {
             version: Some("2.0.0".parse().unwrap()),
             retry: false,
+            only: None,
         };
         assert!(world.select(&ours(&["2.0.0"]), &request).is_err());
         request.retry = true;
@@ -462,6 +504,7 @@ mod tests {
             let request = Request {
                 version: Some(version.parse().unwrap()),
                 retry: false,
+                only: None,
             };
             let error = world
                 .select(&ours(&["0.9.0", "1.1.0"]), &request)

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::Name;
-use crate::process::{self, FileId, Identity};
+use crate::process::{self, FileId, Identity, Program};
 
 /// How long a runlevel may take before it is not waited for any more.
 const RUNLEVEL: Duration = Duration::from_secs(600);
@@ -83,7 +83,7 @@ impl<'a> Manager<'a> {
             Services::Commands { status, .. } => with_name(status, name),
             Services::None {} => return Err("there is no service manager".into()),
         };
-        match process::run(&vector, Path::new("/"), &[], self.timeout, &mut |_, _| {}) {
+        match Program::new(&vector, self.timeout).run(&mut |_, _| {}) {
             Ok(ended) if ended.ok() => Ok(()),
             Ok(ended) => Err(format!("its status command {}", ended.describe())),
             Err(e) => Err(e.chain()),
@@ -97,7 +97,7 @@ impl<'a> Manager<'a> {
             Services::OpenRc { .. } => {
                 // OpenRC would not start again what crashed after it had started it.
                 if self.is_started(name) {
-                    process::run_silently(&openrc(name, "zap"), self.timeout)?;
+                    Program::new(&openrc(name, "zap"), self.timeout).run_silently()?;
                 }
                 openrc(name, "start")
             }
@@ -105,7 +105,7 @@ impl<'a> Manager<'a> {
             Services::None {} => return Ok(()),
         };
         // Nobody reads what it writes: it lives on, and a pipe of ours would not.
-        let ended = process::run_silently(&vector, self.timeout)?;
+        let ended = Program::new(&vector, self.timeout).run_silently()?;
         told("starting", name, &vector, &ended)
     }
 
@@ -119,7 +119,7 @@ impl<'a> Manager<'a> {
         };
         log.info("services", format!("stopping {name}"));
         let before = self.processes(name, programs);
-        let ended = process::run(&vector, Path::new("/"), &[], self.timeout, &mut |_, _| {})?;
+        let ended = Program::new(&vector, self.timeout).run(&mut |_, _| {})?;
         let stopped = told("stopping", name, &vector, &ended);
         if let Err(e) = &stopped {
             log.warning("services", e.chain());
@@ -127,7 +127,7 @@ impl<'a> Manager<'a> {
         end_processes(before, self.timeout, log)?;
         // OpenRC keeps a crashed service that it could not stop as started, and would not start it again.
         if stopped.is_err() && matches!(self.how, Services::OpenRc { .. }) {
-            process::run_silently(&openrc(name, "zap"), self.timeout)?;
+            Program::new(&openrc(name, "zap"), self.timeout).run_silently()?;
         }
         Ok(())
     }

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Limits, Services};
-use crate::dataset::DataSet;
+use crate::config::{Config, Limits, Services};
+use crate::dataset::{DataSet, Move};
 use crate::digest::Digest;
 use crate::error::Exit;
+use crate::json;
 use crate::manifest::{Name, Service};
 use crate::slot::{Installed, Set};
 
@@ -248,6 +249,36 @@ impl Operation {
             failed_before: Vec::new(),
             discarded_bytes: limits.discarded_bytes,
         }
+    }
+
+    /// Under this configuration.
+    pub fn under(self, config: &Config) -> Operation {
+        let limits = &config.limits;
+        Operation {
+            manager: config.services.clone(),
+            service_timeout_s: limits.service_timeout_s,
+            trial_boots: limits.trial_boots,
+            trial_max_age_s: limits.trial_max_age_s,
+            migration_user: config.migration_user.clone(),
+            discarded_bytes: limits.discarded_bytes,
+            ..self
+        }
+    }
+
+    /// With this done to the data.
+    pub fn moving(self, to: Move) -> Operation {
+        Operation {
+            change: to.change,
+            data: to.data,
+            schemas: to.schemas,
+            ..self
+        }
+    }
+
+    /// Whether a service is stopped because of the data.
+    pub fn uses_data(&self, service: &Name) -> bool {
+        let all = self.change == DataChange::Migrate && self.data.is_empty();
+        all || self.data.iter().any(|set| set.used_by(service))
     }
 
     /// What ran before.
@@ -611,13 +642,13 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
     struct Format {
         format: u32,
     }
-    let Format { format } = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let Format { format } = json::parse_str(line)?;
     if format != FORMAT {
         return Err(format!(
             "format {format} is not known (this version reads {FORMAT})"
         ));
     }
-    let envelope: Envelope = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let envelope: Envelope = json::parse_str(line)?;
     Ok((envelope.sequence, envelope.record))
 }
 

@@ -12,9 +12,13 @@ use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::manifest::{Component, Manifest, Name};
 use crate::process::{self, FileId};
+use crate::select::Fit;
 use crate::service::Manager;
 use crate::slot::{Installed, Link, Set};
-use crate::state::{Attempt, Failure, Idle, OperationKind, Phase, Record, Refusal, RefusalKind};
+use crate::state::{
+    Attempt, DataState, Discarded, Failure, Idle, OperationKind, Phase, Record, Refusal,
+    RefusalKind,
+};
 use crate::store::{self, Freshness, Holder, Refreshed, Store};
 
 /// The answer. As JSON it is documented in `docs/formats.md`.
@@ -39,6 +43,8 @@ pub struct Status {
     pub operation: Option<Open>,
     /// What is used if the running set is damaged.
     pub fallback: Option<Installed>,
+    /// The release that was left because its files were damaged, and can be installed again.
+    pub lost: Option<Installed>,
     /// The last operation that ended.
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation.
@@ -117,6 +123,8 @@ impl Status {
             _ => None,
         };
         problems.extend(trouble.map(|t| t.what.clone()));
+        let held = record.and_then(|record| held(record, &running, manifest.as_ref(), host));
+        problems.extend(held.clone());
         let refused = store.refusals().unwrap_or_else(|e| {
             problems.push(format!(
                 "{}; nothing is tried until `qx-update reset` begins a new list",
@@ -142,12 +150,16 @@ impl Status {
             phase: record.map_or("unknown", |r| r.phase.name()),
             operation: record.and_then(open),
             fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
+            lost: record.and_then(|r| match &r.phase {
+                Phase::Idle(idle) => idle.lost.clone(),
+                _ => None,
+            }),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
             refreshed: store.refreshed(),
             services,
             refused,
-            needs_person: trouble.is_some_and(|t| t.needs_person),
+            needs_person: trouble.is_some_and(|t| t.needs_person) || held.is_some(),
             busy: store.holder(),
             problems,
             advice: Vec::new(),
@@ -155,6 +167,35 @@ impl Status {
         status.advice = advice(&status);
         status
     }
+}
+
+/// Why what uses the data waits for a person, if it does.
+fn held(
+    record: &Record,
+    running: &Installed,
+    manifest: Option<&Manifest>,
+    host: &Host,
+) -> Option<String> {
+    if let Phase::Reverting {
+        op,
+        data: DataState::Saved,
+        ..
+    } = &record.phase
+    {
+        return Some(format!("the data of before {} is not restored yet", op.to));
+    }
+    if record.is_stale_trial(&host.timestamp()) {
+        return Some(
+            "the trial is too old for its data to be restored unasked: `qx-update confirm` proves the release, \
+             `qx-update confirm --force` keeps it, `qx-update rollback --discard-data` goes back"
+                .into(),
+        );
+    }
+    let why = Fit::of(manifest?, record.schemas_now()).obstacle()?;
+    Some(format!(
+        "what uses the data is held: {running} is to run, and {why}: `qx-update apply --repair`, or a release that \
+         accepts the data, ends that"
+    ))
 }
 
 /// The set that init scripts find, and its manifest.
@@ -333,6 +374,11 @@ fn advice(status: &Status) -> Vec<String> {
                 .into(),
         );
     }
+    if status.lost.is_some() {
+        advice.push(
+            "a damaged release was left: `qx-update apply --repair` installs it again".into(),
+        );
+    }
     for service in status.services.iter().filter(|s| s.state == "stopped") {
         advice.push(format!(
             "{} has no process: start it, and look at its own log",
@@ -451,6 +497,19 @@ pub fn for_people(status: &Status) -> String {
             );
             if let Some(reason) = &last.reason {
                 add("reason", reason.clone());
+            }
+            for line in &last.output {
+                add("", line.clone());
+            }
+            if let Some(Discarded { from, to, kept }) = &last.discarded {
+                let kept = match kept {
+                    Some(place) => format!("it is kept in {place}"),
+                    None => "it is not kept".into(),
+                };
+                add(
+                    "data",
+                    format!("what was written from {from} to {to} was dropped; {kept}"),
+                );
             }
         }
     }

@@ -147,6 +147,25 @@ impl Store {
         }
     }
 
+    /// The directory in which a set's programs are run.
+    pub fn directory(&self, set: Set) -> PathBuf {
+        set.slot()
+            .map_or_else(|| self.host.path("/"), |slot| self.slot(slot))
+    }
+
+    /// Where a set has a program that its manifest names by its path in the set.
+    pub fn program(&self, set: Set, manifest: &Manifest, program: &str) -> Option<PathBuf> {
+        let path: RelPath = program.parse().ok()?;
+        manifest.components.iter().find_map(|component| {
+            let below = path.below(&component.install_path)?;
+            let installed = self.component(set, component);
+            Some(match below {
+                "" => installed,
+                _ => installed.join(below),
+            })
+        })
+    }
+
     /// Makes the directories and checks that nobody else can write to them.
     pub fn prepare(&self) -> Result<()> {
         durable::create_dir(&self.path("slots"), 0o755)?;
@@ -235,7 +254,7 @@ impl Store {
             text.clear();
             file.rewind().ok()?;
             file.read_to_string(&mut text).ok()?;
-            if let Ok(holder) = serde_json::from_str(&text) {
+            if let Ok(holder) = json::parse_str(&text) {
                 return Some(holder);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -345,6 +364,30 @@ impl Store {
         Slot::BOTH
             .iter()
             .try_for_each(|slot| durable::remove_tree(&self.next(*slot)))
+    }
+
+    /// Where an operation's snapshot of the data is.
+    pub fn snapshot(&self, op: &str) -> PathBuf {
+        self.path("update/snapshot").join(op)
+    }
+
+    /// Deletes every snapshot: what they would be restored for has ended.
+    pub fn drop_snapshot(&self) -> Result<()> {
+        durable::remove_tree(&self.path("update/snapshot"))
+    }
+
+    /// Deletes the clones of a rehearsal.
+    pub fn drop_rehearsal(&self) -> Result<()> {
+        durable::remove_tree(&self.path("rehearsal"))
+    }
+
+    /// Deletes what a process that was killed was working with.
+    pub fn drop_scratch(&self) -> Result<()> {
+        let reserve = self.path("update/.reserve");
+        if reserve.exists() {
+            durable::remove(&reserve)?;
+        }
+        self.drop_rehearsal()
     }
 
     /// A set's manifest, and its digest. For the factory set `None`, if the image has no manifest.

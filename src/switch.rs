@@ -8,17 +8,18 @@ use crate::durable;
 use crate::error::{Error, Exit, Result};
 use crate::host::Host;
 use crate::log::Log;
-use crate::manifest::{Manifest, Name, Service};
-use crate::migrate;
+use crate::manifest::{Manifest, Migrate, Name, Service};
+use crate::migrate::{self, Failure, Tool};
 use crate::plan::{self, Reserve};
 use crate::process::FileId;
+use crate::protect;
 use crate::prove::{self, Claim};
 use crate::recover;
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
 use crate::state::{
-    Cause, CauseKind, DataState, Idle, Operation, OperationKind, Phase, Record, Refusal,
-    RefusalKind, Trouble, exit_of_return_to,
+    Attempt, Cause, CauseKind, DataChange, DataState, Failure as Failed, Idle, Operation,
+    OperationKind, Phase, Record, Refusal, RefusalKind, Trouble, exit_of_return_to,
 };
 use crate::store::Store;
 
@@ -34,6 +35,8 @@ pub struct Switch<'a> {
     /// Where the way back leads: what ran before, or the factory set if that no longer verifies.
     home: Side,
     to: Side,
+    /// Held for the way back of the data until the trial has ended.
+    reserve: Option<Reserve>,
 }
 
 /// One of the two sets of an operation.
@@ -64,6 +67,39 @@ impl Side {
     }
 }
 
+/// How a side's programs are run on the data itself, and what it says of its migration.
+fn tool<'t>(
+    host: &'t Host,
+    store: &'t Store,
+    op: &'t Operation,
+    side: &'t Side,
+) -> Result<(Tool<'t>, &'t Migrate)> {
+    let manifest = side.manifest.as_ref();
+    let migrates = manifest.and_then(|manifest| Some((manifest, manifest.migrate.as_ref()?)));
+    let (manifest, migrate) = migrates
+        .ok_or_else(|| Error::new(format!("migrating: {} says nothing of how", side.set)))?;
+    let tool = Tool {
+        host,
+        store,
+        op,
+        set: side.set,
+        manifest,
+        places: protect::places(host, &op.data),
+        timeout_s: migrate.timeout_s,
+    };
+    Ok((tool, migrate))
+}
+
+/// How far the data's protection is in this record.
+fn data_state(record: &Record) -> DataState {
+    match record.phase {
+        Phase::Switching { data, .. }
+        | Phase::Trial { data, .. }
+        | Phase::Reverting { data, .. } => data,
+        Phase::Idle(_) | Phase::Staging { .. } | Phase::Staged { .. } => DataState::Untouched,
+    }
+}
+
 /// The side of a set, and the other one.
 fn sides<'s>(set: Set, to: &'s Side, home: &'s Side) -> (&'s Side, &'s Side) {
     if set == to.set {
@@ -84,18 +120,27 @@ impl<'a> Switch<'a> {
             store,
             log,
             op,
+            reserve: None,
         }
     }
 
     /// Goes over to the new set and proves it, or comes back.
     pub fn run(mut self, record: &Record) -> Result<Exit> {
+        if let Err(failure) = self.rehearse() {
+            return self.reject(&failure, record);
+        }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        self.op.services =
-            plan::changed_services(self.home.manifest.as_ref(), self.to.manifest.as_ref());
+        let uses_data = |name: &Name| self.op.uses_data(name);
+        self.op.services = plan::changed_services(
+            self.home.manifest.as_ref(),
+            self.to.manifest.as_ref(),
+            &uses_data,
+        );
         self.add_mismatched(self.to.set, &manager);
         let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
         let mut ran = manager.started(&names);
+        ran.extend(self.other_users(&manager, &ran));
         // An attempt that was cut short may have left them stopped; what only the new set has is to be started.
         let stopped = self.op.ran.clone();
         let new = names
@@ -106,6 +151,12 @@ impl<'a> Switch<'a> {
             if !ran.contains(&name) && manager.controls() {
                 ran.push(name);
             }
+        }
+        // What was held had no chance to run.
+        let held = recover::fit(self.store, self.home.set, &record.schemas).obstacle();
+        if held.is_some() && manager.controls() {
+            let waiting = names.iter().filter(|name| !ran.contains(name));
+            ran.extend(waiting.cloned().collect::<Vec<Name>>());
         }
         if ran.is_empty() && manager.controls() && !names.is_empty() {
             // With nothing running there would be nothing to prove.
@@ -126,22 +177,81 @@ impl<'a> Switch<'a> {
         }
         self.op.ran = ran;
         if let Some(manifest) = &self.home.manifest {
-            prove::baseline(self.home.set, manifest, self.store, &manager, self.log);
+            self.op.failed_before =
+                prove::baseline(self.home.set, manifest, self.store, &manager, self.log);
         }
         // What the way back has to write fits, whatever fills the disk meanwhile.
-        let reserve = Reserve::new(&self.store.path("update"), WAY_BACK)?;
-        let data = DataState::Untouched;
-        let switching = record.with(Phase::Switching {
+        self.reserve = Some(Reserve::new(&self.store.path("update"), WAY_BACK)?);
+        let mut reached = record.with(Phase::Switching {
             op: self.op.clone(),
-            data,
+            data: DataState::Untouched,
         });
-        self.store.save(&switching)?;
-        let switched = self.go_over(&manager, &switching);
-        drop(reserve);
-        match switched {
-            Ok(trial) => self.conclude_trial(&trial),
-            Err((kind, e)) => self.revert(Cause::new(kind, e.chain()), &switching),
+        self.store.save(&reached)?;
+        match self.go_over(&manager, &mut reached) {
+            Ok(()) => self.conclude_trial(&reached),
+            Err(cause) => self.revert(cause, &reached),
         }
+    }
+
+    /// Step 6: the migration is tried on a clone of the data, while the old services run.
+    fn rehearse(&mut self) -> Result<(), Failure> {
+        if self.op.change != DataChange::Migrate || self.op.data.is_empty() {
+            return Ok(());
+        }
+        let (tool, migrate) = tool(self.host, self.store, &self.op, &self.to)?;
+        if !migrate.rehearse {
+            self.log.info(
+                "rehearsal",
+                "the release asks for no rehearsal of its migration",
+            );
+            return Ok(());
+        }
+        let skipped = protect::rehearse(tool, migrate, self.log)?;
+        match skipped {
+            Some(why) => self
+                .log
+                .warning("rehearsal", format!("there is no rehearsal: {why}")),
+            None => self.log.info(
+                "rehearsal",
+                "the migration succeeded on a clone of the data",
+            ),
+        }
+        Ok(())
+    }
+
+    /// The release failed before anything was stopped.
+    fn reject(self, failure: &Failure, record: &Record) -> Result<Exit> {
+        let message = failure.error.chain();
+        self.log.error(
+            "rehearsal",
+            format!("{} is rejected: {message}", self.op.to),
+        );
+        let now = self.host.timestamp();
+        self.refuse(&self.op.to, RefusalKind::Quarantined, &message, &now)?;
+        let ended = Attempt {
+            output: failure.output.clone(),
+            ..self.op.attempt(Exit::Failed, Some(message), &now)
+        };
+        self.store.save(&record.ended(self.op.back(), ended))?;
+        Ok(Exit::Failed)
+    }
+
+    /// Services that use the data, are in neither set, and run.
+    fn other_users(&self, manager: &Manager, known: &[Name]) -> Vec<Name> {
+        let named = self
+            .op
+            .data
+            .iter()
+            .flat_map(|set| set.users.iter().flatten());
+        let mut others: Vec<Name> = named
+            .filter(|name| !self.home.has(name) && !self.to.has(name) && !known.contains(name))
+            .cloned()
+            .collect();
+        others.sort();
+        others.dedup();
+        let mut ran = manager.started(&others);
+        ran.retain(|name| !known.contains(name));
+        ran
     }
 
     /// Adds the services of a set whose processes run something else, though the two sets agree on them: what runs
@@ -163,72 +273,164 @@ impl<'a> Switch<'a> {
         self.op.services.sort_by_key(|s| s.order);
     }
 
-    /// Steps 7 and 8. The error says whose fault it is.
-    fn go_over(
-        &mut self,
-        manager: &Manager,
-        switching: &Record,
-    ) -> Result<Record, (CauseKind, Error)> {
-        let appliance = |e: Error| (CauseKind::Appliance, e);
+    /// Steps 7 and 8. `reached` is the record as far as it came.
+    fn go_over(&mut self, manager: &Manager, reached: &mut Record) -> Result<(), Cause> {
+        self.stop_services(manager)
+            .map_err(|e| Cause::new(CauseKind::Appliance, e.chain()))?;
+        self.move_over(reached)
+    }
+
+    /// The data and the link, with the services down.
+    fn move_over(&mut self, reached: &mut Record) -> Result<(), Cause> {
+        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
         let boot_id = self.host.boot_id().map_err(appliance)?;
-        self.stop_services(manager).map_err(appliance)?;
-        let migration = self.to.manifest.as_ref().and_then(|m| m.migrate.as_ref());
-        if let (OperationKind::Install, Some(migration), Some(slot)) =
-            (self.op.kind, migration, self.op.to.set.slot())
-        {
-            let slot = self.store.slot(slot);
-            migrate::run(migration, &slot, self.op.from(), &self.op.to, self.log)
-                .map_err(|e| (CauseKind::Release, e))?;
-        }
+        self.change_data(reached)?;
         self.store.set_link(self.op.to.set).map_err(appliance)?;
         self.log.info(
             "switch",
             format!("the priority link selects {}", self.op.to),
         );
-        let trial = switching.with(Phase::Trial {
+        let trial = reached.with(Phase::Trial {
             op: self.op.clone(),
-            data: DataState::Untouched,
+            data: data_state(reached),
             boots: 0,
             boot_id,
             since: self.host.timestamp(),
         });
         self.store.save(&trial).map_err(appliance)?;
-        Ok(trial)
+        *reached = trial;
+        Ok(())
+    }
+
+    /// Step 7: saves the data, records that, and only then changes it.
+    fn change_data(&mut self, reached: &mut Record) -> Result<(), Cause> {
+        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
+        if !self.op.data.is_empty() {
+            protect::save(self.host, self.store, &self.op, self.log).map_err(appliance)?;
+            let space = protect::space(self.host, self.store, &self.op.data).map_err(appliance)?;
+            // The snapshot is the half of it that is written.
+            self.reserve = None;
+            let bytes = WAY_BACK.saturating_add(space / 2);
+            let reserve = Reserve::new(&self.store.path("update"), bytes).map_err(appliance)?;
+            self.reserve = Some(reserve);
+            self.op.saved_at = Some(self.host.timestamp());
+            let saved = reached.with(Phase::Switching {
+                op: self.op.clone(),
+                data: DataState::Saved,
+            });
+            self.store.save(&saved).map_err(appliance)?;
+            *reached = saved;
+        }
+        let release = |failure: Failure| Cause {
+            output: failure.output,
+            ..Cause::new(CauseKind::Release, failure.error.chain())
+        };
+        let side = match self.op.change {
+            DataChange::Migrate => &self.to,
+            DataChange::Down => &self.home,
+            DataChange::None => return Ok(()),
+            DataChange::Discard => {
+                let aside = protect::set_aside(self.host, self.store, &self.op, self.log);
+                return aside.map_err(appliance);
+            }
+        };
+        let tool = tool(self.host, self.store, &self.op, side).map_err(Failure::from);
+        let migrated = tool.and_then(|(tool, migrate)| {
+            let vector = match self.op.change {
+                DataChange::Down => &migrate.down,
+                _ => &migrate.run,
+            };
+            tool.run("migrate", vector, &mut || true, self.log)
+        });
+        // Whatever outlived it would go on changing the data.
+        let ended = migrate::end_orphans(&self.op.id, self.log).map_err(Failure::from);
+        migrated.and(ended).map_err(release)
+    }
+
+    /// Steps 7 and 8 at boot: nothing that uses the data has been started, and services are left to the runlevel. Returns
+    /// the record, in `Trial`, or in `Reverting` with the data restored.
+    pub fn at_boot(mut self, record: &Record) -> Result<Record> {
+        let what = format!("{} takes over, and migrates the data", self.op.to);
+        self.log.info("data", what);
+        let mut reached = record.with(Phase::Switching {
+            op: self.op.clone(),
+            data: DataState::Untouched,
+        });
+        self.store.save(&reached)?;
+        let Err(cause) = self.move_over(&mut reached) else {
+            return Ok(reached);
+        };
+        self.log.error(
+            "revert",
+            format!("{} is given up: {}", self.op.to, cause.message),
+        );
+        let reverting = record.with(Phase::Reverting {
+            op: self.op.clone(),
+            data: data_state(&reached),
+            cause: cause.clone(),
+        });
+        self.store.save(&reverting)?;
+        let restored = self.restore(&cause, &reverting)?;
+        self.store.set_link(self.op.from().set)?;
+        Ok(restored)
+    }
+
+    /// A trial that a boot or another process left: its services may run from where they did before.
+    pub fn resume_trial(mut self, record: &Record) -> Result<Exit> {
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        if let Err(e) = self.stop_if_wrong(self.op.to.set, false, &manager) {
+            self.log.error("switch", e.chain());
+        }
+        self.conclude_trial(record)
     }
 
     /// Steps 9 and 10: the proof, and what follows from it. `record` is in `Trial`.
     pub fn conclude_trial(mut self, record: &Record) -> Result<Exit> {
         self.start_services(self.op.to.set);
         match self.prove(self.op.to.set) {
-            Ok(()) => self.confirmed(record),
+            Ok(remarks) => self.confirmed(record, &remarks),
+            Err(message) if record.is_stale_trial(&self.host.timestamp()) => Err(Error::with(
+                Exit::NeedsPerson,
+                format!(
+                    "{} is not proved healthy: {message}; its trial is too old for its data to be restored unasked: \
+                     `qx-update rollback --discard-data` goes back, `qx-update confirm --force` stays",
+                    self.op.to
+                ),
+            )),
             Err(message) => self.revert(Cause::new(CauseKind::Release, message), record),
         }
     }
 
     /// The trial ended well.
-    pub fn confirmed(self, record: &Record) -> Result<Exit> {
+    /// `remarks` is what a person should know all the same.
+    pub fn confirmed(self, record: &Record, remarks: &[String]) -> Result<Exit> {
         let op = &self.op;
         let now = self.host.timestamp();
         let fallback = (op.to.set != Set::Factory).then(|| op.from().clone());
-        let idle = Idle::on(op.to.clone(), fallback, &now);
+        let idle = Idle {
+            trouble: (!remarks.is_empty()).then(|| Trouble {
+                what: remarks.join("; "),
+                needs_person: false,
+            }),
+            ..Idle::on(op.to.clone(), fallback, &now)
+        };
         let mut done = record.ended(idle, op.attempt(Exit::Done, None, &now));
+        done.schemas.extend(op.schemas.clone());
+        if op.change == DataChange::Discard {
+            done.schemas.retain(|name, _| op.schemas.contains_key(name));
+        }
         let listed = match op.kind {
-            OperationKind::Install => {
-                // Going back moves no data.
-                let data = self.to.manifest.iter().flat_map(|manifest| &manifest.data);
-                done.schemas
-                    .extend(data.map(|data| (data.name.clone(), data.leaves)));
-                op.to
-                    .manifest
-                    .map_or(Ok(()), |digest| self.store.pardon(digest))
-            }
+            OperationKind::Install | OperationKind::Image => op
+                .to
+                .manifest
+                .map_or(Ok(()), |digest| self.store.pardon(digest)),
             OperationKind::Rollback | OperationKind::Factory => self.refuse(
                 op.from(),
                 RefusalKind::Held,
                 "a person rolled it back",
                 &now,
             ),
-            OperationKind::Image => Ok(()),
         };
         if let Err(e) = listed {
             // A damaged list is no reason to give up a set that is healthy.
@@ -241,7 +443,11 @@ impl<'a> Switch<'a> {
         self.log
             .info("done", format!("{} runs and is proved healthy", op.to));
         let downloads = self.store.path("update/downloads");
-        let tidied = durable::remove_tree(&downloads).and_then(|()| self.store.prune_seals());
+        let tidied = self
+            .store
+            .drop_snapshot()
+            .and_then(|()| durable::remove_tree(&downloads))
+            .and_then(|()| self.store.prune_seals());
         if let Err(e) = tidied {
             self.log.warning("done", e.chain());
         }
@@ -249,62 +455,134 @@ impl<'a> Switch<'a> {
     }
 
     /// Step 10, the other way: the intention first, then back.
-    fn revert(self, cause: Cause, record: &Record) -> Result<Exit> {
-        self.log.error(
-            "revert",
-            format!("{} is given up: {}", self.op.to, cause.message),
-        );
-        let data = DataState::Untouched;
+    pub fn revert(mut self, cause: Cause, record: &Record) -> Result<Exit> {
+        let what = format!("{} is given up: {}", self.op.to, cause.message);
+        self.log.error("revert", what);
+        let data = data_state(record);
         let reverting = record.with(Phase::Reverting {
             op: self.op.clone(),
             data,
             cause: cause.clone(),
         });
         if let Err(e) = self.store.save(&reverting) {
+            if data == DataState::Saved {
+                // Restored under the older record, the data would meet the new set at the next boot.
+                return Err(self.strand(e, record));
+            }
             // With the link moved back under the older record, the next boot comes to the same end.
             self.log.error("revert", e.chain());
         }
         self.conclude_revert(&cause, &reverting)
     }
 
+    /// What has been saved is restored, durably, before anything else: the record that it returns says so. The data's users
+    /// are down.
+    pub fn restore(&mut self, cause: &Cause, record: &Record) -> Result<Record> {
+        if data_state(record) != DataState::Saved {
+            return Ok(record.clone());
+        }
+        self.reserve = None;
+        migrate::end_orphans(&self.op.id, self.log)?;
+        let discarded = protect::restore(self.host, self.store, &self.op, self.log)?;
+        let what = format!(
+            "the data is what it was before the migration; what was written from {} to {} is {}",
+            discarded.from,
+            discarded.to,
+            match &discarded.kept {
+                Some(place) => format!("kept in {place}"),
+                None => "not kept".to_owned(),
+            }
+        );
+        self.log.warning("data", what);
+        self.op.discarded = Some(discarded);
+        let restored = record.with(Phase::Reverting {
+            op: self.op.clone(),
+            data: DataState::Restored,
+            cause: cause.clone(),
+        });
+        self.store.save(&restored)?;
+        Ok(restored)
+    }
+
+    /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
+    fn strand(&mut self, error: Error, record: &Record) -> Error {
+        self.log.error("revert", error.chain());
+        self.op
+            .ran
+            .retain(|name| !self.op.data.iter().any(|set| set.used_by(name)));
+        self.start_services(self.home.set);
+        let error = Error::with(
+            Exit::NeedsPerson,
+            format!(
+                "going back to {}: what uses the data is held: {}; when that is mended, `qx-update confirm` goes on",
+                self.op.from(),
+                error.chain()
+            ),
+        );
+        let failed = Record {
+            failure: Some(Failed {
+                at: self.host.timestamp(),
+                result: error.exit,
+                reason: error.chain(),
+            }),
+            ..record.clone()
+        };
+        if let Err(e) = self.store.save(&failed) {
+            self.log.error("revert", e.chain());
+        }
+        error
+    }
+
+    /// Services are stopped if one of them runs other bytes than this set's: after a boot they may have been started from
+    /// the right one already.
+    fn stop_if_wrong(&mut self, set: Set, anyway: bool, manager: &Manager) -> Result<()> {
+        self.add_mismatched(set, manager);
+        let concerned: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
+        let mut ran = manager.started(&concerned);
+        ran.extend(self.other_users(manager, &ran));
+        for name in ran {
+            if !self.op.ran.contains(&name) {
+                self.op.ran.push(name);
+            }
+        }
+        let (side, _) = sides(set, &self.to, &self.home);
+        let wrong = |service: &&Service| match &side.manifest {
+            Some(manifest) => !prove::runs_the_bytes(service, set, manifest, self.store, manager),
+            None => true,
+        };
+        let services = self.op.services.iter();
+        if anyway || services.filter(|s| side.has(&s.name)).any(|s| wrong(&s)) {
+            self.stop_services(manager)?;
+        }
+        Ok(())
+    }
+
     /// The way back to its end. Its beginning is durable; from here on what fails is told, and the way is gone on:
     /// services are down.
     pub fn conclude_revert(mut self, cause: &Cause, record: &Record) -> Result<Exit> {
-        let chosen = recover::choose(self.store, self.op.from(), self.log);
+        let chosen = recover::choose(self.store, self.op.from(), &record.schemas, self.log);
         if chosen.set != self.home.set {
             self.home = Side::new(chosen.set, self.store);
         }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        self.add_mismatched(self.home.set, &manager);
-        let concerned: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
-        for name in manager.started(&concerned) {
-            if !self.op.ran.contains(&name) {
-                self.op.ran.push(name);
-            }
-        }
         let selected = self.store.link().selects(chosen.set);
-        // After a boot the services were started from the chosen set already.
-        let wrong = |service: &&Service| match &self.home.manifest {
-            Some(manifest) => {
-                !prove::runs_the_bytes(service, self.home.set, manifest, self.store, &manager)
-            }
-            None => true,
-        };
-        if (!selected
-            || self
-                .op
-                .services
-                .iter()
-                .filter(|s| self.home.has(&s.name))
-                .any(|s| wrong(&s)))
-            && let Err(e) = self.stop_services(&manager)
-        {
+        let saved = data_state(record) == DataState::Saved;
+        let stopped = self.stop_if_wrong(chosen.set, !selected || saved, &manager);
+        if let Err(e) = &stopped {
             self.log.error("revert", e.chain());
         }
+        // Data is not restored under those who use it.
+        let restored = match stopped {
+            Err(e) if saved => Err(e),
+            _ => self.restore(cause, record),
+        };
         if !selected && let Err(e) = self.store.set_link(chosen.set) {
-            // Better the services of a set that is not proved than none.
+            // Better the services of a set that is not proved than none; but none on data that is not theirs.
             self.log.error("revert", e.chain());
+            if saved {
+                return Err(self.strand(e, record));
+            }
             self.start_services(self.op.to.set);
             return Err(e.exiting(Exit::NeedsPerson));
         }
@@ -312,18 +590,37 @@ impl<'a> Switch<'a> {
             self.log
                 .info("revert", format!("the priority link selects {chosen}"));
         }
-        self.start_services(chosen.set);
-        let healthy = self.prove(chosen.set);
-        let now = self.host.timestamp();
-        let refused = match (self.op.kind, cause.kind) {
-            (OperationKind::Install, CauseKind::Release) => {
-                self.refuse(&self.op.to, RefusalKind::Quarantined, &cause.message, &now)
-            }
-            (OperationKind::Install, CauseKind::Boots) => {
-                self.refuse(&self.op.to, RefusalKind::Held, &cause.message, &now)
-            }
-            _ => Ok(()),
+        let record = match restored {
+            Ok(record) => record,
+            Err(e) => return Err(self.strand(e, record)),
         };
+        let unfit = recover::fit(self.store, chosen.set, &record.schemas).obstacle();
+        let healthy = match &unfit {
+            None => {
+                self.start_services(chosen.set);
+                self.prove(chosen.set).map(drop)
+            }
+            Some(why) => {
+                let ran = std::mem::take(&mut self.op.ran);
+                let free = ran.into_iter().filter(|name| !self.op.uses_data(name));
+                self.op.ran = free.collect();
+                self.start_services(chosen.set);
+                Err(format!("what uses the data is held: {why}"))
+            }
+        };
+        let now = self.host.timestamp();
+        let listed = match (self.op.kind, cause.kind) {
+            (OperationKind::Install | OperationKind::Image, CauseKind::Release) => {
+                Some(RefusalKind::Quarantined)
+            }
+            (OperationKind::Install, CauseKind::Boots | CauseKind::Person) => {
+                Some(RefusalKind::Held)
+            }
+            _ => None,
+        };
+        let refused = listed.map_or(Ok(()), |kind| {
+            self.refuse(&self.op.to, kind, &cause.message, &now)
+        });
         let (exit, trouble) = match healthy {
             Ok(()) => (exit_of_return_to(chosen.set), None),
             Err(why) => {
@@ -352,8 +649,14 @@ impl<'a> Switch<'a> {
                 ..Idle::on(chosen.clone(), None, &now)
             }
         };
-        let ended = self.op.attempt(exit, Some(cause.message.clone()), &now);
-        if let Err(e) = refused.and_then(|()| self.store.save(&record.ended(idle, ended))) {
+        let ended = Attempt {
+            output: cause.output.clone(),
+            ..self.op.attempt(exit, Some(cause.message.clone()), &now)
+        };
+        let told = refused
+            .and_then(|()| self.store.save(&record.ended(idle, ended)))
+            .and_then(|()| self.store.drop_snapshot());
+        if let Err(e) = told {
             // The set runs all the same; the next boot or `confirm` comes to the same end.
             self.log.error("revert", e.chain());
         }
@@ -423,10 +726,11 @@ impl<'a> Switch<'a> {
 
     /// Proves that the services of the operation run the files of `set`, and are healthy; and that those which were
     /// restarted along with them run.
-    fn prove(&mut self, set: Set) -> Result<(), String> {
+    fn prove(&mut self, set: Set) -> Result<Vec<String>, String> {
         let (mine, other) = sides(set, &self.to, &self.home);
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
+        let mut remarks = Vec::new();
         if let Some(manifest) = &mine.manifest {
             let services = manifest
                 .services
@@ -443,8 +747,9 @@ impl<'a> Switch<'a> {
                 manifest,
                 services,
                 old,
+                failed_before: &self.op.failed_before,
             };
-            prove::prove(&claim, self.store, &manager, self.log)?;
+            remarks = prove::prove(&claim, self.store, &manager, self.log)?;
         } else {
             self.log.warning(
                 "prove",
@@ -461,7 +766,7 @@ impl<'a> Switch<'a> {
                 .runs(name)
                 .map_err(|why| format!("service {name} does not run: {why}"))?;
         }
-        Ok(())
+        Ok(remarks)
     }
 
     /// Whether a service is restarted because of its files.

@@ -357,19 +357,26 @@ fn compare(component: &Component, path: &Path, found: &Measured) -> Result<(), S
 }
 
 fn copy_file(from: &File, size: u64, mode: u32, to: &Path) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
+    let file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(to)?;
-    // Whatever the reason why blocks cannot be shared, copying them is always right.
-    if rustix::fs::ioctl_ficlone(&file, from).is_err() {
-        let copied = io::copy(&mut from.take(size), &mut file)?;
-        if copied != size {
-            return Err(io::Error::other("the original changed while it was read"));
-        }
-    }
+    copy_content(from, &file, size)?;
     file.set_permissions(fs::Permissions::from_mode(mode))
+}
+
+/// Fills an empty file with the `size` bytes of another, in the same blocks if the file system can.
+pub(crate) fn copy_content(from: &File, mut to: &File, size: u64) -> io::Result<()> {
+    // Whatever the reason why blocks cannot be shared, copying them is always right.
+    let copied = match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => to.metadata()?.len(),
+        Err(_) => io::copy(&mut from.take(size), &mut to)?,
+    };
+    if copied != size {
+        return Err(io::Error::other("the original changed while it was read"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,22 +8,29 @@ use std::time::Duration;
 use semver::Version;
 
 use crate::config::{Config, Services};
+use crate::dataset::Move;
+use crate::datastage;
 use crate::decision::Loaded;
+use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
 use crate::host::{self, Host};
 use crate::log::Log;
-use crate::manifest::Name;
+use crate::manifest::{Manifest, Name};
 use crate::migrate;
 use crate::plan::{self, Ground, Plan};
+use crate::protect;
 use crate::recover;
 use crate::repository::{Repository, Wanted};
 use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
 use crate::stage::Stage;
-use crate::state::{Failure, Idle, Operation, OperationKind, Phase, Record, Refusal, RefusalKind};
+use crate::state::{
+    Cause, CauseKind, DataChange, DataState, Failure, Idle, Operation, OperationKind, Phase,
+    Record, Refusal, RefusalKind,
+};
 use crate::store::{self, Freshness, Lock, Refreshed, Store};
 use crate::switch::Switch;
 
@@ -59,6 +66,8 @@ pub struct Apply {
     pub dry_run: bool,
     /// Try the named version even if it is quarantined or held.
     pub retry: bool,
+    /// Install the release again whose files were damaged, without a migration.
+    pub repair: bool,
 }
 
 impl Appliance {
@@ -72,7 +81,32 @@ impl Appliance {
             Resumed::Ready(record) => *record,
             Resumed::Failed(exit) => return Ok(exit),
         };
-        self.install(request, &record)
+        if request.repair {
+            return self.repair(request, &record);
+        }
+        self.install(request, None, &record)
+    }
+
+    /// Installs the release that was lost to damage again: the data is its own.
+    fn repair(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
+        let idle = idle_of(record);
+        let Some((lost, version)) = idle
+            .lost
+            .as_ref()
+            .and_then(|l| Some((l, l.version.clone()?)))
+        else {
+            let what = format!("{} verifies; there is nothing to repair", idle.active);
+            self.log.info("repair", what);
+            return Ok(Exit::NothingNewer);
+        };
+        let request = Apply {
+            version: Some(version),
+            from: request.from.clone(),
+            dry_run: request.dry_run,
+            retry: true,
+            repair: true,
+        };
+        self.install(&request, lost.manifest, record)
     }
 
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
@@ -84,6 +118,7 @@ impl Appliance {
         let request = Request {
             version: None,
             retry: false,
+            only: None,
         };
         match self.select(&repository, &mirrors, &record, &request)? {
             Choice::NothingNewer(running) => {
@@ -108,7 +143,7 @@ impl Appliance {
     }
 
     /// Goes back to the previous release or the factory set because a person says so.
-    pub fn rollback(&mut self, back: Back) -> Result<Exit> {
+    pub fn rollback(&mut self, back: Back, discard_data: bool) -> Result<Exit> {
         let (_lock, record) = self.begin("rollback")?;
         if self.factory_boot() {
             return match back {
@@ -116,9 +151,15 @@ impl Appliance {
                 Back::Previous => Err(self.told_to_use_the_factory_set("rolling back")),
             };
         }
-        let record = match self.resume(record)? {
-            Resumed::Ready(record) => *record,
-            Resumed::Failed(exit) => return Ok(exit),
+        let record = match &record.phase {
+            Phase::Trial { .. } => match self.end_trial(&record, back, discard_data)? {
+                Resumed::Ready(record) => *record,
+                Resumed::Failed(exit) => return Ok(exit),
+            },
+            _ => match self.resume(record)? {
+                Resumed::Ready(record) => *record,
+                Resumed::Failed(exit) => return Ok(exit),
+            },
         };
         let idle = idle_of(&record);
         if idle.active.set == Set::Factory {
@@ -136,7 +177,7 @@ impl Appliance {
             .filter(|f| back == Back::Previous && f.set != Set::Factory)
         {
             Some(previous) => {
-                if recover::choose(&self.store, &previous, &mut self.log) != previous {
+                if !recover::verifies(&self.store, &previous, &mut self.log) {
                     return Err(Error::new(format!(
                         "going back to {previous}: it no longer verifies; `rollback --to factory` goes back to the \
                          factory set"
@@ -146,21 +187,35 @@ impl Appliance {
             }
             None => factory,
         };
-        let manifest = self.store.manifest(to.set).ok().flatten();
-        if let Some(why) =
-            manifest.and_then(|(manifest, _)| select::unfit(&manifest, &record.schemas))
+        let manifest = |set| self.store.manifest(set).ok().flatten().map(|(m, _)| m);
+        let (active, target) = (manifest(idle.active.set), manifest(to.set));
+        let way = Move::back(
+            active.as_ref(),
+            target.as_ref(),
+            &record.schemas,
+            &self.config.data,
+            discard_data,
+        )
+        .map_err(|why| Error::with(Exit::NeedsPerson, format!("going back to {to}: {why}")))?;
+        for set in way
+            .data
+            .iter()
+            .filter(|_| way.change == DataChange::Discard)
         {
-            return Err(Error::with(
-                Exit::NeedsPerson,
-                format!("going back to {to}: {why}"),
-            ));
+            self.log.warning(
+                "rollback",
+                format!(
+                    "the data of {} is set aside, all that was written until now",
+                    set.name
+                ),
+            );
         }
         let kind = if to.set == Set::Factory {
             OperationKind::Factory
         } else {
             OperationKind::Rollback
         };
-        let op = self.operation(kind, idle, to)?;
+        let op = self.operation(kind, idle, to)?.moving(way);
         self.log.operation(&op.id);
         self.log.info(
             "rollback",
@@ -171,6 +226,44 @@ impl Appliance {
             ),
         );
         self.switch(op, &record)
+    }
+
+    /// A person ends an open trial: the data is restored, as after a failed proof.
+    fn end_trial(&mut self, record: &Record, back: Back, discard_data: bool) -> Result<Resumed> {
+        let Phase::Trial { op, data, .. } = &record.phase else {
+            return Ok(Resumed::Ready(Box::new(record.clone())));
+        };
+        let saved_at = op.saved_at.as_deref().unwrap_or(&op.started);
+        if *data == DataState::Saved {
+            let lost = format!(
+                "what was written to the data since {saved_at}, when {} came, is set aside",
+                op.to
+            );
+            if record.is_stale_trial(&self.host.timestamp()) && !discard_data {
+                let what = format!(
+                    "going back to {}: {lost}: that takes `--discard-data`",
+                    op.from()
+                );
+                return Err(Error::with(Exit::NeedsPerson, what));
+            }
+            self.log.warning("rollback", lost);
+        }
+        leave_caller(&mut self.log);
+        wait_for_runlevel(&op.manager, &self.host, &mut self.log);
+        let from = op.from().set;
+        let cause = Cause::new(CauseKind::Person, "a person rolled it back");
+        let exit = self.going(op.clone()).revert(cause, record)?;
+        Ok(match exit {
+            // What was asked for.
+            Exit::BackToPrevious | Exit::BackToFactory
+                if back == Back::Previous || from == Set::Factory =>
+            {
+                Resumed::Failed(Exit::Done)
+            }
+            Exit::BackToPrevious => Resumed::Ready(Box::new(self.current_record())),
+            Exit::BackToFactory => Resumed::Failed(Exit::Done),
+            exit => Resumed::Failed(exit),
+        })
     }
 
     /// The boot was told to use the factory set, and a person wants to keep it: what is open is given up, without a
@@ -238,6 +331,7 @@ impl Appliance {
                 trouble: None,
                 ..
             }) = &record.phase
+            && self.image_operation(&record)?.is_none()
         {
             self.log
                 .info("confirm", format!("{active} runs; nothing is on trial"));
@@ -256,10 +350,17 @@ impl Appliance {
                 "confirm",
                 format!("{} is confirmed by a person, without a proof", op.to),
             );
-            return self.going(op.clone()).confirmed(&record);
+            return self.going(op.clone()).confirmed(&record, &[]);
         }
         match self.resume(record)? {
             Resumed::Failed(exit) => Ok(exit),
+            Resumed::Ready(record) if self.image_operation(&record)?.is_some() => {
+                // Where no data stage runs at boot.
+                match self.image_operation(&record)? {
+                    Some(op) => self.switch(op, &record),
+                    None => Ok(Exit::Done),
+                }
+            }
             Resumed::Ready(record) => match &idle_of(&record).trouble {
                 Some(trouble) => {
                     self.log.warning("confirm", trouble.what.clone());
@@ -311,10 +412,9 @@ impl Appliance {
         self.store.prepare()?;
         let lock = self.store.lock(command)?;
         if let Loaded::Record(record) = self.store.load()
-            && let Phase::Switching { op, .. } = &record.phase
-            && let Some(slot) = op.to.set.slot()
+            && let Some(op) = record.operation()
         {
-            migrate::end_orphans(&self.store.slot(slot), &mut self.log)?;
+            migrate::end_orphans(&op.id, &mut self.log)?;
         }
         let outcome = recover::link_stage(&self.host, &self.store, &mut self.log)?;
         if let Some(e) = outcome.obstacle {
@@ -348,7 +448,7 @@ impl Appliance {
             Phase::Reverting { cause, .. } => {
                 return going.conclude_revert(cause, &record).map(Resumed::Failed);
             }
-            _ => going.conclude_trial(&record)?,
+            _ => going.resume_trial(&record)?,
         };
         Ok(match exit {
             Exit::Done => Resumed::Ready(Box::new(self.current_record())),
@@ -357,7 +457,8 @@ impl Appliance {
     }
 
     /// Steps 2 to 10 of an install.
-    fn install(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
+    /// `only` this release, by the digest of its manifest.
+    fn install(&mut self, request: &Apply, only: Option<Digest>, record: &Record) -> Result<Exit> {
         let refreshed = self.refresh(request.from.as_deref());
         // What lies staged was verified when it was staged. Whether it is switched to depends on no source, and on no
         // expiry since.
@@ -367,7 +468,7 @@ impl Appliance {
                 .is_none_or(|version| op.to.version.as_ref() == Some(version))
         {
             self.log.warning("trust", e.chain());
-            if recover::choose(&self.store, &op.to, &mut self.log) == op.to {
+            if recover::verifies(&self.store, &op.to, &mut self.log) {
                 return self.switch_to_staged(op.clone(), request, record);
             }
         }
@@ -375,6 +476,7 @@ impl Appliance {
         let wanted = Request {
             version: request.version.clone(),
             retry: request.retry,
+            only,
         };
         let selected = match self.select(&repository, &mirrors, record, &wanted) {
             // A refusal is no failed attempt: its reason stands in the list of refused releases.
@@ -399,7 +501,7 @@ impl Appliance {
         // A release that lies staged, and is still what the repository offers, is not staged again.
         if let Phase::Staged { op } = &record.phase
             && op.to.manifest == Some(candidate.digest)
-            && recover::choose(&self.store, &op.to, &mut self.log) == op.to
+            && recover::verifies(&self.store, &op.to, &mut self.log)
         {
             return self.switch_to_staged(op.clone(), request, record);
         }
@@ -408,7 +510,8 @@ impl Appliance {
             let dropped = self.drop_other_downloads(&candidate, &repository, &mirrors);
             self.remember(dropped, request, record)?;
         }
-        let planned = self.plan(&candidate, &idle, &repository, &mirrors);
+        let way = self.way(&candidate.manifest, request.repair, record)?;
+        let planned = self.plan(&candidate, &way, &idle, &repository, &mirrors);
         let plan = self.remember(planned, request, record)?;
         for line in plan.describe() {
             self.log.info("plan", line);
@@ -421,7 +524,9 @@ impl Appliance {
             &candidate.manifest,
             candidate.digest,
         );
-        let op = self.operation(OperationKind::Install, idle, to)?;
+        let op = self
+            .operation(OperationKind::Install, idle, to)?
+            .moving(way);
         self.log.operation(&op.id);
         let (op, staged) = Stage {
             host: &self.host,
@@ -448,7 +553,41 @@ impl Appliance {
         if request.dry_run {
             return Ok(Exit::Done);
         }
+        // The configuration of now counts, and the data as it is now.
+        let op = match self.store.manifest(op.to.set) {
+            Ok(Some((manifest, _))) => {
+                let way = self.way(&manifest, request.repair, record)?;
+                op.under(&self.config).moving(way)
+            }
+            _ => op,
+        };
         self.switch(op, record)
+    }
+
+    /// What a release's migration does to the data of this appliance.
+    fn way(&self, manifest: &Manifest, repair: bool, record: &Record) -> Result<Move> {
+        let refused = |why| {
+            let what = format!("planning {}: {why}", manifest.version);
+            Error::with(Exit::Refused, what)
+        };
+        if repair {
+            return Ok(Move {
+                change: DataChange::None,
+                data: Vec::new(),
+                schemas: record.schemas.clone(),
+            });
+        }
+        Move::forward(manifest, &record.schemas, &self.config.data).map_err(refused)
+    }
+
+    /// The operation by which a newer image's factory set takes over, if that takes a migration.
+    fn image_operation(&self, record: &Record) -> Result<Option<Operation>> {
+        match &record.phase {
+            Phase::Idle(idle) if !self.factory_boot() => {
+                datastage::image_operation(&self.config, &self.host, &self.store, record, idle)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Steps 6 to 10, in a process that nobody's end takes with it.
@@ -583,6 +722,7 @@ impl Appliance {
             schemas: &record.schemas,
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
+            declared: &self.config.data,
         };
         let wanted = Wanted {
             product: ground.product,
@@ -608,10 +748,12 @@ impl Appliance {
     fn plan(
         &mut self,
         candidate: &Candidate,
+        way: &Move,
         idle: &Idle,
         repository: &Repository,
         mirrors: &Mirrors,
     ) -> Result<Plan> {
+        let uses_data = |name: &Name| way.data.iter().any(|set| set.used_by(name));
         let mut sets = Vec::new();
         for set in [
             idle.active.set,
@@ -630,6 +772,8 @@ impl Appliance {
             release_bytes: self.config.limits.release_bytes,
             slots: self.store.path("slots"),
             alternate: self.store.slot(idle.active.set.alternate()),
+            uses_data: &uses_data,
+            data_bytes: protect::space(&self.host, &self.store, &way.data)?,
         };
         plan::plan(&candidate.manifest, &ground, repository, mirrors)
     }
@@ -671,17 +815,9 @@ impl Appliance {
 
     /// A new operation.
     fn operation(&mut self, kind: OperationKind, before: Idle, to: Installed) -> Result<Operation> {
-        let config = &self.config;
         let now = self.host.timestamp();
-        Ok(Operation {
-            manager: config.services.clone(),
-            service_timeout_s: config.limits.service_timeout_s,
-            trial_boots: config.limits.trial_boots,
-            trial_max_age_s: config.limits.trial_max_age_s,
-            migration_user: config.migration_user.clone(),
-            discarded_bytes: config.limits.discarded_bytes,
-            ..Operation::new(self.host.random_id()?, kind, before, to, &now)
-        })
+        let op = Operation::new(self.host.random_id()?, kind, before, to, &now);
+        Ok(op.under(&self.config))
     }
 
     /// So that `status` tells of an attempt that failed before it had an operation.

@@ -7,6 +7,8 @@ mod common;
 
 #[path = "cli/clock.rs"]
 mod clock;
+#[path = "cli/data.rs"]
+mod data;
 #[path = "cli/environment.rs"]
 mod environment;
 #[path = "cli/failing.rs"]

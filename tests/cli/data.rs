@@ -1,0 +1,440 @@
+//! Data that moves with the release: saved before its migration, and what it was before if the release fails.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::common::{Appliance, Recipe, path, text, wait_until, write_script};
+
+/// An appliance that runs 1.1.0, whose data set `db` is a file with what SQLite keeps beside it, at schema 1.
+fn with_data() -> Appliance {
+    let appliance = Appliance::new();
+    appliance.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "protect": "files", "place": "/data/db/db"}]);
+    });
+    fs::create_dir(appliance.data().join("db")).unwrap();
+    put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
+    let recipe = appliance
+        .recipe("1.1.0")
+        .edit(|json| json["data"] = schemas(1, 1));
+    appliance.release(&recipe);
+    appliance.update(&["apply"]).code(0);
+    appliance
+}
+
+fn schemas(from: u64, to: u64) -> Value {
+    json!([{"name": "db", "accepts_from": from, "accepts_to": to, "leaves": to}])
+}
+
+fn place(appliance: &Appliance, name: &str) -> PathBuf {
+    appliance.data().join("db").join(name)
+}
+
+/// The data set is these files.
+fn put(appliance: &Appliance, files: &[(&str, &str)]) {
+    for (name, content) in files {
+        fs::write(place(appliance, name), content).unwrap();
+    }
+}
+
+/// What lies where the data set is.
+fn found(appliance: &Appliance) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(appliance.data().join("db")).unwrap();
+    let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+    entries
+        .map(|e| name(e.unwrap()))
+        .map(|n| (n.clone(), text(&place(appliance, &n))))
+        .collect()
+}
+
+fn old() -> BTreeMap<String, String> {
+    [("db", "rows"), ("db-wal", "more rows")]
+        .map(|(n, c)| (n.to_owned(), c.to_owned()))
+        .into()
+}
+
+/// A release that needs schema 2, and whose migration is this script; `$1` is the database.
+fn migrating(appliance: &Appliance, version: &str, script: &str) -> Recipe {
+    appliance
+        .recipe(version)
+        .migration(script, 20)
+        .edit(|json| {
+            json["data"] = schemas(2, 2);
+            json["migrate"] =
+                json!({"run": ["migrations/run", "{data:db}"], "timeout_s": 20, "touches": ["db"]});
+        })
+}
+
+/// Changes everything: the database, what is beside it, and what was not there.
+const MIGRATE: &str = "echo migrated >$1; rm -f $1-wal; echo new >$1-journal; echo done >&2";
+
+/// The record's schema of the data.
+fn schema(appliance: &Appliance) -> Value {
+    let states = ["state.0", "state.1"].map(|name| {
+        let text =
+            fs::read_to_string(appliance.data().join("update").join(name)).unwrap_or_default();
+        serde_json::from_str::<Value>(text.lines().next().unwrap_or("{}")).unwrap()
+    });
+    let newest = states
+        .iter()
+        .max_by_key(|s| s["sequence"].as_u64())
+        .unwrap();
+    newest["record"]["schemas"]["db"].clone()
+}
+
+/// Neither a snapshot nor a clone is left.
+#[track_caller]
+fn tidy(appliance: &Appliance) {
+    for below in ["update/snapshot", "rehearsal", "update/.reserve"] {
+        let path = appliance.data().join(below);
+        assert!(
+            !path.exists(),
+            "{} is left\n{}",
+            path.display(),
+            appliance.tree()
+        );
+    }
+}
+
+#[test]
+fn the_data_moves_with_the_release() {
+    let appliance = with_data();
+    assert_eq!(schema(&appliance), 1);
+    let seen = appliance.temp().join("seen");
+    let script = format!(
+        "{MIGRATE}; env | grep -v -e ^_= -e ^PWD= -e ^SHLVL= -e ^OLDPWD= | sort >{seen}; pwd >>{seen}",
+        seen = path(&seen)
+    );
+    appliance.release(&migrating(&appliance, "1.2.0", &script));
+    let plan = appliance.update(&["apply", "--dry-run"]);
+    plan.code(0).says(&["services to restart: node, console"]);
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.2.0");
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+    assert_eq!(schema(&appliance), 2);
+    tidy(&appliance);
+    // A clean environment, in the slot's directory.
+    let slot = appliance.data().join(appliance.link());
+    let lines = text(&seen);
+    let names: Vec<&str> = lines
+        .lines()
+        .filter_map(|l| Some(l.split_once('=')?.0))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "HOME",
+            "LANG",
+            "PATH",
+            "QX_UPDATE_FROM",
+            "QX_UPDATE_OPERATION",
+            "QX_UPDATE_SLOT",
+            "QX_UPDATE_TO"
+        ]
+    );
+    assert_eq!(lines.lines().last(), slot.to_str());
+    for line in ["QX_UPDATE_FROM=1.1.0", "QX_UPDATE_TO=1.2.0"] {
+        assert!(lines.lines().any(|l| l == line), "{lines}");
+    }
+    // It is there already: the next release with the same schema migrates nothing.
+    appliance.release(&migrating(&appliance, "1.3.0", "exit 1"));
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.3.0");
+}
+
+/// Restored means equal, what was not there included; what the failed release wrote is kept, and all of it is told.
+#[track_caller]
+fn restored(appliance: &Appliance, kept: &[(&str, &str)]) {
+    assert_eq!(found(appliance), old(), "{}", appliance.tree());
+    assert_eq!(schema(appliance), 1);
+    tidy(appliance);
+    let last = &appliance.status()["last"];
+    let aside = PathBuf::from(last["discarded"]["kept"].as_str().unwrap());
+    for (name, content) in kept {
+        assert_eq!(text(&aside.join("db").join(name)), *content);
+    }
+    let (from, to) = (&last["discarded"]["from"], &last["discarded"]["to"]);
+    assert!(from.as_str().unwrap() <= to.as_str().unwrap(), "{last:#}");
+    appliance
+        .update(&["status"])
+        .says(&["what was written from", aside.to_str().unwrap()]);
+}
+
+#[test]
+fn a_failed_migration_leaves_the_data_as_it_was() {
+    let appliance = with_data();
+    let noise = "head -c 20000 /dev/urandom; head -c 100000 /dev/zero | tr '\\0' x; echo; echo the second of three fails >&2";
+    let script = format!("{MIGRATE}; {noise}; exit 3");
+    appliance.release(&migrating(&appliance, "1.2.0", &script));
+    appliance
+        .update(&["apply"])
+        .refused(8, &["migrate", "exited 3", "the second of three fails"]);
+    appliance.runs("1.1.0");
+    restored(&appliance, &[("db", "migrated\n"), ("db-journal", "new\n")]);
+    let output = appliance.status()["last"]["output"].clone();
+    let lines = output.as_array().unwrap();
+    assert!(
+        lines
+            .iter()
+            .any(|l| l == "stderr: the second of three fails"),
+        "{output:#}"
+    );
+    assert!(lines.len() <= 10, "{output:#}");
+    appliance
+        .update(&["status"])
+        .says(&["stderr: the second of three fails"]);
+    appliance.refuses(&["apply"], 5, &["1.2.0", "quarantined"]);
+}
+
+#[test]
+fn a_migration_that_hangs_is_undone() {
+    let appliance = with_data();
+    let recipe = migrating(
+        &appliance,
+        "1.2.0",
+        &format!("{MIGRATE}; setsid sleep 1000 & sleep 1000"),
+    )
+    .edit(|json| json["migrate"]["timeout_s"] = json!(1));
+    appliance.release(&recipe);
+    appliance
+        .update(&["apply"])
+        .refused(8, &["did not end in time"]);
+    appliance.runs("1.1.0");
+    restored(&appliance, &[("db", "migrated\n")]);
+}
+
+#[test]
+fn a_release_that_fails_its_proof_gives_the_data_back() {
+    let appliance = with_data();
+    let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "crash");
+    appliance.release(&recipe);
+    appliance.update(&["apply"]).refused(8, &["node"]);
+    appliance.runs("1.1.0");
+    restored(&appliance, &[("db", "migrated\n")]);
+    // Tried again by name it meets its own snapshot only, whatever an older operation left.
+    let foreign = appliance.data().join("update/snapshot/0123456789abcdef/db");
+    fs::create_dir_all(&foreign).unwrap();
+    fs::write(foreign.join("data"), "foreign").unwrap();
+    put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
+    appliance
+        .update(&["apply", "1.2.0", "--retry"])
+        .refused(8, &["node"]);
+    restored(&appliance, &[("db", "migrated\n")]);
+}
+
+#[test]
+fn a_failed_rehearsal_stops_nothing() {
+    let appliance = with_data();
+    for (version, script, check) in [
+        (
+            "1.2.0",
+            "echo half >$1; echo no such column >&2; exit 1",
+            None,
+        ),
+        ("1.2.1", MIGRATE, Some("grep -q other $1")),
+    ] {
+        let recipe = migrating(&appliance, version, script);
+        if let Some(check) = check {
+            write_script(&recipe.dir.join("migrations/check"), check);
+        }
+        appliance.release(&recipe.edit(|json| {
+            json["migrate"]["rehearse"] = json!(true);
+            if check.is_some() {
+                json["migrate"]["check"] = json!(["migrations/check", "{data:db}"]);
+            }
+        }));
+        // Nobody has written for a while: it can be copied.
+        let before = appliance.processes();
+        appliance.told();
+        appliance
+            .update(&["apply"])
+            .refused(1, &["rejected", "rehearsal"]);
+        assert_eq!(appliance.processes(), before, "no service was stopped");
+        assert_eq!(appliance.told(), Vec::<String>::new());
+        assert_eq!(found(&appliance), old());
+        tidy(&appliance);
+        let last = &appliance.status()["last"];
+        assert_eq!(last["result"], "failed");
+        appliance.refuses(&["apply"], 5, &[version, "quarantined"]);
+    }
+    let log = text(&appliance.data().join("update/log/update.log"));
+    assert!(log.contains("no such column"), "{log}");
+}
+
+#[test]
+fn a_rehearsal_that_succeeds_leaves_no_trace() {
+    let appliance = with_data();
+    let recipe = migrating(&appliance, "1.2.0", &format!("nice >>$1.nice; {MIGRATE}"));
+    appliance.release(&recipe.edit(|json| json["migrate"]["rehearse"] = json!(true)));
+    appliance
+        .update(&["apply"])
+        .code(0)
+        .says(&["succeeded on a clone"]);
+    appliance.runs("1.2.0");
+    assert_eq!(
+        found(&appliance)["db.nice"],
+        "0\n",
+        "run once on the data itself, and not slowly"
+    );
+    tidy(&appliance);
+}
+
+#[test]
+fn data_that_does_not_fit_is_refused_before_anything_is_fetched() {
+    let appliance = with_data();
+    appliance.edit_config(|config| config["data"][0]["limit_bytes"] = json!(5));
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    let before = appliance.processes();
+    appliance
+        .update(&["apply"])
+        .refused(5, &["planning", "db", "limit_bytes"]);
+    appliance.edit_config(|config| config["data"] = json!([]));
+    appliance
+        .update(&["apply"])
+        .refused(5, &["1.2.0", "db", "does not declare"]);
+    assert_eq!(appliance.processes(), before);
+    assert_eq!(found(&appliance), old());
+}
+
+#[test]
+fn a_person_goes_back() {
+    let appliance = with_data();
+    let down = "echo rows >$1; rm -f $1-journal";
+    let recipe = migrating(&appliance, "1.2.0", MIGRATE);
+    write_script(&recipe.dir.join("migrations/down"), down);
+    let downward = json!(["migrations/down", "{data:db}"]);
+    appliance.release(&recipe.edit(|json| json["migrate"]["down"] = downward.clone()));
+    appliance.update(&["apply"]).code(0);
+    appliance.update(&["rollback"]).code(0);
+    appliance.runs("1.1.0");
+    assert_eq!(found(&appliance)["db"], "rows\n", "its own way down");
+    assert_eq!(schema(&appliance), 1);
+    // Without a way down the data is only given up if a person says so.
+    appliance.release(&migrating(&appliance, "1.3.0", MIGRATE));
+    appliance.update(&["apply"]).code(0);
+    let before = appliance.processes();
+    appliance
+        .update(&["rollback"])
+        .refused(10, &["schema is 2", "--discard-data"]);
+    assert_eq!(appliance.processes(), before);
+    appliance
+        .update(&["rollback", "--discard-data"])
+        .code(0)
+        .says(&["set aside"]);
+    appliance.runs("1.1.0");
+    assert_eq!(found(&appliance), BTreeMap::new());
+    assert_eq!(schema(&appliance), Value::Null, "nobody knows");
+    tidy(&appliance);
+}
+
+/// The updater is killed while it migrates: the data stage restores, and holds nothing any more.
+#[test]
+fn what_a_killed_updater_left_is_restored_at_boot() {
+    let appliance = with_data();
+    let begun = appliance.temp().join("begun");
+    let script = format!("{MIGRATE}; touch {}; sleep 1000", path(&begun));
+    appliance.release(&migrating(&appliance, "1.2.0", &script));
+    let mut apply = appliance.start(&["apply"]);
+    wait_until("the migration runs", || begun.exists() || !apply.runs());
+    appliance.kill_updater();
+    drop(apply);
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+    appliance.update(&["recover", "--stage", "link"]).code(0);
+    assert_eq!(appliance.phase(), "reverting");
+    assert!(appliance.status()["needs_person"].as_bool().unwrap());
+    // What the migration's own processes go on writing would be lost; they are ended first.
+    appliance.update(&["recover", "--stage", "data"]).code(0);
+    assert_eq!(found(&appliance), old(), "{}", appliance.tree());
+    put(&appliance, &[("db", "rows of the old release")]);
+    appliance.services("start");
+    appliance.update(&["recover", "--stage", "data"]).code(0);
+    appliance.update(&["confirm"]).code(8);
+    appliance.runs("1.1.0");
+    assert_eq!(
+        found(&appliance)["db"],
+        "rows of the old release",
+        "nothing is restored twice"
+    );
+    tidy(&appliance);
+}
+
+/// A slot that is damaged, and a factory set that does not accept what the lost release left: its users are held, and the
+/// repair brings the release back without a migration.
+#[test]
+fn a_set_that_does_not_accept_the_data_is_not_started_on_it() {
+    let appliance = with_data();
+    appliance.factory(
+        &appliance
+            .recipe("1.0.0")
+            .edit(|json| json["data"] = schemas(1, 1)),
+    );
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    appliance.update(&["apply"]).code(0);
+    appliance.services("stop");
+    for slot in ["a", "b"] {
+        fs::write(
+            appliance
+                .data()
+                .join("slots")
+                .join(slot)
+                .join("bin/qx-node"),
+            "damaged",
+        )
+        .unwrap();
+    }
+    appliance.update(&["recover", "--stage", "link"]).code(0);
+    appliance
+        .update(&["recover", "--stage", "data"])
+        .refused(10, &["factory set", "schema is 2"]);
+    let status = appliance.status();
+    assert_eq!(status["running"]["set"], "factory");
+    assert_eq!(status["needs_person"], true);
+    assert_eq!(status["lost"]["version"], "1.2.0");
+    appliance.update(&["status"]).says(&["apply --repair"]);
+    put(&appliance, &[("db", "rows of 1.2.0")]);
+    appliance.update(&["apply", "--repair"]).code(0);
+    appliance.runs("1.2.0");
+    assert_eq!(
+        found(&appliance)["db"],
+        "rows of 1.2.0",
+        "without a migration"
+    );
+    appliance.update(&["recover", "--stage", "data"]).code(0);
+    appliance.update(&["apply", "--repair"]).code(3);
+}
+
+/// A check that failed before the update says nothing against the release, unless the release wants to be held to it.
+#[test]
+fn only_a_regression_condemns() {
+    let appliance = with_data();
+    let silent = json!({"type": "tcp", "address": "127.0.0.1:1", "interval_s": 1, "timeout_s": 1, "retries": 0,
+                        "start_period_s": 0, "stable_s": 0});
+    let with = |version: &str, required: bool| {
+        let mut check = silent.clone();
+        check["required"] = json!(required);
+        let recipe = appliance.recipe(version);
+        recipe.edit(|json| json["health"].as_array_mut().unwrap().push(check))
+    };
+    appliance.release(&with("1.2.0", false));
+    appliance.update(&["apply"]).refused(8, &["127.0.0.1:1"]);
+    // Now what runs has the check, and fails it.
+    let factory = with("1.0.0", false);
+    appliance.update(&["rollback", "--to", "factory"]).code(0);
+    appliance.services("stop");
+    appliance.factory(&factory);
+    appliance.services("start");
+    appliance.update(&["recover"]).code(0);
+    appliance.release(&with("1.3.0", false));
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.3.0");
+    let problems = appliance.status()["problems"].to_string();
+    assert!(
+        problems.contains("as it did before the switch"),
+        "{problems}"
+    );
+    appliance.release(&with("1.4.0", true));
+    appliance.update(&["apply"]).refused(8, &["127.0.0.1:1"]);
+    appliance.runs("1.3.0");
+}
