@@ -8,6 +8,7 @@ mod boot;
 mod broken;
 mod built;
 mod cut;
+mod data;
 mod release;
 mod update;
 mod vm;

@@ -113,8 +113,18 @@ impl Repository {
             publish(&dir, &Release::named("v1"));
             dir
         });
+        Repository::serve(name, with_v1, releases)
+    }
+
+    /// A repository that offers these.
+    pub fn with(name: &str, releases: &[&Release]) -> Repository {
+        built::image();
+        Repository::serve(name, &built::top().join("qemu/build/repo"), releases)
+    }
+
+    fn serve(name: &str, from: &Path, releases: &[&Release]) -> Repository {
         let dir = built::directory(name);
-        copy(with_v1, &dir);
+        copy(from, &dir);
         for release in releases {
             publish(&dir, release);
         }

@@ -1,0 +1,179 @@
+//! Data that moves with the release: a real database, a service that writes to it all the time, and a real migration tool.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::built;
+use crate::release::{Release, Repository};
+use crate::vm::Appliance;
+
+/// An appliance whose image ships the inventory, its data at schema 1.
+fn with_inventory(name: &str, repository: &Repository) -> Appliance {
+    let factory = built::top().join("qemu/releases/data-factory");
+    built::other_image("data", &["--factory", factory.to_str().unwrap()]);
+    let mut appliance =
+        Appliance::new(name).options(&["--root", "data", "--repo", &repository.url]);
+    appliance.boot();
+    appliance.wait_for("a row", |a| (rows(a) > 0).then_some(()));
+    appliance
+}
+
+fn sql(appliance: &Appliance, statement: &str) -> String {
+    appliance.ok(&format!(
+        "sqlite3 -cmd '.timeout 10000' /data/db/inventory.db \"{statement}\""
+    ))
+}
+
+fn rows(appliance: &Appliance) -> u64 {
+    sql(appliance, "SELECT count(*) FROM reading")
+        .parse()
+        .unwrap()
+}
+
+/// The schema, the rows that only migrations change, and what was migrated; not the rows that the service goes on writing.
+fn dump(appliance: &Appliance) -> String {
+    let script = "sqlite3 -cmd '.timeout 10000' /data/db/inventory.db .schema '.dump item' '.dump schema_migrations'";
+    appliance.ok(script)
+}
+
+/// Which release writes, and that no row was lost.
+fn writes(appliance: &Appliance, version: &str) {
+    appliance.wait_for(&format!("a row of {version}"), |a| {
+        let last = sql(a, "SELECT version FROM reading ORDER BY id DESC LIMIT 1");
+        (last == version).then_some(())
+    });
+    let lost = sql(
+        appliance,
+        "SELECT count(*) FROM reading WHERE earlier <> id - 1",
+    );
+    assert_eq!(lost, "0", "rows are missing, or there twice");
+}
+
+/// A release after data-v2, to schema 3, by three migrations of which the second fails when half of it is done.
+fn failing(name: &str, version: &str, rehearse: bool) -> Release {
+    Release::derived(name, "data-v2", version, |recipe, dir| {
+        let sql = dir.join("migrations");
+        for (file, up) in [
+            (
+                "20260301000000_one.sql",
+                "ALTER TABLE item ADD COLUMN one TEXT;",
+            ),
+            (
+                "20260301000001_two.sql",
+                "DELETE FROM item; INSERT INTO nowhere VALUES (1);",
+            ),
+            (
+                "20260301000002_three.sql",
+                "ALTER TABLE item ADD COLUMN three TEXT;",
+            ),
+        ] {
+            let text = format!("-- migrate:up transaction:false\n{up}\n\n-- migrate:down\n");
+            std::fs::write(sql.join(file), text).unwrap();
+        }
+        as_version(dir, version);
+        recipe["data"][0] =
+            json!({"name": "inventory", "accepts_from": 3, "accepts_to": 3, "leaves": 3});
+        recipe["migrate"]["rehearse"] = json!(rehearse);
+    })
+}
+
+/// The feed writes this version, and the check asks for it.
+fn as_version(dir: &Path, version: &str) {
+    for file in ["inventory/write.sql", "inventory/health.sql"] {
+        let path = dir.join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("1.2.0", version)).unwrap();
+    }
+}
+
+/// Intent: a migration adds the column that the new service needs, and no row is lost; one that fails half way leaves schema
+/// and rows as they were, the old service healthy, and its words in `status`; one that fails in the rehearsal stops nothing.
+#[test]
+fn a_database_moves_with_its_release_and_comes_back() {
+    let v2 = Release::named("data-v2");
+    let broken = failing("data-sqlerror", "1.3.0", false);
+    let rehearsed = failing("data-rehearsal", "1.4.0", true);
+    let repository = Repository::with("data-repository", &[&v2]);
+    let appliance = with_inventory("data", &repository);
+    writes(&appliance, "1.0.0");
+    let before = rows(&appliance);
+    let said = appliance.qx_update("apply", 0);
+    assert!(said.contains("succeeded on a clone"), "{said}");
+    writes(&appliance, "1.2.0");
+    assert!(rows(&appliance) > before);
+    sql(&appliance, "SELECT site FROM reading LIMIT 1");
+
+    let (schema, count) = (dump(&appliance), rows(&appliance));
+    repository.publish(&broken);
+    appliance.qx_update("apply", 8);
+    assert_eq!(dump(&appliance), schema);
+    writes(&appliance, "1.2.0");
+    assert!(rows(&appliance) > count);
+    let status = appliance.status();
+    let output = status["last"]["output"].to_string();
+    assert!(output.contains("nowhere"), "{status:#}");
+    let kept = status["last"]["discarded"]["kept"].as_str().unwrap();
+    let gone = appliance.ok(&format!(
+        "sqlite3 {kept}/inventory/inventory.db 'SELECT count(*) FROM item'"
+    ));
+    assert_eq!(gone, "0", "what the failed migration left is kept aside");
+    assert!(appliance.qx_update("status", 0).contains("nowhere"));
+
+    let pid = appliance.pid("quantix-inventory");
+    repository.publish(&rehearsed);
+    appliance.qx_update("apply", 1);
+    assert_eq!(
+        appliance.pid("quantix-inventory"),
+        pid,
+        "no service was stopped"
+    );
+    assert_eq!(dump(&appliance), schema);
+    appliance.ok("! ls -d /data/rehearsal /data/update/snapshot");
+}
+
+/// Intent: the kernel goes while the data is half migrated: the next boot restores it before its users start, and the old
+/// release goes on. It goes in the trial of the next try: the release is proved on the data that it migrated.
+#[test]
+fn the_kernel_goes_while_the_data_is_migrated() {
+    let slow = Release::derived("data-slow", "data-v2", "1.5.0", |recipe, dir| {
+        let script = "#!/bin/sh\nhere=$(dirname \"$0\")\n\
+            \"$here/../quantix-migrate\" --url \"sqlite:$1\" --migrations-dir \"$here\" --no-dump-schema up || exit\n\
+            [ -e /data/db/seen ] && exit\ntouch /data/db/seen\nsync\nsleep 86400\n";
+        let path = dir.join("migrations/slow");
+        std::fs::write(&path, script).unwrap();
+        built::must_succeed(std::process::Command::new("chmod").arg("755").arg(&path));
+        as_version(dir, "1.5.0");
+        // The script runs it.
+        recipe["components"][4]["tool"] = json!(true);
+        recipe["migrate"]["run"] = json!(["migrations/sql/slow", "{data:inventory}"]);
+        recipe["migrate"]["rehearse"] = json!(false);
+        recipe["migrate"]["timeout_s"] = json!(86400);
+    });
+    let repository = Repository::with("data-cut-repository", &[&slow]);
+    let mut appliance = with_inventory("data-cut", &repository);
+    let schema = dump(&appliance);
+    let _cut = appliance.spawn("qx-update apply");
+    appliance.wait_for("the migration", |a| {
+        (a.run("[ -e /data/db/seen ]").code == 0).then_some(())
+    });
+    assert_ne!(dump(&appliance), schema, "it is half done");
+    appliance.kill();
+    appliance.boot();
+    let status = appliance.settled();
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    assert_eq!(status["refused"], json!([]), "the power says nothing of it");
+    assert_eq!(dump(&appliance), schema);
+    writes(&appliance, "1.0.0");
+    assert_ne!(status["last"]["discarded"], Value::Null, "{status:#}");
+
+    let _cut = appliance.spawn("qx-update apply");
+    appliance.wait_for("the trial", |a| (a.phase() == "trial").then_some(()));
+    appliance.kill();
+    appliance.boot();
+    let status = appliance.settled();
+    assert_eq!(status["running"]["version"], "1.5.0", "{status:#}");
+    writes(&appliance, "1.5.0");
+    assert_ne!(dump(&appliance), schema);
+    appliance.ok("! ls -d /data/update/snapshot");
+}
