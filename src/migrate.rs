@@ -63,7 +63,7 @@ impl Tool<'_> {
     /// Runs a program of the set. Every line of its output goes to the log. `within` is asked now and then whether it
     /// keeps within its space.
     ///
-    /// Its environment is that of [`process::run`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
+    /// Its environment is that of [`Program`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
     /// set's directory, also its working directory), `QX_UPDATE_OPERATION`.
     pub fn run(
         &self,
