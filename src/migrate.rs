@@ -60,7 +60,7 @@ impl From<Error> for Failure {
 }
 
 impl Tool<'_> {
-    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked now and then whether it
+    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked again and again whether it
     /// keeps within its space.
     ///
     /// Its environment is that of [`Program`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
@@ -69,7 +69,7 @@ impl Tool<'_> {
         &self,
         step: &str,
         vector: &[String],
-        _within: &mut dyn FnMut() -> bool,
+        within: Option<&dyn Fn() -> bool>,
         log: &mut Log,
     ) -> Result<(), Failure> {
         let Some((program, arguments)) = vector.split_first() else {
@@ -106,6 +106,7 @@ impl Tool<'_> {
             directory: &directory,
             environment: &environment,
             user: user.as_ref(),
+            within,
             ..Program::new(&given, Duration::from_secs(self.timeout_s))
         }
         .run(&mut |stream, line| {
