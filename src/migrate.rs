@@ -60,16 +60,16 @@ impl From<Error> for Failure {
 }
 
 impl Tool<'_> {
-    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked now and then whether it
+    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked again and again whether it
     /// keeps within its space.
     ///
-    /// Its environment is that of [`process::run`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
+    /// Its environment is that of [`Program`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
     /// set's directory, also its working directory), `QX_UPDATE_OPERATION`.
     pub fn run(
         &self,
         step: &str,
         vector: &[String],
-        _within: &mut dyn FnMut() -> bool,
+        within: Option<&dyn Fn() -> bool>,
         log: &mut Log,
     ) -> Result<(), Failure> {
         let Some((program, arguments)) = vector.split_first() else {
@@ -106,6 +106,7 @@ impl Tool<'_> {
             directory: &directory,
             environment: &environment,
             user: user.as_ref(),
+            within,
             ..Program::new(&given, Duration::from_secs(self.timeout_s))
         }
         .run(&mut |stream, line| {

@@ -17,6 +17,8 @@ use crate::host::Host;
 
 /// The longest line of a program's output that is kept whole, in bytes.
 const MAX_LINE: usize = 4096;
+/// How often it is looked whether a program keeps within its space.
+const LOOK: Duration = Duration::from_millis(200);
 /// How long a program's output is read on after its end, as long as more comes.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
@@ -89,6 +91,8 @@ pub struct Program<'a> {
     pub input: Option<&'a File>,
     /// How long it may take.
     pub timeout: Duration,
+    /// Asked again and again whether it keeps within its space; if not, its group is killed. Absent: any space will do.
+    pub within: Option<&'a dyn Fn() -> bool>,
 }
 
 impl<'a> Program<'a> {
@@ -101,6 +105,7 @@ impl<'a> Program<'a> {
             user: None,
             input: None,
             timeout,
+            within: None,
         }
     }
 
@@ -237,6 +242,9 @@ struct Running<'a> {
     child: Child,
     program: &'a str,
     deadline: Instant,
+    within: Option<&'a dyn Fn() -> bool>,
+    /// When that is asked next.
+    look: Instant,
     pieces: &'a mpsc::Receiver<Piece>,
     /// The end of its standard output is waited for, too.
     open: bool,
@@ -253,6 +261,8 @@ impl<'a> Running<'a> {
             child,
             program: program.name(),
             deadline: Instant::now() + program.timeout,
+            within: program.within,
+            look: Instant::now(),
             pieces,
             open,
         }
@@ -287,6 +297,16 @@ impl<'a> Running<'a> {
             if Instant::now() >= self.deadline {
                 self.kill()?;
                 return Ok(None);
+            }
+            if let Some(within) = self.within
+                && Instant::now() >= self.look
+            {
+                if !within() {
+                    self.kill()?;
+                    let what = format!("running {}: it takes more space than it may", self.program);
+                    return Err(Error::new(what));
+                }
+                self.look = Instant::now() + LOOK;
             }
         }
     }

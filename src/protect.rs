@@ -167,11 +167,11 @@ pub fn rehearse(
                 .iter()
                 .map(|set| set.limit_bytes)
                 .fold(0, u64::saturating_add);
-            let mut within = || plan::used(&directory).0 <= limit;
-            tool.run("rehearsal", &migrate.run, &mut within, log)
+            let within = || plan::used(&directory).0 <= limit;
+            tool.run("rehearsal", &migrate.run, Some(&within), log)
                 .and_then(|()| match migrate.check.is_empty() {
                     true => Ok(()),
-                    false => tool.run("rehearsal", &migrate.check, &mut within, log),
+                    false => tool.run("rehearsal", &migrate.check, Some(&within), log),
                 })
                 .map(|()| None)
         }

@@ -340,7 +340,7 @@ impl<'a> Switch<'a> {
                 DataChange::Down => &migrate.down,
                 _ => &migrate.run,
             };
-            tool.run("migrate", vector, &mut || true, self.log)
+            tool.run("migrate", vector, None, self.log)
         });
         // Whatever outlived it would go on changing the data.
         let ended = migrate::end_orphans(&self.op.id, self.log).map_err(Failure::from);

@@ -259,6 +259,19 @@ fn a_failed_rehearsal_stops_nothing() {
         assert_eq!(last["result"], "failed");
         appliance.refuses(&["apply"], 5, &[version, "quarantined"]);
     }
+    // One that grows beyond what the data may take is ended, beside services that need the space.
+    let recipe = migrating(
+        &appliance,
+        "1.2.2",
+        "while head -c 1000000 /dev/zero >>$1; do sleep 0.01; done",
+    );
+    appliance.edit_config(|config| config["data"][0]["limit_bytes"] = json!(20_000_000));
+    appliance.release(&recipe.edit(|json| json["migrate"]["rehearse"] = json!(true)));
+    appliance
+        .update(&["apply"])
+        .refused(1, &["rejected", "more space than it may"]);
+    assert_eq!(found(&appliance), old());
+    tidy(&appliance);
     let log = text(&appliance.data().join("update/log/update.log"));
     assert!(log.contains("no such column"), "{log}");
 }
