@@ -49,7 +49,7 @@ fn the_kernel_goes_in_the_migration() {
     let v1 = Release::named("v1");
     let slow = Release::derived("slow-migration", "migration", "1.4.0", |recipe, dir| {
         let script =
-            "#!/bin/sh\n[ -e /data/seen ] && exit 0\ntouch /data/seen\nsync\nsleep 86400\n";
+            "#!/bin/sh\n[ -e /data/seen/it ] && exit 0\ntouch /data/seen/it\nsync\nsleep 86400\n";
         std::fs::write(dir.join("migrations/migrate"), script).unwrap();
         recipe["migrate"]["timeout_s"] = json!(86400);
         recipe["health"][1]["json"]["equals"] = json!("1.3.6");
@@ -57,9 +57,11 @@ fn the_kernel_goes_in_the_migration() {
     let repository = Repository::with_v1("cut-migration-repository", &[&slow]);
     let mut appliance = Appliance::with_v1("cut-migration").options(&["--repo", &repository.url]);
     appliance.boot();
+    // A migration is not run as root.
+    appliance.ok("mkdir /data/seen && chown quantix /data/seen");
     let _cut = appliance.spawn("qx-update apply");
     appliance.wait_for("the migration", |a| {
-        (a.run("[ -e /data/seen ]").code == 0).then_some(())
+        (a.run("[ -e /data/seen/it ]").code == 0).then_some(())
     });
     assert_eq!(appliance.phase(), "switching");
     let status = appliance.status();
