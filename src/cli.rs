@@ -66,6 +66,9 @@ struct CheckArguments {
     /// a url, a directory or a bundle instead of the configured sources
     #[argh(option, arg_name = "repo")]
     from: Option<String>,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
     /// with json, one event a line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
@@ -90,6 +93,9 @@ struct ApplyArguments {
     /// install again the release whose files were damaged
     #[argh(switch)]
     repair: bool,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
     /// with json, one event a line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
@@ -111,6 +117,9 @@ struct ConfirmArguments {
     /// assert that the release on trial is good, without a proof
     #[argh(switch)]
     force: bool,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
     /// with json, one event a line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
@@ -131,6 +140,9 @@ struct RollbackArguments {
     /// set aside data that the older set does not accept
     #[argh(switch)]
     discard_data: bool,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
     /// with json, one event a line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
@@ -289,7 +301,7 @@ fn version() -> String {
 fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
     let host = Host::new(arguments.root.as_deref().unwrap_or(Path::new("/")))?;
     let config = arguments.config.as_deref();
-    let progress = match &arguments.command {
+    let (progress, wait) = match &arguments.command {
         Subcommand::Status(a) => return status(&host, config, a.json),
         Subcommand::Recover(RecoverArguments { stage: Stage::Link }) => {
             return recover_link(&host, config);
@@ -306,14 +318,14 @@ fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
                 "reading the command line: --retry needs a VERSION",
             ));
         }
-        Subcommand::Check(a) => a.progress,
-        Subcommand::Apply(a) => a.progress,
-        Subcommand::Confirm(a) => a.progress,
-        Subcommand::Rollback(a) => a.progress,
-        Subcommand::Reset(_) => None,
+        Subcommand::Check(a) => (a.progress, a.wait),
+        Subcommand::Apply(a) => (a.progress, a.wait),
+        Subcommand::Confirm(a) => (a.progress, a.wait),
+        Subcommand::Rollback(a) => (a.progress, a.wait),
+        Subcommand::Reset(_) => (None, false),
     };
     if arguments.worker {
-        let mut appliance = open(&host, config)?;
+        let mut appliance = open(&host, config, wait)?;
         return match work(&mut appliance, &arguments.command) {
             Err(e) => {
                 appliance.log.error("end", e.chain());
@@ -489,7 +501,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
     Config::parse(&bytes).map_err(usage)
 }
 
-fn open(host: &Host, path: Option<&str>) -> Result<Appliance> {
+fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
     let config = read_config(host, path)?;
     let store = Store::new(host, &config.data_dir, &config.factory);
     let log = Log::new(place(host, &config, &store), true);
@@ -498,6 +510,7 @@ fn open(host: &Host, path: Option<&str>) -> Result<Appliance> {
         config,
         store,
         log,
+        wait,
     })
 }
 
@@ -544,7 +557,7 @@ fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     if let Err(e) = store.prepare() {
         log.warning("recover", e.chain());
     }
-    let lock = match store.lock("recover") {
+    let lock = match store.lock("recover", None) {
         Err(e) if e.exit == Exit::Busy => return Err(e),
         other => other,
     };

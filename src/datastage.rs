@@ -39,7 +39,7 @@ impl DataStage<'_> {
                 format!("holding what uses the data: {why}"),
             )
         };
-        let _lock = match self.store.lock("recover --stage data") {
+        let _lock = match self.store.lock("recover --stage data", None) {
             Ok(lock) => Some(lock),
             // Who works is starting the data's users, or will; what the record says is what counts.
             Err(e) if e.exit == Exit::Busy => None,

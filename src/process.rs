@@ -460,6 +460,23 @@ pub fn alive(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.lives())
 }
 
+/// Whether a process has ended or is about to: it is gone, a zombie, on its way out, or killed and not yet gone. What it
+/// holds is released as soon as the kernel gets to it.
+pub fn ending(pid: u32) -> bool {
+    const PF_EXITING: u32 = 4;
+    let killed = |status: &str| {
+        let sets = status.lines().filter_map(|line| {
+            let set = line
+                .strip_prefix("SigPnd:")
+                .or(line.strip_prefix("ShdPnd:"))?;
+            u64::from_str_radix(set.trim(), 16).ok()
+        });
+        sets.fold(0, |all, set| all | set) & 1 << (Signal::KILL.as_raw() - 1) != 0
+    };
+    stat(pid).is_none_or(|stat| !stat.lives() || stat.flags & PF_EXITING != 0)
+        || fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| killed(&status))
+}
+
 /// All processes.
 pub fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
@@ -550,6 +567,7 @@ impl Identity {
 struct Stat {
     state: char,
     parent: u32,
+    flags: u32,
     started: u64,
 }
 
@@ -566,6 +584,7 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
+        flags: fields.get(6)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
     })
 }
@@ -666,6 +685,20 @@ mod tests {
             assert_eq!(serves_loopback(&hex), reached, "{address} as {hex}");
         }
         assert!(!serves_loopback("not hex"));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_ending() {
+        // Also before it was waited for; one that lives is not.
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        assert!(!ending(child.id()) && !ending(std::process::id()));
+        child.kill().unwrap();
+        while alive(child.id()) {
+            assert!(ending(child.id()) || !alive(child.id()), "killed");
+        }
+        assert!(ending(child.id()), "a zombie");
+        child.wait().unwrap();
+        assert!(ending(child.id()), "gone");
     }
 
     fn sh(script: &str, timeout: Duration) -> (Ended, Vec<(Stream, String)>) {

@@ -18,6 +18,7 @@ use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
 use crate::json;
 use crate::manifest::{self, Component, Manifest, RelPath};
+use crate::process;
 use crate::repository::Versions;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::state::{self, Record, Refusal};
@@ -26,6 +27,11 @@ use crate::tree;
 /// What a path that a release removed holds: executable, so that init scripts do not take the factory's, and
 /// nothing that starts.
 pub const STUB: &[u8] = b"#!/bin/false\n";
+/// How long a lock is waited for whose holder is ending, or not known: the kernel takes a killed process apart in its own
+/// time, and whoever took the lock just now has not written its name yet.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How often it is tried again.
+const AGAIN: Duration = Duration::from_millis(20);
 /// How many releases are remembered as not to be tried.
 const MAX_REFUSALS: usize = 200;
 const MANIFEST: &str = "release.json";
@@ -191,8 +197,9 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the lock for this process.
-    pub fn lock(&self, command: &str) -> Result<Lock> {
+    /// Takes the lock for this process. [`Exit::Busy`] if another works; but with `wait` it is told who that is, and then
+    /// waited for as long as it works and whoever asked for this is there.
+    pub fn lock(&self, command: &str, wait: Option<&mut dyn FnMut(String)>) -> Result<Lock> {
         let path = self.path("update/lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -202,28 +209,46 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .doing(|| format!("opening the lock {}", path.display()))?;
-        // `status` takes a shared lock for an instant, to see whether anybody works; that is nobody at work.
-        let patience = Instant::now() + Duration::from_secs(1);
+        let settled = Instant::now() + SETTLED;
+        let asker = rustix::process::getppid();
+        let mut wait = wait;
+        let mut told = false;
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let who = match self.holder() {
-                        Some(h) => format!("process {} ({}, since {})", h.pid, h.command, h.since),
-                        None if Instant::now() < patience => {
-                            std::thread::sleep(Duration::from_millis(20));
-                            continue;
-                        }
-                        None => "another process".to_owned(),
-                    };
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(e) => return Err(e).doing(|| format!("locking {}", path.display())),
+            }
+            // `status` takes a shared lock for an instant, to see whether anybody works; that is nobody at work.
+            let holder = self.holder();
+            let works = holder.as_ref().is_some_and(|h| !process::ending(h.pid));
+            if works || Instant::now() >= settled {
+                let who = match holder {
+                    Some(h) if works => {
+                        format!("process {} ({}, since {})", h.pid, h.command, h.since)
+                    }
+                    Some(h) => format!(
+                        "process {} ({}, since {}), which has ended or is ending,",
+                        h.pid, h.command, h.since
+                    ),
+                    None => "another process".to_owned(),
+                };
+                let Some(tell) = &mut wait else {
                     let what = format!(
                         "starting {command}: {who} holds the lock {}",
                         path.display()
                     );
                     return Err(Error::with(Exit::Busy, what));
+                };
+                if !std::mem::replace(&mut told, true) {
+                    tell(format!("{command} waits for {who} to release the lock"));
                 }
-                Err(e) => return Err(e).doing(|| format!("locking {}", path.display())),
+                if rustix::process::getppid() != asker {
+                    let what = format!("starting {command}: whoever asked for it is gone");
+                    return Err(Error::with(Exit::Busy, what));
+                }
             }
+            std::thread::sleep(AGAIN);
         }
         let holder = Holder {
             pid: std::process::id(),

@@ -44,6 +44,8 @@ pub struct Appliance {
     pub store: Store,
     /// The update log.
     pub log: Log,
+    /// Whether another process at work is waited for.
+    pub wait: bool,
 }
 
 /// Where a person wants to go back to.
@@ -112,7 +114,7 @@ impl Appliance {
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
     pub fn check(&mut self, from: Option<&str>) -> Result<Exit> {
         self.store.prepare()?;
-        let _lock = self.store.lock("check")?;
+        let _lock = self.lock("check")?;
         let record = self.current_record();
         let (repository, mirrors) = self.refresh(from)?;
         let request = Request {
@@ -407,10 +409,16 @@ impl Appliance {
         Ok(Exit::Done)
     }
 
+    fn lock(&mut self, command: &str) -> Result<Lock> {
+        let log = &mut self.log;
+        let mut tell = |who| log.info("lock", who);
+        self.store.lock(command, self.wait.then_some(&mut tell))
+    }
+
     /// Step 1: the lock, then what earlier boots and operations left.
     fn begin(&mut self, command: &str) -> Result<(Lock, Record)> {
         self.store.prepare()?;
-        let lock = self.store.lock(command)?;
+        let lock = self.lock(command)?;
         if let Loaded::Record(record) = self.store.load()
             && let Some(op) = record.operation()
         {

@@ -1,12 +1,15 @@
 //! What goes well, and what is said about it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::process::Command;
+use std::time::Duration;
 
+use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::server::{Answer, Server};
-use crate::common::{Appliance, Recipe, json_file, kill, path, text, wait_until};
+use crate::common::{Appliance, Recipe, exe, json_file, kill, path, text, wait_until};
 
 /// With a tree whose download takes a while.
 fn large(recipe: Recipe, bytes: usize) -> Recipe {
@@ -620,6 +623,92 @@ fn two_at_once() {
     appliance.update(&["status"]).code(0);
     first.wait().code(0);
     appliance.runs("1.1.0");
+}
+
+/// Holds the lock of an appliance, and says in it that this process does.
+fn hold_lock(appliance: &Appliance, pid: u32) -> File {
+    let lock = appliance.data().join("update/lock");
+    let note = json!({"pid": pid, "command": "apply", "since": "2026-01-01T00:00:00Z"});
+    let file = File::options().write(true).open(&lock).unwrap();
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).unwrap();
+    fs::write(&lock, note.to_string()).unwrap();
+    file
+}
+
+/// A lock that a process still holds that has ended, or is ending, is no other operation: it is free in a moment.
+#[test]
+fn a_lock_whose_holder_is_ending() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    let mut ended = Command::new("true").spawn().unwrap();
+    let zombie = ended.id();
+    wait_until("it has ended", || exe(zombie).is_none());
+    let gone = {
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        gone.id()
+    };
+    for pid in [zombie, gone] {
+        let held = hold_lock(&appliance, pid);
+        let check = appliance.start(&["check"]);
+        let lock = appliance.data().join("update/lock");
+        wait_until("it has come to the lock", || {
+            let opened = |pid: &u32| {
+                let files = fs::read_dir(format!("/proc/{pid}/fd"))
+                    .into_iter()
+                    .flatten();
+                files
+                    .flatten()
+                    .any(|f| fs::read_link(f.path()).is_ok_and(|to| to == lock))
+            };
+            appliance.updaters().iter().any(opened) || exe(check.child.id()).is_none()
+        });
+        // Were it not to wait, it would be over now.
+        std::thread::sleep(Duration::from_millis(500));
+        drop(held);
+        check.wait().code(3);
+    }
+    ended.wait().unwrap();
+}
+
+/// Asked to wait, it says once for whom, and does so until the lock is free, or whoever asked is gone.
+#[test]
+fn waiting_for_another() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    for command in [
+        &["check", "--wait"][..],
+        &["apply", "--wait"],
+        &["rollback", "--wait"],
+    ] {
+        let held = hold_lock(&appliance, std::process::id());
+        let mut waiting = appliance.start(command);
+        let who = format!("waits for process {} (apply, ", std::process::id());
+        wait_until("it says for whom it waits", || {
+            waiting.said().contains(&who) || !waiting.runs()
+        });
+        assert!(waiting.runs(), "{}", waiting.said());
+        drop(held);
+        let outcome = waiting.wait();
+        outcome.code(if command[0] == "rollback" { 0 } else { 3 });
+        assert_eq!(outcome.stdout.matches(&who).count(), 1);
+    }
+    appliance.runs("1.0.0");
+
+    let held = hold_lock(&appliance, std::process::id());
+    let before = appliance.picture();
+    // SIGINT does the same, unless whoever runs the tests has it ignored.
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut waiting = appliance.start(&["apply", "1.1.0", "--retry", "--wait"]);
+        wait_until("it waits", || {
+            waiting.said().contains("waits for") || !waiting.runs()
+        });
+        kill(waiting.child.id(), signal);
+        waiting.wait().code(-signal.as_raw());
+        wait_until("its worker ends, too", || appliance.updaters().is_empty());
+    }
+    drop(held);
+    before.unchanged(&appliance);
 }
 
 /// The running programs are replaced while they run, and never opened for writing.

@@ -683,6 +683,11 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// What it has written to standard output until now.
+    pub fn said(&self) -> String {
+        text(&self.out)
+    }
+
     /// Whether it has not ended yet.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
