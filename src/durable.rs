@@ -23,12 +23,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let temporary = temporary(path);
     let put = || -> io::Result<()> {
-        remove_if_there(&temporary)?;
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = create(&temporary, mode)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -39,11 +34,22 @@ pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .doing(|| format!("writing {}", path.display()))
 }
 
+/// Creates a file in the place of whatever has its name: whoever may write to the directory may have put a link, a pipe
+/// or a directory there, and nothing is written through that.
+pub fn create(path: &Path, mode: u32) -> io::Result<File> {
+    remove_any(path).map_err(io::Error::other)?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+}
+
 /// Points a symbolic link at `target`, whether it was there before or not.
 pub fn link(path: &Path, target: &str) -> Result<()> {
     let temporary = temporary(path);
     let put = || -> io::Result<()> {
-        remove_if_there(&temporary)?;
+        remove_any(&temporary).map_err(io::Error::other)?;
         std::os::unix::fs::symlink(target, &temporary)?;
         // The link's inode must be on the medium before its new name is.
         sync_directory(parent(path))?;
@@ -183,4 +189,39 @@ fn temporary(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(TEMPORARY);
     path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_planted_at_a_temporary_name_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        let out = dir.path().join("out");
+        let planted = temporary(&out);
+        type Plant = fn(&Path, &Path);
+        let plants: [Plant; 5] = [
+            |victim, planted| std::os::unix::fs::symlink(victim, planted).unwrap(),
+            |victim, planted| fs::hard_link(victim, planted).unwrap(),
+            |_, planted| {
+                let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+                rustix::fs::mknodat(CWD, planted, kind, mode, 0).unwrap();
+            },
+            |_, planted| fs::create_dir_all(planted.join("x")).unwrap(),
+            |_, planted| fs::write(planted, "left").unwrap(),
+        ];
+        for plant in plants {
+            fs::write(&victim, "victim").unwrap();
+            plant(&victim, &planted);
+            write(&out, b"written").unwrap();
+            assert_eq!(fs::read(&out).unwrap(), b"written");
+            plant(&victim, &planted);
+            link(&out, "target").unwrap();
+            assert_eq!(fs::read_link(&out).unwrap(), Path::new("target"));
+            assert_eq!(fs::read(&victim).unwrap(), b"victim");
+            assert!(fs::symlink_metadata(&planted).is_err());
+        }
+    }
 }

@@ -91,7 +91,7 @@ pub fn bundle(repo: &Path, wanted: &Wanted, out: &Path, now: SystemTime) -> Resu
 
 fn write(current: &Current, releases: &[Release], file: &Path) -> Result<u64> {
     let creating = || format!("creating {}", file.display());
-    let out = File::create(file).doing(creating)?;
+    let out = durable::create(file, 0o666).doing(creating)?;
     let mut archive = tar::Builder::new(BufWriter::new(out));
     for (path, file) in contents::metadata(current) {
         let doing = || format!("adding {}", file.display());

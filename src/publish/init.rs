@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -124,7 +125,10 @@ pub fn init(
     if let Some(parent) = repo_path.parent() {
         durable::create_dir(parent, 0o755)?;
     }
-    durable::remove_tree(&aside)?;
+    durable::remove_any(&aside)?;
+    // It must be new: in a directory of others, not theirs.
+    let new = fs::DirBuilder::new().mode(0o755).create(&aside);
+    new.doing(|| format!("creating the directory {}", aside.display()))?;
     build(&aside, product, &files, threshold, &keyring, now)?;
     durable::rename(&aside, &repo_path)?;
     durable::remove(&unfinished)?;

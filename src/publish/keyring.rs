@@ -5,6 +5,7 @@
 use std::cell::OnceCell;
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -234,6 +235,7 @@ pub fn create_key(
         ));
     }
     check_vacant(file)?;
+    check_directory(file)?;
     let passphrase = passphrase
         .map(|passphrase| passphrase.choose(file))
         .transpose()?;
@@ -245,6 +247,28 @@ pub fn create_key(
     durable::write_with_mode(&public_file(file), public.as_bytes(), 0o644)?;
     durable::write(file, private.as_bytes())?;
     Ok(secret)
+}
+
+/// Refuses a directory in which somebody else could put a key of theirs in the place of one that was made.
+fn check_directory(file: &Path) -> Result<()> {
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let meta = fs::metadata(directory).doing(|| format!("looking at {}", directory.display()))?;
+    let me = rustix::process::geteuid().as_raw();
+    // In a sticky directory nobody replaces what is another's.
+    let open = meta.mode() & 0o002 != 0 && meta.mode() & 0o1000 == 0;
+    if open || ![me, 0].contains(&meta.uid()) {
+        return Err(Error::new(format!(
+            "making the key {}: the directory belongs to user {} with mode {:04o}; others could put keys of theirs \
+             there",
+            file.display(),
+            meta.uid(),
+            meta.mode() & 0o7777
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses a name for a new key under which there is one, or half of one.

@@ -1,6 +1,8 @@
 //! Keys that come to a role: public ones that were made elsewhere, and new ones made here.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -67,12 +69,29 @@ impl NewKeys {
 
 /// Makes a key, unless an interrupted command has done so.
 pub fn make(file: &Path) -> Result<()> {
-    if !file.exists() {
-        // Its public half is written first.
-        durable::remove(&public_file(file))?;
-        create_key(file, Scheme::Ed25519, None)?;
+    match fs::symlink_metadata(file) {
+        Ok(meta) => ours(file, &meta),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Its public half is written first.
+            durable::remove(&public_file(file))?;
+            create_key(file, Scheme::Ed25519, None).map(drop)
+        }
+        Err(e) => Err(e).doing(|| format!("looking at {}", file.display())),
     }
-    Ok(())
+}
+
+/// Whether a key that is there can be one that an interrupted command made: whoever may write to the directory could
+/// have put one of theirs there.
+fn ours(file: &Path, meta: &fs::Metadata) -> Result<()> {
+    let me = rustix::process::geteuid().as_raw();
+    if meta.is_file() && [me, 0].contains(&meta.uid()) {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "making the key {}: something is there that user {} put there, and no key of this command",
+        file.display(),
+        meta.uid()
+    )))
 }
 
 fn public(file: &Path) -> Result<(String, Value)> {
