@@ -488,7 +488,9 @@ fn print(text: &str) {
 }
 
 fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
-    let path = host.path(path.unwrap_or(config::PATH));
+    let path = host
+        .path(path.unwrap_or(config::PATH))
+        .map_err(|e| e.exiting(Exit::Usage))?;
     let usage = |why: String| {
         Error::with(
             Exit::Usage,
@@ -503,8 +505,8 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
 
 fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
     let config = read_config(host, path)?;
-    let store = Store::new(host, &config.data_dir, &config.factory);
-    let log = Log::new(place(host, &config, &store), true);
+    let store = Store::new(host, &config.data_dir, &config.factory)?;
+    let log = Log::new(place(host, &config, &store)?, true);
     Ok(Appliance {
         host: host.clone(),
         config,
@@ -515,16 +517,16 @@ fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
 }
 
 /// For commands that must work without a configuration: what it says, else the defaults.
-fn open_store(host: &Host, path: Option<&str>) -> (Store, Place, Result<Config>) {
+fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<Config>)> {
     let config = read_config(host, path);
     let (store, place) = match &config {
         Ok(config) => {
-            let store = Store::new(host, &config.data_dir, &config.factory);
-            let place = place(host, config, &store);
+            let store = Store::new(host, &config.data_dir, &config.factory)?;
+            let place = place(host, config, &store)?;
             (store, place)
         }
         Err(_) => {
-            let store = Store::new(host, config::DATA_DIR, config::FACTORY);
+            let store = Store::new(host, config::DATA_DIR, config::FACTORY)?;
             let place = Place {
                 path: store.path("update/log/update.log"),
                 max_bytes: log::MAX_BYTES,
@@ -533,22 +535,22 @@ fn open_store(host: &Host, path: Option<&str>) -> (Store, Place, Result<Config>)
             (store, place)
         }
     };
-    (store, place, config)
+    Ok((store, place, config))
 }
 
-fn place(host: &Host, config: &Config, store: &Store) -> Place {
-    Place {
+fn place(host: &Host, config: &Config, store: &Store) -> Result<Place> {
+    Ok(Place {
         path: match &config.log.path {
-            Some(path) => host.path(path),
+            Some(path) => host.path(path)?,
             None => store.path("update/log/update.log"),
         },
         max_bytes: config.log.max_bytes.unwrap_or(log::MAX_BYTES),
         keep: config.log.keep.unwrap_or(log::KEEP),
-    }
+    })
 }
 
 fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
-    let (store, place, read) = open_store(host, config);
+    let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);
     if let Err(e) = read {
         log.warning("recover", format!("going on with defaults: {}", e.chain()));
@@ -572,7 +574,7 @@ fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
 
 fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let (store, place, read) = open_store(host, config);
+    let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);
     if let Err(e) = &read {
         log.warning("recover", format!("going on with defaults: {}", e.chain()));
@@ -587,7 +589,7 @@ fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
 }
 
 fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
-    let (store, _, config) = open_store(host, config);
+    let (store, _, config) = open_store(host, config)?;
     let status = Status::observe(host, &store, &config);
     if json {
         let text = serde_json::to_string_pretty(&status).doing(|| "printing the status")?;
@@ -599,7 +601,7 @@ fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
 }
 
 fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
-    let (store, _, _) = open_store(host, config);
+    let (store, _, _) = open_store(host, config)?;
     let link = store.link();
     let mut bad = false;
     for slot in Slot::BOTH {
@@ -628,23 +630,23 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
 
 /// What `[ -x /data/bin/NAME ]` decides, and the factory's file otherwise.
 fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
-    let (store, _, _) = open_store(host, config);
-    let ours = store.path("bin").join(name);
-    let factory = store.manifest(Set::Factory).ok().flatten();
-    let path = if executable(&ours) {
-        ours
-    } else {
-        let listed = |manifest: &Manifest| {
-            let component = manifest
-                .components
-                .iter()
-                .find(|c| c.install_path.as_str() == format!("bin/{name}"));
-            component.map(|c| store.component(Set::Factory, c))
-        };
-        factory
-            .and_then(|(manifest, _)| listed(&manifest))
-            .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))
+    let (store, _, _) = open_store(host, config)?;
+    // A link there may lead elsewhere in the root; it is looked for as the init script finds it, and named as there.
+    if executable(&store.followed(&format!("bin/{name}"))?) {
+        print(&format!("{}\n", store.path("bin").join(name).display()));
+        return Ok(Exit::Done);
+    }
+    let listed = |manifest: &Manifest| {
+        let component = manifest
+            .components
+            .iter()
+            .find(|c| c.install_path.as_str() == format!("bin/{name}"));
+        component.map(|c| store.component(Set::Factory, c))
     };
+    let factory = store.manifest(Set::Factory).ok().flatten();
+    let path = factory
+        .and_then(|(manifest, _)| listed(&manifest))
+        .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))?;
     if !executable(&path) {
         return Err(Error::new(format!(
             "looking for {name}: neither a release nor the factory set has it"
@@ -660,7 +662,7 @@ fn executable(path: &Path) -> bool {
 }
 
 fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
-    let (_, place, _) = open_store(host, config);
+    let (_, place, _) = open_store(host, config)?;
     let mut lines = Vec::new();
     for file in log::files(&place) {
         let text = std::fs::read(&file).doing(|| format!("reading {}", file.display()))?;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -168,6 +169,8 @@ impl Log {
             .append(true)
             .create(true)
             .mode(0o640)
+            // Whoever may write to the log's directory must not choose what root writes to, nor keep it waiting.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
             .open(path)?;
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');

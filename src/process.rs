@@ -338,7 +338,7 @@ pub struct User {
 impl User {
     /// From the appliance's `/etc/passwd` (passwd(5)).
     pub fn find(host: &Host, name: &str) -> Result<User> {
-        let path = host.path("/etc/passwd");
+        let path = host.path("/etc/passwd")?;
         let doing = || format!("looking for the user {name} in {}", path.display());
         let text = fs::read_to_string(&path).doing(doing)?;
         let user = text.lines().find_map(|line| {

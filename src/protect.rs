@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::dataset::{DataSet, Protect, placeholder};
+use crate::dataset::{DataSet, placeholder};
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
@@ -132,12 +132,8 @@ pub fn keep(store: &Store, op: &Operation, log: &mut Log) -> Result<Option<Strin
 }
 
 /// What the places of the data sets stand for in a release's argument vectors.
-pub fn places(host: &Host, data: &[DataSet]) -> Vec<(String, String)> {
-    let place = |set: &DataSet| match set.protect {
-        Protect::Files => host.path(&set.place).display().to_string(),
-        Protect::Command => set.place.clone(),
-    };
-    let pair = |set: &DataSet| (placeholder(&set.name), place(set));
+pub fn places(host: &Host, data: &[DataSet]) -> Result<Vec<(String, String)>> {
+    let pair = |set: &DataSet| Ok((placeholder(&set.name), snapshot::place(host, set)?));
     data.iter().map(pair).collect()
 }
 

@@ -147,7 +147,9 @@ fn process_of(
             service.name, service.runs
         ));
     };
-    let installed = store.component(claim.set, component);
+    let installed = store
+        .component(claim.set, component)
+        .map_err(|e| e.chain())?;
     let wanted = FileId::of(&installed).map_err(|e| format!("{}: {e}", installed.display()))?;
     let Some(pid) = manager.pid(&service.name) else {
         return match process::running(wanted).first() {
@@ -484,7 +486,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(directory.path().join("data/slots/a/bin")).unwrap();
         let host = crate::host::Host::new(directory.path()).unwrap();
-        let store = Store::new(&host, "/data", "/factory.json");
+        let store = Store::new(&host, "/data", "/factory.json").unwrap();
         let text = serde_json::json!({
             "format": 1, "product": "os", "version": "1.0.0", "arch": "x86_64", "channel": "stable", "released": "",
             "components": [{"name": "node", "kind": "bin", "install_path": "bin/node", "mode": "0755",

@@ -165,7 +165,8 @@ impl<'a> Manager<'a> {
             Services::None {} => None,
         };
         if let Some(template) = configured {
-            return read(&self.host.path(&template.replace("{name}", name.as_str())));
+            let path = self.host.path(&template.replace("{name}", name.as_str()));
+            return read(&path.ok()?);
         }
         if let Services::OpenRc { .. } = self.how {
             let recorded = openrc_pidfiles(name);

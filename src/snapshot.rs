@@ -10,8 +10,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::io::{self, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -309,9 +310,27 @@ impl Index {
     }
 }
 
+/// The place of a data set as commands and migrations are to be told.
+///
+/// # Errors
+/// Files that are reached through a link that somebody else could have laid.
+pub fn place(host: &Host, set: &DataSet) -> Result<String> {
+    if set.protect == Protect::Command {
+        return Ok(set.place.clone());
+    }
+    let path = match Place::of(host, set)? {
+        Some(place) => place.path,
+        None => host.path(&set.place)?,
+    };
+    Ok(path.display().to_string())
+}
+
 /// Where the files of a data set are: a directory that exists, and a name in it.
 struct Place {
     directory: File,
+    /// The way to that directory that nobody can turn aside: through its descriptor.
+    held: PathBuf,
+    /// For messages, and for those who run as its owner.
     path: PathBuf,
     name: OsString,
 }
@@ -327,19 +346,41 @@ struct Part {
 impl Place {
     /// None if not even the directory is there.
     fn of(host: &Host, set: &DataSet) -> Result<Option<Place>> {
-        let path = host.path(&set.place);
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Error::new(format!("{} can be no data set", path.display())));
+        let (parent, name) = Place::split(set)?;
+        let found = host.directory(parent)?;
+        found.map(|found| Place::new(found, name)).transpose()
+    }
+
+    /// The directory is made if it is not there.
+    fn make(host: &Host, set: &DataSet) -> Result<Place> {
+        let (parent, name) = Place::split(set)?;
+        Place::new(host.make_directory(parent)?, name)
+    }
+
+    fn split(set: &DataSet) -> Result<(&Path, &OsStr)> {
+        let path = Path::new(&set.place);
+        path.parent()
+            .zip(path.file_name())
+            .ok_or_else(|| Error::new(format!("{} can be no data set", path.display())))
+    }
+
+    fn new((directory, path): (File, PathBuf), name: &OsStr) -> Result<Place> {
+        let held = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        let same = |held: &fs::Metadata, own: &fs::Metadata| {
+            (held.dev(), held.ino()) == (own.dev(), own.ino())
         };
-        match File::open(parent) {
-            Ok(directory) => Ok(Some(Place {
-                directory,
-                name: name.to_owned(),
-                path,
-            })),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).doing(|| format!("opening {}", parent.display())),
+        let there = fs::metadata(&held).and_then(|held| Ok(same(&held, &directory.metadata()?)));
+        // Without /proc everything would seem not to be there.
+        if !there.is_ok_and(|same| same) {
+            let what = format!("opening {}: /proc is not mounted", path.display());
+            return Err(Error::new(what));
         }
+        Ok(Place {
+            directory,
+            held,
+            path: path.join(name),
+            name: name.to_owned(),
+        })
     }
 
     /// What is there. Of something that could be copied but not be put back it is an error.
@@ -350,7 +391,8 @@ impl Place {
             if parts.first().is_some_and(|part| part.is_dir()) {
                 break;
             }
-            let (name, path) = (with(&self.name, suffix), self.beside(suffix));
+            let name = with(&self.name, suffix);
+            let path = self.path.with_file_name(&name);
             let stat = match rustix::fs::statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(rustix::io::Errno::NOENT) => continue,
@@ -384,7 +426,7 @@ impl Place {
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
-        self.path.with_file_name(with(&self.name, suffix))
+        self.held.join(with(&self.name, suffix))
     }
 }
 
@@ -451,14 +493,12 @@ fn restore_files(
     log: &mut Log,
 ) -> Result<()> {
     let snapshot = open(from)?;
-    let path = host.path(&set.place);
-    if let Some(parent) = path.parent()
-        && !index.parts.is_empty()
-    {
-        durable::create_dir(parent, 0o755)?;
-    }
-    let Some(place) = Place::of(host, set)? else {
-        return Ok(());
+    let place = match index.parts.is_empty() {
+        true => match Place::of(host, set)? {
+            Some(place) => place,
+            None => return Ok(()),
+        },
+        false => Place::make(host, set)?,
     };
     let copies = || {
         index.parts.iter().map(|part| {
@@ -480,7 +520,7 @@ fn restore_files(
         }
     }
     if index.parts.first().is_none_or(|part| !part.is_empty()) {
-        durable::remove_any(&place.path)?;
+        durable::remove_any(&place.beside(""))?;
     }
     for (part, copy) in copies() {
         durable::replace(&copy, &part)?;
@@ -521,8 +561,7 @@ fn clone_files(
     owner: Option<&User>,
     log: &mut Log,
 ) -> Result<Clone> {
-    let path = host.path(&set.place);
-    let clone = to.join(path.file_name().unwrap_or_default());
+    let clone = to.join(Place::split(set)?.1);
     let at = Clone::At(clone.display().to_string());
     if !set.clone.is_empty() {
         let user = run_as(host, set)?;
@@ -565,7 +604,7 @@ fn clone_files(
     durable::remove_tree(to)?;
     Ok(Clone::Skipped(format!(
         "{} is being written to",
-        path.display()
+        place(host, set)?
     )))
 }
 
@@ -574,16 +613,22 @@ fn prepare(host: &Host, set: &DataSet, to: &Path, owner: Option<&User>) -> Resul
     durable::remove_tree(to)?;
     // Others go through it, and do not look around.
     durable::create_dir(to, 0o711)?;
-    let like = fs::metadata(parent(&host.path(&set.place)));
+    let like = match Place::of(host, set)? {
+        Some(place) => Some(place.directory.metadata().doing(|| "looking at it")?),
+        None => None,
+    };
     let (uid, gid) = match (owner, &like) {
         (Some(user), _) => (user.uid, user.gid),
-        (None, Ok(like)) => (like.uid(), like.gid()),
-        (None, Err(_)) => return Ok(()),
+        (None, Some(like)) => (like.uid(), like.gid()),
+        (None, None) => return Ok(()),
     };
     let mode = like.map_or(0o700, |like| like.mode()) & 0o777 | 0o700;
-    let doing = || format!("giving {} to user {uid}", to.display());
-    std::os::unix::fs::chown(to, Some(uid), Some(gid)).doing(doing)?;
-    fs::set_permissions(to, PermissionsExt::from_mode(mode)).doing(doing)
+    let made = open(to)?;
+    let give = || {
+        rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))
+    };
+    give().doing(|| format!("giving {} to user {uid}", to.display()))
 }
 
 fn copy_clone(place: &Place, to: &Path, owner: Option<&User>, log: &mut Log) -> Result<()> {
@@ -677,10 +722,7 @@ fn command(
     clone: Option<&str>,
     log: &mut Log,
 ) -> Result<Ended> {
-    let place = match set.protect {
-        Protect::Files => host.path(&set.place).display().to_string(),
-        Protect::Command => set.place.clone(),
-    };
+    let place = place(host, set)?;
     let user = run_as(host, set)?;
     let vector = set.command(vector, &place, clone.unwrap_or_default());
     program(set, &vector, user.as_ref(), None)
@@ -826,16 +868,16 @@ impl<'a> Walk<'a> {
         }
         self.count(&stat, kind);
         if let (Some(user), None) = (self.give_to, to) {
-            chown(from, name, user.uid, user.gid)?;
+            give(from, name, kind, user.uid, user.gid)?;
         }
         if kind == FileType::Symlink {
             if let Some((to, copy)) = to {
                 let target = rustix::fs::readlinkat(from, name, Vec::new())?;
                 rustix::fs::symlinkat(&*target, to, copy)?;
                 let (uid, gid) = self.owner(&stat);
-                chown(to, copy, uid, gid)?;
-                let flags = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::utimensat(to, copy, &times(&stat), flags)?;
+                let copy = give(to, copy, kind, uid, gid)?;
+                // Kernels before 5.8 cannot; then it has the time at which it was made.
+                let _ = rustix::fs::utimensat(&copy, "", &times(&stat), AtFlags::EMPTY_PATH);
             }
             return Ok(None);
         }
@@ -848,6 +890,9 @@ impl<'a> Walk<'a> {
         stat = rustix::fs::fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != kind {
             return Err(io::Error::other("it was replaced meanwhile"));
+        }
+        if let (Some(user), Some(_), FileType::RegularFile) = (self.give_to, to, kind) {
+            own_name(&stat, user.uid)?;
         }
         let Some((to, copy)) = to else {
             return Ok(Some((file, None, stat)));
@@ -927,16 +972,31 @@ fn names(directory: &File) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-fn chown(directory: &File, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
+/// Gives what is still of that kind to a user.
+fn give(directory: &File, name: &OsStr, kind: FileType, uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let entry = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&entry)?;
+    if FileType::from_raw_mode(stat.st_mode) != kind {
+        return Err(io::Error::other("it was replaced meanwhile"));
+    }
+    if kind != FileType::Directory {
+        own_name(&stat, uid)?;
+    }
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    Ok(rustix::fs::chownat(
-        directory,
-        name,
-        Some(uid),
-        Some(gid),
-        flags,
-    )?)
+    rustix::fs::chownat(&entry, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    Ok(entry)
+}
+
+/// Whoever may write to the directory may have laid a hard link there, to a file that is none of the data.
+fn own_name(stat: &Stat, uid: u32) -> io::Result<()> {
+    if stat.st_nlink > 1 && stat.st_uid != uid {
+        return Err(io::Error::other(format!(
+            "it has another name (a hard link), and belongs to user {}: it is not given to user {uid}",
+            stat.st_uid
+        )));
+    }
+    Ok(())
 }
 
 fn times(stat: &Stat) -> Timestamps {
@@ -977,6 +1037,7 @@ fn shares(directory: &File, near: &Path) -> io::Result<bool> {
             .create(true)
             .truncate(true)
             .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(path)
     };
     let tried = || {
@@ -1010,7 +1071,7 @@ fn with(name: &OsStr, suffix: &str) -> OsString {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;

@@ -124,7 +124,10 @@ impl Stage<'_> {
             return Ok(false);
         };
         let place = next.join(&component.install_path);
-        let reused = tree::copy(component, &self.store.component(*set, old), &place)
+        let reused = self
+            .store
+            .component(*set, old)
+            .and_then(|from| tree::copy(component, &from, &place))
             .map_err(|e| e.chain())
             .and_then(|()| tree::matches(component, &place));
         let Err(why) = reused else {

@@ -211,7 +211,8 @@ fn running(store: &Store) -> (Installed, Option<Manifest>) {
     // The fixed link counts as much as the priority link; a slot may be hidden for this boot.
     let reachable = |set: Set| {
         let slot = set.slot().map(|slot| store.slot(slot).join("bin"));
-        let seen = FileId::of(&store.path("bin")).ok();
+        let bin = store.followed("bin").ok();
+        let seen = bin.and_then(|path| FileId::of(&path).ok());
         slot.and_then(|path| FileId::of(&path).ok())
             .is_none_or(|id| seen == Some(id))
     };
@@ -305,7 +306,10 @@ fn services(
             continue;
         };
         let installed = store.component(running.set, component);
-        let wanted = FileId::of(&installed).ok();
+        let wanted = installed
+            .as_ref()
+            .ok()
+            .and_then(|path| FileId::of(path).ok());
         let pid = match manager.pid(&service.name) {
             Some(pid) => {
                 let family = process::family(pid);
@@ -330,7 +334,7 @@ fn services(
             state,
             pid,
             runs: pid.map(process::executable_name),
-            installed,
+            installed: installed.unwrap_or_else(|_| component.install_path.as_str().into()),
         });
     }
     found

@@ -35,6 +35,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// How many releases are remembered as not to be tried.
 const MAX_REFUSALS: usize = 200;
 const MANIFEST: &str = "release.json";
+const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 
 /// The appliance's data directory and factory set.
 pub struct Store {
@@ -120,18 +121,42 @@ struct Refusals {
 
 impl Store {
     /// The store in a data directory (`/data`), with the factory set's manifest (absolute paths of the appliance).
-    pub fn new(host: &Host, data_dir: &str, factory: &str) -> Store {
-        Store {
-            data: host.path(data_dir),
-            factory: host.path(factory),
+    ///
+    /// # Errors
+    /// A link is where only directories and files of its own may be: what is written there would go elsewhere.
+    pub fn new(host: &Host, data_dir: &str, factory: &str) -> Result<Store> {
+        let store = Store {
+            data: host.path(data_dir)?,
+            factory: host.path(factory)?,
             host: host.clone(),
             sequence: Cell::new(0),
+        };
+        // Components, and data that is kept, may have links of their own: they lie deeper.
+        for (below, depth) in [("slots", 3), ("update", 4), ("rehearsal", 1)] {
+            no_links(&store.path(below), depth)?;
         }
+        Ok(store)
     }
 
     /// A path below the data directory.
     pub fn path(&self, below: &str) -> PathBuf {
         self.data.join(below)
+    }
+
+    /// Where a path below the data directory leads that may go through links.
+    pub fn followed(&self, below: &str) -> Result<PathBuf> {
+        let path = self.path(below);
+        match path
+            .strip_prefix(self.host.root())
+            .ok()
+            .and_then(Path::to_str)
+        {
+            Some(path) => self.host.path(&format!("/{path}")),
+            None => Err(Error::new(format!(
+                "looking for {}: it is not below the root directory",
+                path.display()
+            ))),
+        }
     }
 
     /// The directory of a slot.
@@ -145,9 +170,9 @@ impl Store {
     }
 
     /// Where a set's component is installed.
-    pub fn component(&self, set: Set, component: &Component) -> PathBuf {
+    pub fn component(&self, set: Set, component: &Component) -> Result<PathBuf> {
         match (set.slot(), &component.factory_path) {
-            (Some(slot), _) => self.slot(slot).join(&component.install_path),
+            (Some(slot), _) => Ok(self.slot(slot).join(&component.install_path)),
             (None, Some(path)) => self.host.path(path),
             (None, None) => self.host.path(&format!("/usr/{}", component.install_path)),
         }
@@ -156,7 +181,7 @@ impl Store {
     /// The directory in which a set's programs are run.
     pub fn directory(&self, set: Set) -> PathBuf {
         set.slot()
-            .map_or_else(|| self.host.path("/"), |slot| self.slot(slot))
+            .map_or_else(|| self.host.root().to_owned(), |slot| self.slot(slot))
     }
 
     /// Where a set has a program that its manifest names by its path in the set.
@@ -164,7 +189,7 @@ impl Store {
         let path: RelPath = program.parse().ok()?;
         manifest.components.iter().find_map(|component| {
             let below = path.below(&component.install_path)?;
-            let installed = self.component(set, component);
+            let installed = self.component(set, component).ok()?;
             Some(match below {
                 "" => installed,
                 _ => installed.join(below),
@@ -467,7 +492,8 @@ impl Store {
             return Ok(Installed::unknown_factory());
         };
         for component in &manifest.components {
-            tree::matches(component, &self.component(Set::Factory, component))?;
+            let path = self.component(Set::Factory, component);
+            tree::matches(component, &path.map_err(|e| e.chain())?)?;
         }
         Ok(installed(Set::Factory, &manifest, digest))
     }
@@ -601,7 +627,7 @@ impl Store {
 
     /// Leaves a note about this boot in `/run`.
     pub fn write_boot_note(&self, note: &BootNote) -> Result<()> {
-        let path = self.host.path("/run/qx-update/boot.json");
+        let path = self.host.path(BOOT_NOTE)?;
         let directory = path.parent().unwrap_or(&path);
         durable::create_dir(directory, 0o755)?;
         let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
@@ -610,7 +636,8 @@ impl Store {
 
     /// The note about this boot.
     pub fn boot_note(&self) -> Option<BootNote> {
-        let bytes = read_if_there(&self.host.path("/run/qx-update/boot.json"), 1 << 20).ok()??;
+        let path = self.host.path(BOOT_NOTE).ok()?;
+        let bytes = read_if_there(&path, 1 << 20).ok()??;
         let note: BootNote = json::parse(&bytes).ok()?;
         (note.boot_id == self.host.boot_id().ok()?).then_some(note)
     }
@@ -643,15 +670,47 @@ pub fn installed(set: Set, manifest: &Manifest, digest: Digest) -> Installed {
     }
 }
 
+/// Whether there is no link at `path`, nor in so many levels of directories from there.
+fn no_links(path: &Path, depth: u32) -> Result<()> {
+    // What cannot be looked at cannot be used either, which says why.
+    let Some(below) = depth.checked_sub(1) else {
+        return Ok(());
+    };
+    let Ok(meta) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if meta.is_symlink() {
+        return Err(Error::with(
+            Exit::NeedsPerson,
+            format!(
+                "using {}: it is a symbolic link, and what qx-update keeps there would be elsewhere; put a directory \
+                 in its place, or mount the other place on one (data_dir itself may be a link)",
+                path.display()
+            ),
+        ));
+    }
+    if meta.is_dir()
+        && let Ok(mut entries) = fs::read_dir(path)
+    {
+        return entries.try_for_each(|entry| match entry {
+            Ok(entry) => no_links(&entry.path(), below),
+            Err(_) => Ok(()),
+        });
+    }
+    Ok(())
+}
+
 fn verify_files(
     manifest: &Manifest,
     directory: &Path,
     matches: fn(&Component, &Path) -> Result<(), String>,
 ) -> Result<(), String> {
     for component in &manifest.components {
+        no_links_above(directory, &component.install_path)?;
         matches(component, &directory.join(&component.install_path))?;
     }
     for path in &manifest.removed {
+        no_links_above(directory, path)?;
         let stub = directory.join(path);
         let found = fs::read(&stub).map_err(|e| format!("{}: {e}", stub.display()))?;
         let executable = fs::metadata(&stub).is_ok_and(|meta| meta.mode() & 0o111 != 0);
@@ -682,6 +741,18 @@ fn verify_files(
                     entry.path().display()
                 ));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a path in a slot is really there, and not reached through a link.
+fn no_links_above(directory: &Path, path: &RelPath) -> Result<(), String> {
+    let parents = Path::new(path.as_str()).ancestors().skip(1);
+    for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
+        let parent = directory.join(parent);
+        if fs::symlink_metadata(&parent).is_ok_and(|meta| meta.is_symlink()) {
+            return Err(format!("{} is a symbolic link", parent.display()));
         }
     }
     Ok(())

@@ -84,7 +84,7 @@ fn tool<'t>(
         op,
         set: side.set,
         manifest,
-        places: protect::places(host, &op.data),
+        places: protect::places(host, &op.data)?,
         timeout_s: migrate.timeout_s,
     };
     Ok((tool, migrate))
@@ -788,7 +788,8 @@ impl<'a> Switch<'a> {
             .into_iter()
             .filter(|s| !others.iter().any(|other| other.runs == s.runs));
         own.filter_map(|service| {
-            let path = self.store.component(side.set, manifest.at(&service.runs)?);
+            let component = manifest.at(&service.runs)?;
+            let path = self.store.component(side.set, component).ok()?;
             Some((service.name.clone(), FileId::of(&path).ok()?, path))
         })
         .collect()

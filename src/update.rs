@@ -610,7 +610,7 @@ impl Appliance {
 
     /// Step 2, first half: trust.
     fn refresh(&mut self, from: Option<&str>) -> Result<(Repository, Mirrors)> {
-        let root_path = self.host.path(&self.config.trust_root);
+        let root_path = self.host.path(&self.config.trust_root)?;
         let root = store::read_if_there(&root_path, 1 << 20)?.ok_or_else(|| {
             Error::with(
                 Exit::Usage,
@@ -626,9 +626,10 @@ impl Appliance {
         };
         let options = self.options(&places)?;
         let places = places.into_iter().map(|place| match is_url(&place) {
-            true => place,
-            false => self.host.path(&place).display().to_string(),
+            true => Ok(place),
+            false => Ok(self.host.path(&place)?.display().to_string()),
         });
+        let places = places.collect::<Result<Vec<_>>>()?;
         let mirrors = Mirrors::new(places, &options)?;
         let (store, clock) = (self.store.path("update/trust"), options.clock);
         let limits = &self.config.limits.trust;
@@ -693,11 +694,15 @@ impl Appliance {
         // For the configured sources only: what a person names is not necessarily entitled to them.
         let entitled = |place: &String| is_url(place) && config.sources.contains(place);
         let headers = match &config.headers_file {
-            Some(file) if places.iter().any(entitled) => Headers::read(&self.host.path(file))?,
+            Some(file) if places.iter().any(entitled) => Headers::read(&self.host.path(file)?)?,
             _ => Headers::default(),
         };
         Ok(Options {
-            ca_file: config.ca_file.as_deref().map(|path| self.host.path(path)),
+            ca_file: config
+                .ca_file
+                .as_deref()
+                .map(|path| self.host.path(path))
+                .transpose()?,
             clock: self.host.clock(),
             proxies,
             headers,

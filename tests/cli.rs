@@ -21,3 +21,5 @@ mod killed;
 mod refused;
 #[path = "cli/sources.rs"]
 mod sources;
+#[path = "cli/wall.rs"]
+mod wall;
