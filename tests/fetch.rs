@@ -66,7 +66,7 @@ fn clock() -> Clock {
 fn patience() -> Patience {
     Patience {
         connect_timeout: Duration::from_secs(5),
-        stall_timeout: Duration::from_secs(1),
+        stall_timeout: Duration::from_secs(4),
         small_timeout: Duration::from_secs(60),
         slowest: 1,
         retries: 2,
@@ -334,7 +334,7 @@ fn a_slow_but_steady_transfer_lives_and_a_stalled_one_is_cut() {
         serve(stream, asked, &body, 0);
         for byte in &body {
             say(stream, [*byte]);
-            std::thread::sleep(Duration::from_millis(150));
+            std::thread::sleep(Duration::from_millis(600));
         }
     });
     let start = Instant::now();

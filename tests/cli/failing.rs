@@ -134,6 +134,7 @@ fn answers_with_another_version() {
     let recipe = appliance.recipe("1.2.0").edit(|json| {
         json["health"][0]["json"]["equals"] = json!("1.2.0-rc1");
     });
+    let recipe = recipe.quick_to_fail();
     falls_back(&appliance, &recipe, &["/version", "1.2.0"]);
 }
 
@@ -144,9 +145,9 @@ fn tcp_exec_and_service_checks() {
     let quick = |mut check: Value| {
         for (field, value) in [
             ("interval_s", 1),
-            ("timeout_s", 2),
+            ("timeout_s", 5),
             ("retries", 1),
-            ("start_period_s", 1),
+            ("start_period_s", 10),
             ("stable_s", 1),
         ] {
             check[field] = json!(value);
@@ -207,6 +208,7 @@ fn installed_under_a_name_that_nobody_runs() {
         json["services"][0]["runs"] = json!("bin/qx-node-new");
         json["services"][0]["uses"] = json!(["qx-node"]);
     });
+    let recipe = recipe.quick_to_fail();
     crate::common::write_program(&recipe.dir.join("qx-node-new"), "node", "1.2.0", "ok");
     falls_back(
         &appliance,
@@ -250,7 +252,7 @@ fn a_failing_migration() {
     let slot = appliance.link();
     let recipe = appliance.recipe("1.2.0").migration(
         "echo moving the furniture; echo the piano is stuck >&2; readlink \"$(dirname \"$0\")/../../../current\"; exit 3",
-        10,
+        300,
     );
     falls_back(&appliance, &recipe, &["migration", "3"]);
     assert_eq!(appliance.link(), slot);
@@ -283,7 +285,7 @@ fn a_migration_that_succeeds() {
          ls \"$data/../run\" | grep pid >>{seen}; :",
         seen = path(&seen)
     );
-    appliance.release(&appliance.recipe("1.2.0").migration(&script, 10));
+    appliance.release(&appliance.recipe("1.2.0").migration(&script, 300));
     let before = appliance.link();
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.2.0");
@@ -303,7 +305,7 @@ fn a_migration_that_hangs() {
     let script = format!("sleep 1000 & echo $! $$ >{}; sleep 1000", path(&pids));
     falls_back(
         &appliance,
-        &appliance.recipe("1.1.0").migration(&script, 1),
+        &appliance.recipe("1.1.0").migration(&script, 10),
         &["migration", "migrations/run", "time"],
     );
     for pid in text(&pids).split_whitespace() {
@@ -316,7 +318,8 @@ fn a_migration_that_hangs() {
 #[test]
 fn nothing_is_healthy() {
     let appliance = Appliance::new();
-    appliance.install("1.1.0");
+    appliance.release(&appliance.recipe("1.1.0").quick_to_fail());
+    appliance.update(&["apply"]).code(0);
     appliance.release(&appliance.recipe("1.2.0").behaviour("node", "crash"));
     let apply = appliance.start(&["apply"]);
     // Something else takes the port while nobody has it.

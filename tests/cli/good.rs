@@ -9,7 +9,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::server::{Answer, Server};
-use crate::common::{Appliance, Recipe, exe, json_file, kill, path, text, wait_until};
+use crate::common::{
+    Appliance, Recipe, exe, json_file, kill, path, text, wait_until, write_script,
+};
 
 /// With a tree whose download takes a while.
 fn large(recipe: Recipe, bytes: usize) -> Recipe {
@@ -264,11 +266,17 @@ fn status_says_what_is_observed() {
 #[test]
 fn status_during_an_update() {
     let appliance = Appliance::new();
+    // On trial until it is let go.
+    let go = appliance.temp().join("go");
     let recipe = appliance.recipe("1.1.0").edit(|json| {
-        for check in json["health"].as_array_mut().unwrap() {
-            check["stable_s"] = json!(4);
-        }
+        json["components"].as_array_mut().unwrap().push(json!(
+            {"name": "probe", "kind": "bin", "install_path": "bin/probe", "source": "probe"}
+        ));
+        json["health"].as_array_mut().unwrap().push(json!(
+            {"type": "exec", "run": ["bin/probe"], "interval_s": 1, "start_period_s": 600}
+        ));
     });
+    write_script(&recipe.dir.join("probe"), &format!("[ -e {} ]", path(&go)));
     appliance.release(&recipe);
     let apply = appliance.start(&["apply"]);
     wait_until("a trial", || appliance.phase() == "trial");
@@ -277,6 +285,7 @@ fn status_during_an_update() {
     assert_eq!(status["operation"]["kind"], "install");
     assert_eq!(status["operation"]["to"]["version"], "1.1.0");
     assert!(status["busy"].is_object(), "{status:#}");
+    fs::write(&go, "").unwrap();
     apply.wait().code(0);
     assert_eq!(appliance.status()["operation"], Value::Null);
 }
@@ -598,16 +607,17 @@ fn the_caller_dies() {
 #[test]
 fn two_at_once() {
     let appliance = Appliance::new();
-    let server = Server::answering(&appliance.repo, |request| match request.is_artifact() {
-        true => Answer::Slow(200),
-        false => Answer::Well,
-    });
-    appliance.source(&server.url);
-    appliance.publish_release("1.1.0");
+    // At work until it is let go.
+    let temp = appliance.temp();
+    let (begun, go) = (temp.join("begun"), temp.join("go"));
+    let script = format!(
+        "touch {}; until [ -e {} ]; do sleep 0.1; done",
+        path(&begun),
+        path(&go)
+    );
+    appliance.release(&appliance.recipe("1.1.0").migration(&script, 600));
     let first = appliance.start(&["apply"]);
-    wait_until("the first is at work", || {
-        server.asked().iter().any(|r| r.is_artifact())
-    });
+    wait_until("the first is at work", || begun.exists());
     for command in [&["apply"][..], &["rollback"], &["reset"], &["confirm"]] {
         let second = appliance.update(command);
         second.code(6);
@@ -621,6 +631,7 @@ fn two_at_once() {
         second.error_says(&[]);
     }
     appliance.update(&["status"]).code(0);
+    fs::write(&go, "").unwrap();
     first.wait().code(0);
     appliance.runs("1.1.0");
 }

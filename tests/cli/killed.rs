@@ -4,10 +4,8 @@
 use std::fs;
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 use crate::common::server::{Answer, Server};
-use crate::common::{Appliance, Recipe, kill, path, text, wait_until};
+use crate::common::{Appliance, Recipe, path, text, wait_until};
 
 /// When the updater is killed: so long after this phase was seen on the disk.
 struct Point {
@@ -44,9 +42,10 @@ fn kill_at(appliance: &Appliance, point: &Point) {
 
 /// Powers it off and on again.
 fn boot(appliance: &Appliance) {
-    appliance.services("stop");
-    for pid in appliance.processes().into_keys() {
-        kill(pid, Signal::KILL);
+    // A service script that the killed updater had just called would go on in the next boot.
+    appliance.power_off();
+    for service in crate::common::SERVICES {
+        let _ = fs::remove_file(appliance.root.join(format!("run/{service}.pid")));
     }
     let _ = fs::remove_dir_all(appliance.root.join("run/qx-update"));
     appliance.update(&["recover"]).code(0);

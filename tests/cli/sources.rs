@@ -686,7 +686,8 @@ fn a_slow_server_is_given_up() {
         });
     let steady = Server::answering(&appliance.repo, |_| Answer::Slow(200));
     appliance.edit_config(|config| {
-        config["limits"]["metadata_timeout_s"] = json!(2);
+        config["limits"]["metadata_timeout_s"] = json!(5);
+        config["limits"]["stall_timeout_s"] = json!(1);
         config["limits"]["slowest_bytes_per_s"] = json!(5000);
     });
     appliance.source(&slow.url);
@@ -699,6 +700,7 @@ fn a_slow_server_is_given_up() {
     // Slow, and fast enough.
     appliance.edit_config(|config| {
         config["limits"]["metadata_timeout_s"] = json!(60);
+        config["limits"]["stall_timeout_s"] = json!(30);
         config["limits"]["slowest_bytes_per_s"] = json!(100);
     });
     appliance.source(&steady.url);

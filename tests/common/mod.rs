@@ -29,7 +29,7 @@ pub const PUBLISH: &str = env!("CARGO_BIN_EXE_qx-publish");
 pub const SERVICES: [&str; 2] = ["node", "console"];
 
 /// Guards against a test that hangs; no behaviour is measured with it.
-const HANG: Duration = Duration::from_secs(120);
+const HANG: Duration = Duration::from_secs(600);
 
 /// A pause that always has the same order of magnitude as what is waited for here.
 pub fn pause() {
@@ -88,6 +88,8 @@ impl Appliance {
         ] {
             fs::create_dir_all(appliance.root.join(dir)).unwrap();
         }
+        // Whatever the umask is.
+        fs::set_permissions(appliance.data(), fs::Permissions::from_mode(0o755)).unwrap();
         for service in SERVICES {
             fs::write(
                 appliance.root.join("ports").join(service),
@@ -168,7 +170,7 @@ impl Appliance {
                 "stop": [svc, "stop", "{name}"],
                 "status": [svc, "status", "{name}"],
             },
-            "limits": {"connect_timeout_s": 5, "stall_timeout_s": 1, "retries": 2, "service_timeout_s": 20},
+            "limits": {"connect_timeout_s": 5, "stall_timeout_s": 30, "retries": 2, "service_timeout_s": 120},
         });
         fs::write(
             self.config(),
@@ -572,6 +574,25 @@ impl Appliance {
         }
     }
 
+    /// Ends everything that runs on this appliance, also what the updater or a service script was in the middle of.
+    pub fn power_off(&self) {
+        let ours = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(path(&self.root))
+        };
+        wait_until("nothing runs", || {
+            let all = processes(|_| true).into_iter();
+            let left: Vec<u32> = all
+                .filter(|(pid, exe)| exe.starts_with(&self.root) || ours(pid))
+                .map(|(pid, _)| pid)
+                .collect();
+            for pid in &left {
+                kill(*pid, rustix::process::Signal::KILL);
+            }
+            left.is_empty()
+        });
+    }
+
     /// The processes of the updater for this root.
     pub fn updaters(&self) -> Vec<u32> {
         let root = path(&self.root);
@@ -587,10 +608,7 @@ impl Appliance {
 
 impl Drop for Appliance {
     fn drop(&mut self) {
-        self.kill_updater();
-        for pid in self.processes().into_keys() {
-            kill(pid, rustix::process::Signal::KILL);
-        }
+        self.power_off();
         if std::thread::panicking() && std::env::var_os("QX_TEST_KEEP").is_some() {
             self.temp.disable_cleanup(true);
             eprintln!("kept: {}", self.temp.path().display());
@@ -769,10 +787,24 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The service's program behaves so (see service.c).
+    /// The service's program behaves so (see service.c), and its checks fail quickly.
     pub fn behaviour(mut self, service: &str, behaviour: &str) -> Recipe {
         self.programs.get_mut(service).unwrap().1 = behaviour.to_owned();
-        self
+        if behaviour == "ok" {
+            return self;
+        }
+        self.quick_to_fail()
+    }
+
+    /// For a release that is to fail its checks, whatever the machine is busy with.
+    pub fn quick_to_fail(self) -> Recipe {
+        self.edit(|json| {
+            for check in json["health"].as_array_mut().unwrap() {
+                check["timeout_s"] = json!(5);
+                check["retries"] = json!(1);
+                check["start_period_s"] = json!(10);
+            }
+        })
     }
 
     /// The service's program is of that version, not of the release's.
@@ -819,6 +851,12 @@ impl Recipe {
                 behaviour,
             );
         }
+        // As they are built, whatever the umask is.
+        let chmod = Command::new("chmod")
+            .args(["-R", "u=rwX,go=rX"])
+            .arg(&self.dir)
+            .status();
+        assert!(chmod.unwrap().success());
         fs::write(
             self.file(),
             serde_json::to_string_pretty(&self.json).unwrap(),
@@ -827,13 +865,13 @@ impl Recipe {
     }
 }
 
-/// An HTTP check that is quick to fail.
+/// An HTTP check that is quick to pass, and patient with a busy machine.
 pub fn http_check(port: u16, version: &str) -> Value {
     json!({
         "type": "http",
         "url": format!("http://127.0.0.1:{port}/health"),
         "json": {"pointer": "/version", "equals": version},
-        "interval_s": 1, "timeout_s": 2, "retries": 1, "start_period_s": 2, "stable_s": 1,
+        "interval_s": 1, "timeout_s": 20, "retries": 2, "start_period_s": 60, "stable_s": 1,
     })
 }
 
@@ -943,12 +981,26 @@ fn processes(chosen: impl Fn(&Path) -> bool) -> BTreeMap<u32, PathBuf> {
         .collect()
 }
 
-/// A port that nobody else in this test run gets. Below those that the kernel gives to clients.
+/// A port that no other test gets, of this run or of one beside it. Below those that the kernel gives to clients.
 fn free_port() -> u16 {
+    const EACH: u16 = 1000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 10_000 + (std::process::id() % 100) as u16 * 200;
+    static RANGE: OnceLock<(u16, fs::File)> = OnceLock::new();
+    let (range, _) = RANGE.get_or_init(|| {
+        let free = (0..20).find_map(|range| {
+            let file = std::env::temp_dir().join(format!("qx-test-ports-{range}"));
+            let file = fs::File::create(file).unwrap();
+            let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+            rustix::fs::flock(&file, exclusive)
+                .ok()
+                .map(|()| (range, file))
+        });
+        free.expect("fewer than 20 test runs at once")
+    });
     loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(number < EACH, "no port is left");
+        let port = 10_000 + range * EACH + number;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
