@@ -94,6 +94,18 @@ impl Error {
         self
     }
 
+    /// What kind of failure of the system is at its root, if it is one.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            if let Some(error) = cause.downcast_ref::<io::Error>() {
+                return Some(error.kind());
+            }
+            next = cause.source();
+        }
+        None
+    }
+
     /// The whole chain of causes in one line, outermost first.
     pub fn chain(&self) -> String {
         let mut line = self.to_string();

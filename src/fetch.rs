@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ mod tls;
 use bundle::Bundle;
 use download::Download;
 pub use headers::Headers;
+pub use http::own_address;
 use http::{Client, Tls, Url};
 pub use mirrors::Mirrors;
 pub use proxy::Proxies;
@@ -314,9 +316,20 @@ impl Source {
     }
 }
 
-/// One GET over plain HTTP for a health check: status and body, of at most `limit` bytes. No redirect is
-/// followed, no proxy is used, nothing is tried again, and `timeout` is for all of it.
-pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<(u16, Vec<u8>)> {
+/// An answer to a health check.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Where it came from, if that is this machine itself.
+    pub own_address: Option<SocketAddr>,
+}
+
+/// One GET over plain HTTP for a health check; the body has at most `limit` bytes. No redirect is followed, no proxy is
+/// used, nothing is tried again, and `timeout` is for all of it.
+pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
     let parsed = Url::parse(url).map_err(Error::new)?;
     if parsed.is_https() {
         return Err(Error::new(format!("asking {url}: it is no http:// URL")));
@@ -331,12 +344,18 @@ pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<(u16, Vec<u8>)> {
         idle: None.into(),
     };
     let ask = || -> io::Result<_> {
-        let response = client.get(&parsed, 0, Some(Instant::now() + timeout))?;
-        Ok((response.status, read_limited(response.body, limit)?))
+        let mut response = client.get(&parsed, 0, Some(Instant::now() + timeout))?;
+        let own_address = response.body.own_address();
+        let body = read_limited(response.body, limit)?;
+        Ok((response.status, body, own_address))
     };
     match ask().doing(|| format!("asking {url}"))? {
-        (status, Some(body)) => Ok((status, body)),
-        (_, None) => Err(too_long(&url, limit)),
+        (status, Some(body), own_address) => Ok(Answer {
+            status,
+            body,
+            own_address,
+        }),
+        (_, None, _) => Err(too_long(&url, limit)),
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
+use crate::proc::Proc;
 use crate::trust::clock::Clock;
 
 /// As many links as the kernel follows (path_resolution(7)).
@@ -25,6 +26,7 @@ const MAX_LINKS: u32 = 40;
 #[derive(Debug, Clone)]
 pub struct Host {
     root: PathBuf,
+    proc: Proc,
 }
 
 impl Host {
@@ -33,7 +35,15 @@ impl Host {
         let root = fs::canonicalize(root)
             .doing(|| format!("using the root directory {}", root.display()))
             .map_err(|e| e.exiting(Exit::Usage))?;
-        Ok(Host { root })
+        Ok(Host {
+            root,
+            proc: Proc::default(),
+        })
+    }
+
+    /// The processes of this machine.
+    pub fn proc(&self) -> &Proc {
+        &self.proc
     }
 
     /// Whether this is the running system itself, whose services and processes are ours to look at.

@@ -149,6 +149,45 @@ impl fmt::Display for RelPath {
     }
 }
 
+/// A program: its path in the release's set, or the absolute path of one of the image's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProgramPath {
+    path: RelPath,
+    absolute: bool,
+}
+
+impl ProgramPath {
+    /// In a set; `None` if it is the image's.
+    pub fn in_set(&self) -> Option<&RelPath> {
+        (!self.absolute).then_some(&self.path)
+    }
+}
+
+impl TryFrom<String> for ProgramPath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<ProgramPath, String> {
+        let rest = text.strip_prefix('/');
+        let path = rest.unwrap_or(&text).parse()?;
+        let absolute = rest.is_some();
+        Ok(ProgramPath { path, absolute })
+    }
+}
+
+impl From<ProgramPath> for String {
+    fn from(program: ProgramPath) -> String {
+        program.to_string()
+    }
+}
+
+impl fmt::Display for ProgramPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let root = if self.absolute { "/" } else { "" };
+        write!(f, "{root}{}", self.path)
+    }
+}
+
 /// What a component is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -224,6 +263,10 @@ pub struct Service {
     /// Services are started in ascending, stopped in descending order. Equal: as listed.
     #[serde(default)]
     pub order: i32,
+    /// Programs whose processes outlive it on purpose (virtual machines, sessions): they go on running the old files, are not
+    /// killed, and say nothing against a release.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaves: Vec<ProgramPath>,
 }
 
 /// A data set that the release's programs use, with the schemas they accept.
@@ -283,6 +326,39 @@ pub struct Check {
     /// Whether the release is held to it even if it failed before the update, too.
     #[serde(default)]
     pub required: bool,
+    /// The service that it is a check of. Absent: of the release as a whole. (A probe of type `service` names its own.)
+    #[serde(rename = "service", skip_serializing_if = "Option::is_none")]
+    pub of: Option<Name>,
+    /// Who may answer on this machine's own ports.
+    #[serde(skip_serializing_if = "AnsweredBy::is_default")]
+    pub answered_by: AnsweredBy,
+}
+
+impl Check {
+    /// The service that it is a check of, if it is one's alone.
+    pub fn service(&self) -> Option<&Name> {
+        match &self.probe {
+            Probe::Service { service } => Some(service),
+            _ => self.of.as_ref(),
+        }
+    }
+}
+
+/// Who may answer a health check on this machine's own ports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnsweredBy {
+    /// A process of one of the release's services: the answer is part of the proof.
+    #[default]
+    Services,
+    /// Anybody, such as a reverse proxy of the image: the answer tells of health, and proves nothing.
+    Anybody,
+}
+
+impl AnsweredBy {
+    fn is_default(&self) -> bool {
+        *self == AnsweredBy::Services
+    }
 }
 
 /// What a health check asks.
@@ -333,6 +409,7 @@ struct CheckFields {
     start_period_s: Option<u64>,
     stable_s: Option<u64>,
     required: Option<bool>,
+    answered_by: Option<AnsweredBy>,
 }
 
 impl TryFrom<CheckFields> for Check {
@@ -343,6 +420,7 @@ impl TryFrom<CheckFields> for Check {
             field.ok_or_else(|| format!("health: a check of type {kind} needs `{name}`"))
         }
         let kind = &*fields.kind;
+        let of = fields.service.clone().filter(|_| kind != "service");
         let probe = match kind {
             "http" => Probe::Http {
                 url: there(kind, "url", fields.url)?,
@@ -373,6 +451,8 @@ impl TryFrom<CheckFields> for Check {
             start_period_s: fields.start_period_s.unwrap_or(10),
             stable_s: fields.stable_s.unwrap_or(10),
             required: fields.required.unwrap_or_default(),
+            of,
+            answered_by: fields.answered_by.unwrap_or_default(),
         })
     }
 }
@@ -506,6 +586,12 @@ impl Manifest {
                 ));
             }
         }
+        if let Some(service) = self.services.iter().find(|s| s.leaves.len() > MAX_ITEMS) {
+            return Err(format!(
+                "services: {} leaves more than {MAX_ITEMS} programs",
+                service.name
+            ));
+        }
         unique("services", self.services.iter().map(|s| &s.name))?;
         unique("data", self.data.iter().map(|d| &d.name))?;
         for data in &self.data {
@@ -605,6 +691,11 @@ impl Manifest {
         }
         if check.interval_s == 0 || check.timeout_s == 0 {
             return Err("health: interval_s and timeout_s are at least 1".into());
+        }
+        if let Some(service) = &check.of
+            && !self.services.iter().any(|s| s.name == *service)
+        {
+            return Err(format!("health: {service} is no service of this release"));
         }
         match &check.probe {
             Probe::Http { url, .. } if !url.starts_with("http://") => {

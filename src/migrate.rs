@@ -3,13 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
-
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::Manifest;
-use crate::process::{self, Program, User};
+use crate::proc::Proc;
+use crate::process::{Program, User};
 use crate::slot::{Installed, Set};
 use crate::state::Operation;
 use crate::store::Store;
@@ -139,28 +138,27 @@ fn keep(output: &mut Vec<String>, stream: &str, line: &str) {
 
 /// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go
 /// on changing the data under the old set, or beside the next migration. Its processes are known by their environment.
-pub fn end_orphans(operation: &str, log: &mut Log) -> Result<()> {
+pub fn end_orphans(operation: &str, proc: &Proc, log: &mut Log) -> Result<()> {
     let mark = format!("{OPERATION}={operation}");
     let deadline = Instant::now() + GONE;
     loop {
-        let orphans = process::marked(&mark);
+        let orphans = proc.marked(&mark);
         if orphans.is_empty() {
             return Ok(());
         }
         if Instant::now() >= deadline {
+            let stay: Vec<String> = orphans.iter().map(|p| p.pid.to_string()).collect();
             return Err(Error::new(format!(
-                "ending what is left of a migration: processes {orphans:?} stay"
+                "ending what is left of a migration: processes {} stay",
+                stay.join(", ")
             )));
         }
-        for pid in orphans {
+        for orphan in orphans {
             log.warning(
                 "migrate",
-                format!("killing process {pid}, left by a migration"),
+                format!("killing process {}, left by a migration", orphan.pid),
             );
-            if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
-                // Gone already is fine.
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
+            proc.kill(orphan);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -52,8 +52,9 @@ pub struct Ground<'a> {
     pub slots: PathBuf,
     /// The slot that the release goes to.
     pub alternate: PathBuf,
-    /// Whether a service uses data that is changed.
-    pub uses_data: &'a dyn Fn(&Name) -> bool,
+    /// Whether a service is restarted even if its files stay the same: it uses data that is changed, or runs from a slot that is
+    /// given to the release.
+    pub restarts: &'a dyn Fn(&Name) -> bool,
     /// The most bytes that saving, rehearsing and restoring the data takes beside the slots.
     pub data_bytes: u64,
 }
@@ -110,7 +111,7 @@ pub fn plan(
         .find(|(set, _)| *set == ground.active)
         .map(|(_, manifest)| manifest);
     let mut plan = Plan {
-        services: changed_services(active, Some(manifest), ground.uses_data)
+        services: changed_services(active, Some(manifest), ground.restarts)
             .iter()
             .map(|s| s.name.to_string())
             .collect(),
@@ -284,12 +285,12 @@ fn installed_already(wanted: &Component, sets: &[(Set, Manifest)]) -> Option<Ori
     })
 }
 
-/// The services whose files differ between two sets, and those that use data which is changed, in order of starting;
-/// those that only the old set has included. Without a manifest to compare with: all.
+/// The services whose files differ between two sets, and those that are restarted anyway, in order of starting; those that
+/// only the old set has included. Without a manifest to compare with: all.
 pub fn changed_services(
     old: Option<&Manifest>,
     new: Option<&Manifest>,
-    uses_data: &dyn Fn(&Name) -> bool,
+    restarts: &dyn Fn(&Name) -> bool,
 ) -> Vec<Service> {
     let (Some(old), Some(new)) = (old, new) else {
         let mut all: Vec<Service> = old.or(new).map(|m| m.services.clone()).unwrap_or_default();
@@ -301,7 +302,7 @@ pub fn changed_services(
     }
     let unchanged = |service: &Service| {
         let before = |s: &&Service| s.name == service.name && s.runs == service.runs;
-        !uses_data(&service.name)
+        !restarts(&service.name)
             && old.services.iter().any(|s| before(&s))
             && content(old.at(&service.runs)) == content(new.at(&service.runs))
             && service

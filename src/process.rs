@@ -1,11 +1,9 @@
-//! Processes: running a program under a time limit, and looking at what others run.
+//! Running programs: under a time limit, in a known environment, as somebody.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -56,9 +54,9 @@ impl Ended {
         self.status.is_some_and(|s| s.success())
     }
 
-    /// How it ended, in words, with its last words.
-    pub fn describe(&self) -> String {
-        let how = match self.status {
+    /// How it ended, in words.
+    pub fn how(&self) -> String {
+        match self.status {
             None => "did not end in time and was killed".to_owned(),
             Some(status) => match (
                 status.code(),
@@ -68,10 +66,14 @@ impl Ended {
                 (None, Some(signal)) => format!("was killed by signal {signal}"),
                 (None, None) => "ended".to_owned(),
             },
-        };
+        }
+    }
+
+    /// The same, with its last words.
+    pub fn describe(&self) -> String {
         match &self.last {
-            Some(line) => format!("{how}: {line}"),
-            None => how,
+            Some(line) => format!("{}: {line}", self.how()),
+            None => self.how(),
         }
     }
 }
@@ -340,14 +342,16 @@ impl User {
     pub fn find(host: &Host, name: &str) -> Result<User> {
         let path = host.path("/etc/passwd")?;
         let doing = || format!("looking for the user {name} in {}", path.display());
-        let text = fs::read_to_string(&path).doing(doing)?;
-        let user = text.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            (*fields.first()? == name).then_some(())?;
+        let bytes = fs::read(&path).doing(doing)?;
+        // Names of other people, in whatever encoding, are none of our concern.
+        let user = bytes.split(|b| *b == b'\n').find_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
+            (*fields.first()? == name.as_bytes()).then_some(())?;
+            let field = |number: usize| std::str::from_utf8(fields.get(number)?).ok();
             Some(User {
-                uid: fields.get(2)?.parse().ok()?,
-                gid: fields.get(3)?.parse().ok()?,
-                home: (*fields.get(5)?).to_owned(),
+                uid: field(2)?.parse().ok()?,
+                gid: field(3)?.parse().ok()?,
+                home: field(5)?.to_owned(),
             })
         });
         user.ok_or_else(|| Error::new(format!("{}: there is none", doing())))
@@ -428,278 +432,9 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSe
     });
 }
 
-/// A file, whatever its name: device and inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FileId {
-    device: u64,
-    inode: u64,
-}
-
-impl FileId {
-    /// Of the file that a path leads to.
-    pub fn of(path: &Path) -> io::Result<FileId> {
-        fs::metadata(path).map(|m| FileId {
-            device: m.dev(),
-            inode: m.ino(),
-        })
-    }
-}
-
-/// A path that leads to the file that a process executes, even if it was deleted.
-pub fn executable(pid: u32) -> PathBuf {
-    format!("/proc/{pid}/exe").into()
-}
-
-/// The name of the file that a process executes, as the kernel tells it.
-pub fn executable_name(pid: u32) -> String {
-    fs::read_link(executable(pid)).map_or_else(|_| "nothing".into(), |p| p.display().to_string())
-}
-
-/// Whether a process exists and is no zombie.
-pub fn alive(pid: u32) -> bool {
-    stat(pid).is_some_and(|stat| stat.lives())
-}
-
-/// Whether a process has ended or is about to: it is gone, a zombie, on its way out, or killed and not yet gone. What it
-/// holds is released as soon as the kernel gets to it.
-pub fn ending(pid: u32) -> bool {
-    const PF_EXITING: u32 = 4;
-    let killed = |status: &str| {
-        let sets = status.lines().filter_map(|line| {
-            let set = line
-                .strip_prefix("SigPnd:")
-                .or(line.strip_prefix("ShdPnd:"))?;
-            u64::from_str_radix(set.trim(), 16).ok()
-        });
-        sets.fold(0, |all, set| all | set) & 1 << (Signal::KILL.as_raw() - 1) != 0
-    };
-    stat(pid).is_none_or(|stat| !stat.lives() || stat.flags & PF_EXITING != 0)
-        || fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| killed(&status))
-}
-
-/// All processes.
-pub fn all() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect()
-}
-
-/// The processes whose environment has this entry, `NAME=VALUE`.
-pub fn marked(entry: &str) -> Vec<u32> {
-    let has = |pid: &u32| {
-        fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|all| all.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
-    };
-    all()
-        .into_iter()
-        .filter(|pid| has(pid) && alive(*pid))
-        .collect()
-}
-
-/// The processes that execute this file.
-pub fn running(file: FileId) -> Vec<u32> {
-    all()
-        .into_iter()
-        .filter(|&pid| FileId::of(&executable(pid)).is_ok_and(|id| id == file) && alive(pid))
-        .collect()
-}
-
-/// A process and all that descend from it, the nearest first.
-pub fn family(pid: u32) -> Vec<u32> {
-    let mut parents: Vec<(u32, u32)> = all()
-        .into_iter()
-        .filter_map(|p| stat(p).map(|s| (p, s.parent)))
-        .collect();
-    parents.sort_unstable();
-    let mut family = vec![pid];
-    let mut next = 0;
-    while next < family.len() {
-        let children = parents
-            .iter()
-            .filter(|(_, parent)| *parent == family[next])
-            .map(|(child, _)| *child);
-        let new: Vec<u32> = children.filter(|child| !family.contains(child)).collect();
-        family.extend(new);
-        next += 1;
-    }
-    family
-}
-
-/// This process and those that it descends from.
-pub fn ancestors() -> Vec<u32> {
-    let mut line = vec![std::process::id()];
-    while let Some(stat) = line.last().and_then(|pid| stat(*pid))
-        && stat.parent != 0
-        && !line.contains(&stat.parent)
-    {
-        line.push(stat.parent);
-    }
-    line
-}
-
-/// A process that is still the same one as long as its start time is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// Its id; ids are given again.
-    pub pid: u32,
-    started: u64,
-}
-
-impl Identity {
-    /// Of a process that lives.
-    pub fn of(pid: u32) -> Option<Identity> {
-        let stat = stat(pid).filter(Stat::lives)?;
-        Some(Identity {
-            pid,
-            started: stat.started,
-        })
-    }
-
-    /// Whether it still lives.
-    pub fn lives(self) -> bool {
-        Identity::of(self.pid) == Some(self)
-    }
-}
-
-struct Stat {
-    state: char,
-    parent: u32,
-    flags: u32,
-    started: u64,
-}
-
-impl Stat {
-    fn lives(&self) -> bool {
-        self.state != 'Z' && self.state != 'X'
-    }
-}
-
-/// From `/proc/PID/stat` (proc(5)); the name in its second field may hold anything.
-fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(Stat {
-        state: fields.first()?.chars().next()?,
-        parent: fields.get(1)?.parse().ok()?,
-        flags: fields.get(6)?.parse().ok()?,
-        started: fields.get(19)?.parse().ok()?,
-    })
-}
-
-/// The processes that hold a TCP socket which listens on this port of the loopback interface: on its address, or on all.
-pub fn listeners(port: u16) -> Vec<u32> {
-    let sockets: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .into_iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| {
-            table
-                .lines()
-                .filter_map(|line| listening_inode(line, port))
-                .collect::<Vec<_>>()
-        })
-        .map(|inode| format!("socket:[{inode}]"))
-        .collect();
-    if sockets.is_empty() {
-        return Vec::new();
-    }
-    let holds = |pid: &u32| {
-        fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|fds| {
-            fds.flatten().any(|fd| {
-                fs::read_link(fd.path()).is_ok_and(|to| {
-                    to.to_str()
-                        .is_some_and(|to| sockets.iter().any(|s| s == to))
-                })
-            })
-        })
-    };
-    all().into_iter().filter(holds).collect()
-}
-
-/// `sl local_address rem_address st … uid timeout inode`: state 0A listens.
-fn listening_inode(line: &str, port: u16) -> Option<String> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let (address, local) = fields.get(1)?.rsplit_once(':')?;
-    let listens = *fields.get(3)? == "0A" && u16::from_str_radix(local, 16).ok()? == port;
-    (listens && serves_loopback(address)).then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
-}
-
-/// Whether a socket bound to this address is reached through the loopback interface. The kernel prints an address as
-/// 32-bit words, each as a number of the machine's own byte order.
-fn serves_loopback(address: &str) -> bool {
-    let words = address
-        .as_bytes()
-        .chunks(8)
-        .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
-    let Some(words) = words.collect::<Option<Vec<u32>>>() else {
-        return false;
-    };
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let v4 = |a: Ipv4Addr| a.is_loopback() || a.is_unspecified();
-    if let Ok(four) = <[u8; 4]>::try_from(bytes.as_slice()) {
-        return v4(four.into());
-    }
-    let Ok(sixteen) = <[u8; 16]>::try_from(bytes.as_slice()) else {
-        return false;
-    };
-    let v6 = Ipv6Addr::from(sixteen);
-    v6.is_loopback() || v6.is_unspecified() || v6.to_ipv4_mapped().is_some_and(v4)
-}
-
-/// Whether a host name means this machine itself.
-pub fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host.parse::<Ipv4Addr>().is_ok_and(|a| a.is_loopback())
-        || host.parse::<Ipv6Addr>().is_ok_and(|a| a.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_sockets_that_loopback_reaches_count() {
-        let text = |bytes: &[u8]| -> String {
-            bytes
-                .chunks(4)
-                .map(|w| format!("{:08X}", u32::from_ne_bytes(w.try_into().unwrap())))
-                .collect()
-        };
-        for (address, reached) in [
-            ("127.0.0.1", true),
-            ("0.0.0.0", true),
-            ("10.0.0.5", false),
-            ("::1", true),
-            ("::", true),
-            ("::ffff:127.0.0.1", true),
-            ("::ffff:10.0.0.5", false),
-            ("fe80::1", false),
-        ] {
-            let hex = match address.parse().unwrap() {
-                std::net::IpAddr::V4(a) => text(&a.octets()),
-                std::net::IpAddr::V6(a) => text(&a.octets()),
-            };
-            assert_eq!(serves_loopback(&hex), reached, "{address} as {hex}");
-        }
-        assert!(!serves_loopback("not hex"));
-    }
-
-    #[test]
-    fn a_process_that_has_ended_is_ending() {
-        // Also before it was waited for; one that lives is not.
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        assert!(!ending(child.id()) && !ending(std::process::id()));
-        child.kill().unwrap();
-        while alive(child.id()) {
-            assert!(ending(child.id()) || !alive(child.id()), "killed");
-        }
-        assert!(ending(child.id()), "a zombie");
-        child.wait().unwrap();
-        assert!(ending(child.id()), "gone");
-    }
 
     fn sh(script: &str, timeout: Duration) -> (Ended, Vec<(Stream, String)>) {
         let mut lines = Vec::new();
@@ -779,8 +514,10 @@ mod tests {
         let me = rustix::process::getuid();
         // Another user, if we may be one.
         let id = if me.is_root() { 12345 } else { me.as_raw() };
-        let passwd =
-            format!("root:x:0:0:root:/root:/bin/sh\nbroken\ndb:x:{id}:{id}::/var/db:/bin/sh\n");
+        let mut passwd =
+            b"root:x:0:0:root:/root:/bin/sh\nbroken\nm\xfcller:x:7:7:M\xfcller:/:/bin/sh\n"
+                .to_vec();
+        passwd.extend(format!("db:x:{id}:{id}::/var/db:/bin/sh\n").into_bytes());
         fs::write(dir.path().join("etc/passwd"), passwd).unwrap();
         let host = Host::new(dir.path()).unwrap();
         let user = User::find(&host, "db").unwrap();
@@ -839,7 +576,7 @@ mod tests {
         assert!(ended.status.is_none());
         let child: u32 = lines[0].1.parse().unwrap();
         let gone = Instant::now() + LONG;
-        while alive(child) {
+        while crate::proc::Proc::default().identity(child).is_some() {
             assert!(Instant::now() < gone, "the grandchild {child} lives on");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -853,28 +590,5 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(50));
         let daemon = Pid::from_raw(lines[0].1.parse().unwrap()).unwrap();
         rustix::process::kill_process(daemon, Signal::KILL).unwrap();
-    }
-
-    #[test]
-    fn this_process_is_found_by_its_file_and_by_its_port() {
-        let me = std::process::id();
-        let file = FileId::of(&std::env::current_exe().unwrap()).unwrap();
-        assert!(running(file).contains(&me));
-        assert!(family(me).contains(&me));
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        assert!(listeners(port).contains(&me));
-        drop(listener);
-        assert!(!listeners(port).contains(&me));
-        assert!(ancestors().contains(&me) && ancestors().len() > 1);
-        assert!(Identity::of(me).unwrap().lives());
-        assert!(
-            !Identity {
-                started: 0,
-                ..Identity::of(me).unwrap()
-            }
-            .lives(),
-            "the id of another process"
-        );
     }
 }

@@ -172,7 +172,7 @@ pub fn rehearse(
                 .map(|()| None)
         }
     };
-    let ended = migrate::end_orphans(&op.id, log);
+    let ended = migrate::end_orphans(&op.id, tool.host.proc(), log);
     let dropped = op
         .data
         .iter()

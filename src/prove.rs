@@ -4,20 +4,24 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::digest::Digest;
-use crate::health;
+use crate::health::{self, Fault};
 use crate::log::Log;
-use crate::manifest::{Check, Manifest, Name, RelPath, Service};
-use crate::process::{self, FileId};
+use crate::manifest::{AnsweredBy, Check, Manifest, Name, Service};
+use crate::observe::{Census, Seen, State};
+use crate::proc::{FileId, Identity};
 use crate::service::Manager;
 use crate::slot::Set;
+use crate::state::FailedCheck;
 use crate::store::Store;
+use crate::text;
 
 /// How often processes are looked at.
 const TICK: Duration = Duration::from_millis(200);
 /// How long a process may take to appear, if no check's start period says more. An init script passes through a shell
 /// and a supervisor first.
 const APPEAR: Duration = Duration::from_secs(10);
+/// So much of the way in which a check failed is kept, in characters.
+const MAX_HOW: usize = 300;
 /// How long a set without health checks must keep its processes.
 const STABLE: Duration = Duration::from_secs(5);
 
@@ -27,16 +31,35 @@ pub struct Claim<'a> {
     pub set: Set,
     /// Its manifest.
     pub manifest: &'a Manifest,
+    /// The manifest of the set that ran before, or was to: what it runs must be gone.
+    pub other: Option<&'a Manifest>,
     /// The services that must run its files.
     pub services: Vec<&'a Service>,
     /// Files that must not be running any more, and what they belong to.
     pub old: Vec<(FileId, PathBuf)>,
-    /// The checks that failed before the switch already: what each asks.
-    pub failed_before: &'a [String],
+    /// The services that did not run before the switch.
+    pub idle: &'a [Name],
+    /// The checks that failed before the switch already.
+    pub failed_before: &'a [FailedCheck],
 }
 
-/// Proves the claim, or says in one sentence why it does not hold. Returns what a person should know all the same: checks
-/// that fail as they did before the switch.
+impl Claim<'_> {
+    fn census<'c>(&self, store: &'c Store, manager: &'c Manager<'c>) -> Census<'c> {
+        let manifests: Vec<&Manifest> = [self.manifest].into_iter().chain(self.other).collect();
+        Census::take(&manifests, &[], store, manager)
+    }
+}
+
+/// A service that was seen to run the installed file.
+#[derive(Debug)]
+struct Proved {
+    name: Name,
+    process: Identity,
+    file: Option<FileId>,
+}
+
+/// Proves the claim, or says in one sentence why it does not hold. Returns what keeps it from being a proof of everything:
+/// what was not looked at, did not run before, or fails as it did before the switch.
 pub fn prove(
     claim: &Claim,
     store: &Store,
@@ -44,42 +67,76 @@ pub fn prove(
     log: &mut Log,
 ) -> Result<Vec<String>, String> {
     if !manager.may_look() {
-        log.info("prove", "the services of another root are not looked at");
-        return Ok(Vec::new());
+        let what = "the services of another root are not looked at";
+        log.info("prove", what);
+        return Ok(vec![what.to_owned()]);
     }
     let proved = if manager.controls() {
         run_the_files(claim, store, manager, log)?
     } else {
         Vec::new()
     };
-    stay_healthy(claim, store, manager, &proved, log)
+    let mut remarks: Vec<String> = claim
+        .idle
+        .iter()
+        .map(|name| {
+            format!(
+                "service {name} did not run before, and is not started: nothing is proved of it"
+            )
+        })
+        .collect();
+    remarks.extend(stay_healthy(claim, store, manager, &proved, log)?);
+    Ok(remarks)
 }
 
-/// Tries every check of a set once: what the next set is measured against. Returns what the checks that failed ask.
+/// Tries every check of a set, each until it passes or has failed by its own rule: what the next set is measured against.
+/// Returns the checks that failed, and how.
 pub fn baseline(
     set: Set,
     manifest: &Manifest,
     store: &Store,
     manager: &Manager,
     log: &mut Log,
-) -> Vec<String> {
-    let mut failed = Vec::new();
+) -> Vec<FailedCheck> {
     if !manager.may_look() {
-        return failed;
+        return Vec::new();
     }
-    for check in &manifest.health {
-        match try_check(check, set, manifest, store, manager) {
-            Ok(()) => log.info(
-                "baseline",
-                format!("before the switch {} passes", check.probe),
-            ),
-            Err(why) => {
-                log.warning(
+    let claim = Claim {
+        set,
+        manifest,
+        other: None,
+        services: manifest.services.iter().collect(),
+        old: Vec::new(),
+        idle: &[],
+        failed_before: &[],
+    };
+    let mut failed = Vec::new();
+    let mut open: Vec<(&Check, u32)> = manifest.health.iter().map(|check| (check, 0)).collect();
+    while !open.is_empty() {
+        // All of them together: what fails waits only once.
+        let longest = open.iter().map(|(check, _)| check.interval_s).max();
+        open.retain_mut(|(check, failures)| {
+            let Err(fault) = try_check(check, &claim, store, manager) else {
+                log.info(
                     "baseline",
-                    format!("before the switch {} fails: {why}", check.probe),
+                    format!("before the switch {} passes", check.probe),
                 );
-                failed.push(check.probe.to_string());
+                return false;
+            };
+            *failures += 1;
+            if *failures <= check.retries {
+                return true;
             }
+            let what = format!("before the switch {} fails: {}", check.probe, fault.why);
+            log.warning("baseline", what);
+            failed.push(FailedCheck {
+                check: (*check).clone(),
+                how: text::clean(&fault.how, MAX_HOW),
+            });
+            false
+        });
+        if !open.is_empty() {
+            std::thread::sleep(Duration::from_secs(longest.unwrap_or(1)));
         }
     }
     failed
@@ -91,7 +148,7 @@ fn run_the_files(
     store: &Store,
     manager: &Manager,
     log: &mut Log,
-) -> Result<Vec<(Name, u32)>, String> {
+) -> Result<Vec<Proved>, String> {
     let slowest = claim
         .manifest
         .health
@@ -100,112 +157,74 @@ fn run_the_files(
         .max()
         .unwrap_or(0);
     let deadline = Instant::now() + APPEAR.max(Duration::from_secs(slowest));
-    let mut proved = Vec::new();
-    for service in &claim.services {
-        loop {
-            match process_of(service, claim, store, manager) {
-                Ok(pid) => {
-                    log.info(
-                        "prove",
-                        format!(
-                            "{} runs {} (process {pid})",
-                            service.name,
-                            process::executable_name(pid)
-                        ),
-                    );
-                    proved.push((service.name.clone(), pid));
-                    break;
+    let proc = manager.host().proc();
+    let mut proved: Vec<Proved> = Vec::new();
+    loop {
+        let census = claim.census(store, manager);
+        let mut missing = None;
+        for service in &claim.services {
+            if proved.iter().any(|p| p.name == service.name) {
+                continue;
+            }
+            match (
+                census.look(service, claim.set, claim.manifest),
+                missing.is_some(),
+            ) {
+                (
+                    Seen {
+                        process: Some(process),
+                        state: State::Installed,
+                        ..
+                    },
+                    _,
+                ) => {
+                    let name = proc.executable_name(process.pid);
+                    let what = format!("{} runs {name} (process {})", service.name, process.pid);
+                    log.info("prove", what);
+                    proved.push(Proved {
+                        name: service.name.clone(),
+                        process,
+                        file: proc.file(process.pid),
+                    });
                 }
-                Err(why) if Instant::now() >= deadline => return Err(why),
-                Err(_) => std::thread::sleep(TICK),
+                (seen, false) => missing = Some((&service.name, seen)),
+                (_, true) => {}
             }
         }
-    }
-    while let Some((pid, path)) = old_process(claim) {
+        let old = old_process(claim, &census);
+        if missing.is_none() && old.is_none() {
+            return Ok(proved);
+        }
         if Instant::now() >= deadline {
-            return Err(format!(
-                "process {pid} still runs the old {}",
-                path.display()
-            ));
+            return Err(match (missing, old) {
+                (Some((name, seen)), _) => {
+                    let said = match seen.state {
+                        State::Stopped => manager.runs(name).err(),
+                        _ => None,
+                    };
+                    let why = seen.why.unwrap_or_default();
+                    said.map_or(why.clone(), |said| format!("{why}; {said}"))
+                }
+                (None, Some((pid, path))) => {
+                    format!("process {pid} still runs the old {}", path.display())
+                }
+                (None, None) => String::new(),
+            });
         }
         std::thread::sleep(TICK);
     }
-    Ok(proved)
 }
 
-/// The process of a service that executes the installed file: the one in its pidfile or a child of it; without a
-/// pidfile any. Same inode, or the same bytes (an unchanged file may be installed twice).
-fn process_of(
-    service: &Service,
-    claim: &Claim,
-    store: &Store,
-    manager: &Manager,
-) -> Result<u32, String> {
-    let Some(component) = claim.manifest.at(&service.runs) else {
-        return Err(format!(
-            "{} runs {}, which is not installed",
-            service.name, service.runs
-        ));
-    };
-    let installed = store
-        .component(claim.set, component)
-        .map_err(|e| e.chain())?;
-    let wanted = FileId::of(&installed).map_err(|e| format!("{}: {e}", installed.display()))?;
-    let Some(pid) = manager.pid(&service.name) else {
-        return match process::running(wanted).first() {
-            Some(pid) => Ok(*pid),
-            None => Err(format!(
-                "service {}: no process runs the installed {}{}{}",
-                service.name,
-                installed.display(),
-                namesake(&service.runs),
-                manager
-                    .runs(&service.name)
-                    .err()
-                    .map(|why| format!("; {why}"))
-                    .unwrap_or_default()
-            )),
-        };
-    };
-    let same = |pid: &u32| {
-        let exe = process::executable(*pid);
-        FileId::of(&exe).is_ok_and(|id| id == wanted) || digest_of(*pid) == Some(component.sha256)
-    };
-    let family = process::family(pid);
-    family.iter().copied().find(same).ok_or_else(|| {
-        // A supervisor's child is the service; a lone process is itself.
-        let seen = family.get(1).copied().unwrap_or(pid);
-        format!(
-            "service {} runs {} (process {seen}), not the installed {}",
-            service.name,
-            process::executable_name(seen),
-            installed.display()
-        )
-    })
-}
-
-/// What runs under the file's own name elsewhere: usually the answer to why nothing runs the installed one.
-fn namesake(path: &RelPath) -> String {
-    let found = process::all().into_iter().find_map(|pid| {
-        let name = process::executable_name(pid);
-        let same = PathBuf::from(&name)
-            .file_name()
-            .is_some_and(|n| n == path.file_name());
-        same.then(|| format!("; process {pid} runs {name}"))
-    });
-    found.unwrap_or_default()
-}
-
-fn digest_of(pid: u32) -> Option<Digest> {
-    let file = std::fs::File::open(process::executable(pid)).ok()?;
-    Some(Digest::of_reader(file).ok()?.0)
-}
-
-fn old_process(claim: &Claim) -> Option<(u32, PathBuf)> {
+/// A process of the services in question, or one that they left behind, that still executes an old file.
+fn old_process(claim: &Claim, census: &Census) -> Option<(u32, PathBuf)> {
+    let concerned = |name: &Name| claim.services.iter().any(|s| s.name == *name);
     claim.old.iter().find_map(|(file, path)| {
-        let me = std::process::id();
-        let pid = process::running(*file).into_iter().find(|pid| *pid != me)?;
-        Some((pid, path.clone()))
+        let own = census
+            .executing(*file)
+            .into_iter()
+            .find(|process| census.owner(process.pid).is_some_and(concerned));
+        let process = own.or_else(|| census.strays(&[*file]).first().copied())?;
+        Some((process.pid, path.clone()))
     })
 }
 
@@ -217,7 +236,9 @@ struct Watch<'a> {
     failures: u32,
     passing_since: Option<Instant>,
     passed_once: bool,
+    /// Why and in which way it failed last.
     why: String,
+    how: String,
     /// Why it is not watched any more, though it failed.
     excused: Option<String>,
 }
@@ -231,23 +252,25 @@ impl<'a> Watch<'a> {
             passing_since: None,
             passed_once: false,
             why: String::new(),
+            how: String::new(),
             excused: None,
         }
     }
 
-    /// The check has failed. That is no regression if it did so before the switch already, unless the release is held to it.
-    fn end(&mut self, why: String, failed_before: &[String]) -> Result<(), String> {
-        if self.check.required || !failed_before.contains(&self.check.probe.to_string()) {
+    /// The check has failed. That is no regression if it failed in just this way before the switch already, unless the release
+    /// is held to it; and it is nobody's fault where the service that it asks did not run before.
+    fn end(&mut self, why: String, claim: &Claim) -> Result<(), String> {
+        let Some(remark) = excuse(self.check, &self.how, claim) else {
             return Err(why);
-        }
-        self.excused = Some(format!("{why}, as it did before the switch"));
+        };
+        self.excused = Some(format!("{why}, {remark}"));
         Ok(())
     }
 
     /// Takes the result of one try, `since_start` after the services were started. `Err`: the check has failed.
     fn take(
         &mut self,
-        result: Result<(), String>,
+        result: Result<(), Fault>,
         since_start: Duration,
         log: &mut Log,
     ) -> Result<(), String> {
@@ -263,11 +286,12 @@ impl<'a> Watch<'a> {
                 self.why.clear();
                 Ok(())
             }
-            Err(why) => {
+            Err(Fault { how, why }) => {
                 if self.why != why {
                     log.info("health", format!("{probe} fails: {why}"));
                     self.why = why;
                 }
+                self.how = how;
                 // The time that it must stay healthy begins anew.
                 self.passing_since = None;
                 // Having passed once, it is no longer starting.
@@ -295,12 +319,44 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Step two: every check passes within its patience, and goes on passing; no proved process is replaced meanwhile.
+/// Why a check that failed does not count, if it does not.
+fn excuse(check: &Check, how: &str, claim: &Claim) -> Option<String> {
+    let how = text::clean(how, MAX_HOW);
+    let idle = |name: &Name| claim.idle.contains(name);
+    let of_idle = match check.service() {
+        Some(name) => idle(name),
+        None => !claim.idle.is_empty() && claim.manifest.services.iter().all(|s| idle(&s.name)),
+    };
+    if of_idle {
+        return Some("and what it asks did not run before the switch".into());
+    }
+    let before = claim
+        .failed_before
+        .iter()
+        .filter(|before| before.how == how);
+    // Nobody listened there before either, and some service did not run: it will have been that one.
+    let silent = |before: &FailedCheck| {
+        let endpoint = health::endpoint(&check.probe);
+        endpoint.is_some() && health::endpoint(&before.check.probe) == endpoint
+    };
+    if check.of.is_none()
+        && how == health::REFUSED
+        && !claim.idle.is_empty()
+        && before.clone().any(silent)
+    {
+        return Some("and what it asks did not run before the switch".into());
+    }
+    let same = before.into_iter().any(|before| before.check == *check);
+    (same && !check.required).then(|| "as it did before the switch".into())
+}
+
+/// Step two: every check passes within its patience, and goes on passing; every proved process stays the same, and goes on
+/// executing the same file.
 fn stay_healthy(
     claim: &Claim,
     store: &Store,
     manager: &Manager,
-    proved: &[(Name, u32)],
+    proved: &[Proved],
     log: &mut Log,
 ) -> Result<Vec<String>, String> {
     let start = Instant::now();
@@ -314,18 +370,17 @@ fn stay_healthy(
     // Checks that take turns in failing never fail for good, and never are calm together.
     let patience = watches.iter().map(Watch::patience).sum::<Duration>() + STABLE;
     loop {
-        for (name, pid) in proved {
-            still_runs(name, *pid, claim, store, manager, start)?;
+        for one in proved {
+            still_runs(one, claim, store, manager, start)?;
         }
         for watch in &mut watches {
             if Instant::now() < watch.due {
                 continue;
             }
             watch.due = Instant::now() + Duration::from_secs(watch.check.interval_s);
-            let result = try_check(watch.check, claim.set, claim.manifest, store, manager)
-                .and_then(|()| own_listener(watch.check, claim, proved));
+            let result = try_check(watch.check, claim, store, manager);
             if let Err(why) = watch.take(result, start.elapsed(), log) {
-                watch.end(why, claim.failed_before)?;
+                watch.end(why, claim)?;
             }
         }
         if start.elapsed() > patience
@@ -338,7 +393,7 @@ fn stay_healthy(
                 patience.as_secs(),
                 watch.why
             );
-            watch.end(why, claim.failed_before)?;
+            watch.end(why, claim)?;
         }
         watches.retain_mut(|watch| match watch.excused.take() {
             None => true,
@@ -360,98 +415,78 @@ fn stay_healthy(
     }
 }
 
-/// One try of a check, its program found where the set has it.
-fn try_check(
-    check: &Check,
-    set: Set,
-    manifest: &Manifest,
-    store: &Store,
-    manager: &Manager,
-) -> Result<(), String> {
-    let find = |program: &str| store.program(set, manifest, program);
-    let directory = store.directory(set);
-    health::try_once(check, &find, &directory, manager)
+/// One try of a check, its program found where the set has it. The one rule by which the baseline, the proof and the way
+/// back measure: what asks this machine itself must be answered by a service of the set, for an old process or a stranger on
+/// the port says nothing of it.
+fn try_check(check: &Check, claim: &Claim, store: &Store, manager: &Manager) -> Result<(), Fault> {
+    let find = |program: &str| store.program(claim.set, claim.manifest, program);
+    let directory = store.directory(claim.set);
+    let address = health::try_once(check, &find, &directory, manager)?;
+    let (Some(address), AnsweredBy::Services) = (address, check.answered_by) else {
+        return Ok(());
+    };
+    if !manager.controls() || claim.manifest.services.is_empty() {
+        return Ok(());
+    }
+    let proc = manager.host().proc();
+    let owners = proc.listeners(address);
+    let ours = claim.census(store, manager);
+    let stranger = owners
+        .iter()
+        .find(|pid| !ours.answers(**pid, claim.manifest));
+    match stranger {
+        None => Ok(()),
+        Some(pid) => Err(Fault::alike(
+            "a stranger answers",
+            format!(
+                "port {} is held by process {pid} ({}), which is no service of this release",
+                address.port(),
+                proc.executable_name(*pid)
+            ),
+        )),
+    }
 }
 
 fn still_runs(
-    name: &Name,
-    pid: u32,
+    proved: &Proved,
     claim: &Claim,
     store: &Store,
     manager: &Manager,
     start: Instant,
 ) -> Result<(), String> {
-    if process::alive(pid) {
+    let proc = manager.host().proc();
+    let Proved {
+        name,
+        process,
+        file,
+    } = proved;
+    let lives = proc.lives(*process);
+    if lives && proc.file(process.pid) == *file {
         return Ok(());
     }
-    let after = start.elapsed().as_secs();
+    let (pid, after) = (process.pid, start.elapsed().as_secs());
+    if lives {
+        return Err(format!(
+            "service {name} became another program {after} s into its trial: process {pid} now runs {}",
+            proc.executable_name(pid)
+        ));
+    }
+    let census = claim.census(store, manager);
     let service = claim.services.iter().find(|s| s.name == *name);
-    let restarted = service.and_then(|s| process_of(s, claim, store, manager).ok());
-    Err(match restarted {
+    let again = service.map(|s| census.look(s, claim.set, claim.manifest));
+    Err(match again.and_then(|seen| seen.process) {
         Some(new) => format!(
-            "service {name} crashed and was started again {after} s into its trial (process {pid}, then {new})"
+            "service {name} crashed and was started again {after} s into its trial (process {pid}, then {})",
+            new.pid
         ),
         None => format!("service {name} died {after} s into its trial (process {pid})"),
     })
 }
 
-/// A check of this machine's own port must be answered by a service of this set: an old process that kept the port
-/// says nothing about the new one.
-fn own_listener(check: &Check, claim: &Claim, proved: &[(Name, u32)]) -> Result<(), String> {
-    let Some(port) = health::loopback_port(&check.probe) else {
-        return Ok(());
-    };
-    if proved.is_empty() {
-        return Ok(());
-    }
-    let owners = process::listeners(port);
-    let ours = |pid: &u32| {
-        proved.iter().any(|(_, p)| p == pid)
-            || proved
-                .iter()
-                .any(|(_, p)| process::family(*p).contains(pid))
-            || digest_of(*pid).is_some_and(|digest| unchanged(digest, claim))
-    };
-    match owners.iter().find(|pid| !ours(pid)) {
-        Some(pid) => Err(format!(
-            "port {port} is held by process {pid} ({}), which is no service of this release",
-            process::executable_name(*pid)
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Whether this is the program of a service that was not restarted: it goes on running from where it was
-/// installed before.
-fn unchanged(digest: Digest, claim: &Claim) -> bool {
-    let restarted = |service: &Service| claim.services.iter().any(|s| s.name == service.name);
-    let others = claim.manifest.services.iter().filter(|s| !restarted(s));
-    others
-        .filter_map(|s| claim.manifest.at(&s.runs))
-        .any(|component| component.sha256 == digest)
-}
-
-/// Whether the process of a service, if it has one, runs these bytes already: as the file itself, or as one like it.
-pub fn runs_the_bytes(
-    service: &Service,
-    set: Set,
-    manifest: &Manifest,
-    store: &Store,
-    manager: &Manager,
-) -> bool {
-    let claim = Claim {
-        set,
-        manifest,
-        services: Vec::new(),
-        old: Vec::new(),
-        failed_before: &[],
-    };
-    manager.pid(&service.name).is_none() || process_of(service, &claim, store, manager).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
     use crate::log::Place;
     use crate::manifest::Probe;
 
@@ -478,6 +513,8 @@ mod tests {
             start_period_s: 10,
             stable_s: 0,
             required: false,
+            of: None,
+            answered_by: AnsweredBy::Services,
         }
     }
 
@@ -497,18 +534,19 @@ mod tests {
         (directory, host, store, manifest)
     }
 
-    /// A process that runs a copy of `sleep` at `path`, ended when dropped.
+    /// A process that runs a copy of `sleep` at `path`, in a session of its own as daemons do; ended when dropped.
     struct Sleeper(std::process::Child);
 
     impl Sleeper {
         fn at(path: &std::path::Path) -> Sleeper {
             std::fs::copy("/bin/sleep", path).unwrap();
-            let child = std::process::Command::new(path)
+            let child = std::process::Command::new("setsid")
+                .arg(path)
                 .arg("1000")
                 .spawn()
                 .unwrap();
-            let file = FileId::of(path).unwrap();
-            while !process::running(file).contains(&child.id()) {
+            let file = FileId::of(path).ok();
+            while crate::proc::Proc::default().file(child.id()) != file {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Sleeper(child)
@@ -522,26 +560,39 @@ mod tests {
         }
     }
 
+    fn commands(pidfile: Option<&str>) -> crate::config::Services {
+        crate::config::Services::Commands {
+            start: vec!["true".into()],
+            stop: vec!["true".into()],
+            status: vec!["true".into()],
+            pidfile: pidfile.map(str::to_owned),
+        }
+    }
+
+    fn claim(manifest: &Manifest, old: Vec<(FileId, PathBuf)>) -> Claim<'_> {
+        Claim {
+            set: Set::A,
+            manifest,
+            other: None,
+            services: manifest.services.iter().collect(),
+            old,
+            idle: &[],
+            failed_before: &[],
+        }
+    }
+
     #[test]
     fn an_old_process_spoils_the_proof() {
         let (directory, host, store, manifest) = world();
         let _new = Sleeper::at(&store.slot(crate::slot::Slot::A).join("bin/node"));
-        let how = crate::config::Services::Commands {
-            start: vec!["true".into()],
-            stop: vec!["true".into()],
-            status: vec!["true".into()],
-            pidfile: None,
-        };
+        let how = commands(None);
         let manager = Manager::new(&how, &host, Duration::from_secs(60));
         let old_path = directory.path().join("old");
         let old = Sleeper::at(&old_path);
-        let claim = Claim {
-            set: Set::A,
-            manifest: &manifest,
-            services: manifest.services.iter().collect(),
-            old: vec![(FileId::of(&old_path).unwrap(), old_path.clone())],
-            failed_before: &[],
-        };
+        let claim = claim(
+            &manifest,
+            vec![(FileId::of(&old_path).unwrap(), old_path.clone())],
+        );
         let why = run_the_files(&claim, &store, &manager, &mut log()).unwrap_err();
         assert!(
             why.contains("still runs the old") && why.contains("/old"),
@@ -554,26 +605,100 @@ mod tests {
 
     #[test]
     fn a_port_that_another_process_holds_proves_nothing() {
-        let (_directory, _, store, manifest) = world();
-        let node = Sleeper::at(&store.slot(crate::slot::Slot::A).join("bin/node"));
+        let (directory, host, store, manifest) = world();
+        let _node = Sleeper::at(&store.slot(crate::slot::Slot::A).join("bin/node"));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let claim = claim(&manifest, Vec::new());
         let mut check = check(0);
-        check.probe = Probe::Tcp {
-            address: listener.local_addr().unwrap().to_string(),
+        // This test holds the port, not the service; by whatever name this machine is called.
+        let how = commands(None);
+        let manager = Manager::new(&how, &host, Duration::from_secs(60));
+        for host in ["127.0.0.1", "0.0.0.0", "127.1", "localhost"] {
+            check.probe = Probe::Tcp {
+                address: format!("{host}:{port}"),
+            };
+            check.answered_by = AnsweredBy::Services;
+            let why = try_check(&check, &claim, &store, &manager).unwrap_err().why;
+            assert!(why.contains("which is no service of this release"), "{why}");
+            // Declared, it counts as health.
+            check.answered_by = AnsweredBy::Anybody;
+            try_check(&check, &claim, &store, &manager).unwrap();
+        }
+        check.answered_by = AnsweredBy::Services;
+        // Now it is the service.
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        let pidfile = directory.path().join("run/node.pid");
+        std::fs::write(pidfile, std::process::id().to_string()).unwrap();
+        let how = commands(Some("/run/{name}.pid"));
+        let manager = Manager::new(&how, &host, Duration::from_secs(60));
+        try_check(&check, &claim, &store, &manager).unwrap();
+    }
+
+    #[test]
+    fn an_excuse_covers_what_was_measured_and_nothing_else() {
+        let (_directory, _, _, manifest) = world();
+        let asks = |what: &str| Check {
+            probe: Probe::Http {
+                url: "http://127.0.0.1:1/h".into(),
+                status: 200,
+                json: Some(crate::manifest::JsonField {
+                    pointer: what.into(),
+                    equals: "ok".into(),
+                }),
+            },
+            ..check(0)
         };
-        let services = manifest.services.iter().collect();
-        let claim = Claim {
-            set: Set::A,
-            manifest: &manifest,
-            services,
-            old: Vec::new(),
-            failed_before: &[],
+        let before = [FailedCheck {
+            check: asks("/printer"),
+            how: "no /printer".into(),
+        }];
+        let node = [manifest.services[0].name.clone()];
+        let claim = |idle| Claim {
+            failed_before: &before,
+            idle,
+            ..claim(&manifest, Vec::new())
         };
-        let name = manifest.services[0].name.clone();
-        // This test holds the port, not the service.
-        let why = own_listener(&check, &claim, &[(name.clone(), node.0.id())]).unwrap_err();
-        assert!(why.contains("which is no service of this release"), "{why}");
-        own_listener(&check, &claim, &[(name, std::process::id())]).unwrap();
+        let required = Check {
+            required: true,
+            ..asks("/printer")
+        };
+        let other_patience = Check {
+            retries: 1,
+            ..asks("/printer")
+        };
+        for (check, how, excused, why) in [
+            (asks("/printer"), "no /printer", true, "the same"),
+            (
+                asks("/version"),
+                "no /printer",
+                false,
+                "another field of the same URL",
+            ),
+            (
+                asks("/printer"),
+                "answered 500",
+                false,
+                "another failure of the same check",
+            ),
+            (
+                other_patience,
+                "no /printer",
+                false,
+                "tried with other retries",
+            ),
+            (required, "no /printer", false, "required"),
+        ] {
+            let found = excuse(&check, how, &claim(&[]));
+            assert_eq!(found.is_some(), excused, "{why}: {found:?}");
+        }
+        // Whatever fails of what did not run before is nobody's fault.
+        assert!(excuse(&asks("/version"), "refused", &claim(&node)).is_some());
+        let of_another = Check {
+            of: Some("other".parse().unwrap()),
+            ..asks("/version")
+        };
+        assert!(excuse(&of_another, "refused", &claim(&node)).is_none());
     }
 
     /// Feeds tries: 'p' passes, 'f' fails; the time since the start in seconds is that of the first.
@@ -583,7 +708,7 @@ mod tests {
             let result = if try_ == 'p' {
                 Ok(())
             } else {
-                Err("refused".to_owned())
+                Err(Fault::new("refused"))
             };
             watch.take(result, since_start, &mut log()).is_ok()
         })

@@ -142,7 +142,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     }
     let interrupted = match loaded {
         Loaded::Record(record)
-            if matches!(record.phase, Phase::Switching { .. } | Phase::Staged { .. })
+            if matches!(record.phase, Phase::Staging { .. } | Phase::Staged { .. } | Phase::Switching { .. })
                 // On the way back the data comes first.
                 && !matches!(decision.record.phase, Phase::Reverting { .. }) =>
         {

@@ -1,20 +1,30 @@
 //! Services: OpenRC, or argument vectors from the configuration.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal};
 
 use crate::config::Services;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::Name;
-use crate::process::{self, FileId, Identity, Program};
+use crate::proc::{self, Identity, Process};
+use crate::process::{self, Program};
 
 /// How long a runlevel may take before it is not waited for any more.
 const RUNLEVEL: Duration = Duration::from_secs(600);
+
+/// What a pidfile tells of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Main {
+    /// This process is it.
+    Process(u32),
+    /// None is: its pidfile is missing where the configuration says it must be, or is an old one.
+    Nobody,
+    /// There is no pidfile to go by.
+    Unknown,
+}
 
 /// Controls services.
 pub struct Manager<'a> {
@@ -27,6 +37,11 @@ impl<'a> Manager<'a> {
     /// A start or a stop may take `timeout`.
     pub fn new(how: &'a Services, host: &'a Host, timeout: Duration) -> Manager<'a> {
         Manager { how, host, timeout }
+    }
+
+    /// The machine that they run on.
+    pub fn host(&self) -> &Host {
+        self.host
     }
 
     /// Whether there are services to control. Those of the host are left alone when working on another root, unless
@@ -56,8 +71,8 @@ impl<'a> Manager<'a> {
             .cloned()
             .collect();
         if let Services::OpenRc { .. } = self.how {
-            let tree = fs::read_to_string("/run/openrc/deptree").unwrap_or_default();
-            for name in dependents(&tree, &started) {
+            let tree = fs::read("/run/openrc/deptree").unwrap_or_default();
+            for name in dependents(&String::from_utf8_lossy(&tree), &started) {
                 if self.is_started(&name) {
                     started.push(name);
                 }
@@ -90,7 +105,7 @@ impl<'a> Manager<'a> {
         }
     }
 
-    /// Starts a service.
+    /// Starts a service. What it starts carries its name in the environment, unless the service manager takes that away.
     pub fn start(&self, name: &Name, log: &mut Log) -> Result<()> {
         log.info("services", format!("starting {name}"));
         let vector = match self.how {
@@ -104,82 +119,126 @@ impl<'a> Manager<'a> {
             Services::Commands { start, .. } => with_name(start, name),
             Services::None {} => return Ok(()),
         };
+        let mark = [(proc::SERVICE.to_owned(), self.mark(name))];
+        let start = Program {
+            environment: &mark,
+            ..Program::new(&vector, self.timeout)
+        };
         // Nobody reads what it writes: it lives on, and a pipe of ours would not.
-        let ended = Program::new(&vector, self.timeout).run_silently()?;
+        let ended = start.run_silently()?;
         told("starting", name, &vector, &ended)
     }
 
-    /// Stops a service; afterwards none of its processes remain. They are known by `programs`, the files that it may be
-    /// running; without any, the service manager's word is taken.
-    pub fn stop(&self, name: &Name, programs: &[FileId], log: &mut Log) -> Result<()> {
+    /// What names a service of this appliance, and of no other one below another root of the same machine.
+    fn mark(&self, name: &Name) -> String {
+        format!("{name} {}", self.host.root().display())
+    }
+
+    /// Whether a process says that it was started for this service.
+    pub fn started_for(&self, name: &Name, process: &Process) -> bool {
+        let is = |value: &Option<Vec<u8>>, name: &str| value.as_deref() == Some(name.as_bytes());
+        is(&process.mark, &self.mark(name))
+            || (self.host.is_running_system() && is(&process.group, name.as_str()))
+    }
+
+    /// Stops a service; afterwards none of its `own` processes lives. Says whether its stop command succeeded.
+    pub fn stop(&self, name: &Name, own: Vec<Identity>, log: &mut Log) -> Result<bool> {
         let vector = match self.how {
             Services::OpenRc { .. } => openrc(name, "stop"),
             Services::Commands { stop, .. } => with_name(stop, name),
-            Services::None {} => return Ok(()),
+            Services::None {} => return Ok(true),
         };
         log.info("services", format!("stopping {name}"));
-        let before = self.processes(name, programs);
         let ended = Program::new(&vector, self.timeout).run(&mut |_, _| {})?;
         let stopped = told("stopping", name, &vector, &ended);
         if let Err(e) = &stopped {
             log.warning("services", e.chain());
         }
-        end_processes(before, self.timeout, log)?;
+        self.end(own, log)?;
         // OpenRC keeps a crashed service that it could not stop as started, and would not start it again.
         if stopped.is_err() && matches!(self.how, Services::OpenRc { .. }) {
             Program::new(&openrc(name, "zap"), self.timeout).run_silently()?;
         }
-        Ok(())
+        Ok(stopped.is_ok())
     }
 
-    /// A service's processes: those that run its programs, and, if its pidfile leads to one of them (the id in it may
-    /// have been given to another by now), all of that family. Whoever asked for the update is none of them.
-    fn processes(&self, name: &Name, programs: &[FileId]) -> Vec<Identity> {
-        let runs = |pid: &u32| {
-            FileId::of(&process::executable(*pid)).is_ok_and(|file| programs.contains(&file))
-        };
-        let mut pids: Vec<u32> = programs
-            .iter()
-            .flat_map(|file| process::running(*file))
-            .collect();
-        let family = self.pid(name).map(process::family).unwrap_or_default();
-        if family.iter().any(runs) {
-            pids.extend(family);
-        }
-        let callers = process::ancestors();
-        pids.retain(|pid| !callers.contains(pid));
-        pids.sort_unstable();
-        pids.dedup();
-        pids.into_iter().filter_map(Identity::of).collect()
-    }
-
-    /// The process id in a service's pidfile, if that process lives.
-    pub fn pid(&self, name: &Name) -> Option<u32> {
-        let read = |path: &Path| -> Option<u32> {
-            let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    /// The process that a service is, by its pidfile.
+    pub fn main(&self, name: &Name) -> Main {
+        let mut found = Main::Unknown;
+        for path in self.pidfiles(name) {
+            let Ok(bytes) = fs::read(&path) else {
+                continue;
+            };
+            // One that was written is one to go by.
+            found = Main::Nobody;
+            let text = String::from_utf8_lossy(&bytes);
+            let pid = text.trim().parse().ok();
             // The first process is nobody's service.
-            (pid > 1 && process::alive(pid)).then_some(pid)
-        };
-        let configured = match self.how {
+            let alive = |pid: &u32| *pid > 1 && self.host.proc().identity(*pid).is_some();
+            if let Some(pid) = pid.filter(alive) {
+                return Main::Process(pid);
+            }
+        }
+        match self.pidfile() {
+            Some(_) => Main::Nobody,
+            None => found,
+        }
+    }
+
+    /// Where the configuration says that pidfiles are.
+    fn pidfile(&self) -> Option<&str> {
+        match self.how {
             Services::OpenRc { pidfile } | Services::Commands { pidfile, .. } => pidfile.as_deref(),
             Services::None {} => None,
-        };
-        if let Some(template) = configured {
+        }
+    }
+
+    fn pidfiles(&self, name: &Name) -> Vec<PathBuf> {
+        if let Some(template) = self.pidfile() {
             let path = self.host.path(&template.replace("{name}", name.as_str()));
-            return read(&path.ok()?);
+            return path.into_iter().collect();
         }
-        if let Services::OpenRc { .. } = self.how {
-            let recorded = openrc_pidfiles(name);
-            let usual = [
-                format!("/run/{name}.pid"),
-                format!("/run/supervise-{name}.pid"),
-            ];
-            return recorded
-                .iter()
-                .chain(&usual)
-                .find_map(|path| read(Path::new(path)));
+        let Services::OpenRc { .. } = self.how else {
+            return Vec::new();
+        };
+        let usual = [
+            format!("/run/{name}.pid"),
+            format!("/run/supervise-{name}.pid"),
+        ];
+        let recorded = openrc_pidfiles(name).into_iter();
+        recorded.chain(usual).map(PathBuf::from).collect()
+    }
+
+    /// Ends these processes: they are given some time, then killed. Whoever asked for the update is spared.
+    pub fn end(&self, mut processes: Vec<Identity>, log: &mut Log) -> Result<()> {
+        let proc = self.host.proc();
+        let callers = proc.ancestors();
+        processes.retain(|process| !callers.contains(&process.pid));
+        let left = || processes.iter().copied().filter(|p| proc.lives(*p));
+        let wait = |time: Duration| {
+            let until = Instant::now() + time;
+            while left().next().is_some() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        wait(self.timeout.min(Duration::from_secs(10)));
+        for process in left() {
+            let what = format!(
+                "killing process {} ({}), which outlived its service",
+                process.pid,
+                proc.executable_name(process.pid)
+            );
+            log.warning("services", what);
+            proc.kill(process);
         }
-        None
+        wait(self.timeout);
+        match left().next() {
+            None => Ok(()),
+            Some(process) => Err(Error::new(format!(
+                "stopping services: process {} cannot be killed",
+                process.pid
+            ))),
+        }
     }
 
     /// Waits until OpenRC is not in the middle of a runlevel: calling it from inside one would wait for ever.
@@ -212,14 +271,18 @@ fn with_name(vector: &[String], name: &Name) -> Vec<String> {
 
 /// What OpenRC wrote down when it started the service: an option `pidfile`, and lines `pidfile=/run/x.pid` for each daemon.
 fn openrc_pidfiles(name: &Name) -> Vec<String> {
-    let option = fs::read_to_string(format!("/run/openrc/options/{name}/pidfile"));
-    let mut found: Vec<String> = option.iter().map(|path| path.trim().to_owned()).collect();
+    let read = |path: PathBuf| {
+        let bytes = fs::read(path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let option = read(format!("/run/openrc/options/{name}/pidfile").into());
+    let mut found: Vec<String> = vec![option.trim().to_owned()];
     for entry in fs::read_dir(format!("/run/openrc/daemons/{name}"))
         .into_iter()
         .flatten()
         .flatten()
     {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let text = read(entry.path());
         found.extend(
             text.lines()
                 .filter_map(|line| line.strip_prefix("pidfile="))
@@ -228,37 +291,6 @@ fn openrc_pidfiles(name: &Name) -> Vec<String> {
     }
     found.retain(|path| !path.is_empty());
     found
-}
-
-/// Whatever is left of these processes is given some time, then killed.
-fn end_processes(processes: Vec<Identity>, timeout: Duration, log: &mut Log) -> Result<()> {
-    let left = || processes.iter().copied().filter(|process| process.lives());
-    let wait = |time: Duration| {
-        let until = Instant::now() + time;
-        while left().next().is_some() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
-    wait(timeout.min(Duration::from_secs(10)));
-    for Identity { pid, .. } in left() {
-        let what = format!(
-            "killing process {pid} ({}), which outlived its service",
-            process::executable_name(pid)
-        );
-        log.warning("services", what);
-        if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
-            // Gone in this instant is fine.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-    }
-    wait(timeout);
-    match left().next() {
-        None => Ok(()),
-        Some(process) => Err(Error::new(format!(
-            "stopping services: process {} cannot be killed",
-            process.pid
-        ))),
-    }
 }
 
 fn told(doing: &str, name: &Name, vector: &[String], ended: &process::Ended) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::dataset::{DataSet, Move};
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::json;
-use crate::manifest::{Name, Service};
+use crate::manifest::{Check, Name, Service};
 use crate::slot::{Installed, Set};
 
 /// The only record format there is.
@@ -182,9 +182,12 @@ pub struct Operation {
     /// The data that was set aside on the way back.
     #[serde(default)]
     pub discarded: Option<Discarded>,
-    /// The health checks that failed before the switch already: what each asks.
+    /// The health checks that failed before the switch, and how: they do not condemn the release by failing just so again.
     #[serde(default)]
-    pub failed_before: Vec<String>,
+    pub failed_before: Vec<FailedCheck>,
+    /// The services that did not run before the switch: they stay so, and nothing is proved of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idle: Vec<Name>,
     /// The most bytes of discarded data that are kept.
     #[serde(default)]
     pub discarded_bytes: u64,
@@ -247,6 +250,7 @@ impl Operation {
             saved_at: None,
             discarded: None,
             failed_before: Vec::new(),
+            idle: Vec::new(),
             discarded_bytes: limits.discarded_bytes,
         }
     }
@@ -285,6 +289,15 @@ impl Operation {
     pub fn from(&self) -> &Installed {
         &self.before.active
     }
+}
+
+/// A health check that failed before a switch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCheck {
+    /// All of it.
+    pub check: Check,
+    /// In which way it failed.
+    pub how: String,
 }
 
 /// Why an operation is undone.
@@ -336,6 +349,9 @@ pub struct Attempt {
     /// Why, where it did not end well.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What keeps an end that is good from being proved, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unproved: Vec<String>,
     /// The last lines of the migration's output, where it failed.
     #[serde(default)]
     pub output: Vec<String>,
@@ -475,6 +491,7 @@ impl Operation {
             ended: now.to_owned(),
             result,
             reason,
+            unproved: Vec::new(),
             output: Vec::new(),
             discarded: self.discarded.clone(),
         }

@@ -1,25 +1,26 @@
 //! What `status` tells: what runs, as observed and not as hoped; what was tried last and how it ended; what to do now.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::config::{Config, Services};
 use crate::decision::Loaded;
-use crate::digest::Digest;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::manifest::{Component, Manifest, Name};
-use crate::process::{self, FileId};
+use crate::manifest::{Manifest, Name};
+use crate::observe::{Census, State};
+use crate::proc::{FileId, Identity};
 use crate::select::Fit;
 use crate::service::Manager;
-use crate::slot::{Installed, Link, Set};
+use crate::slot::{Installed, Link, Set, Slot};
 use crate::state::{
     Attempt, DataState, Discarded, Failure, Idle, OperationKind, Phase, Record, Refusal,
     RefusalKind,
 };
 use crate::store::{self, Freshness, Holder, Refreshed, Store};
+use crate::text;
 
 /// The answer. As JSON it is documented in `docs/formats.md`.
 #[derive(Debug, Serialize)]
@@ -53,6 +54,8 @@ pub struct Status {
     pub refreshed: Option<Refreshed>,
     /// The running set's services.
     pub services: Vec<ServiceState>,
+    /// Processes that still use another set's files.
+    pub elsewhere: Vec<Elsewhere>,
     /// Releases that are not tried again by themselves.
     pub refused: Vec<Refusal>,
     /// What is wrong, a sentence each.
@@ -93,6 +96,23 @@ pub struct ServiceState {
     pub runs: Option<String>,
     /// The file that it should run.
     pub installed: PathBuf,
+    /// What is wrong, in one sentence; absent with `installed`.
+    pub why: Option<String>,
+}
+
+/// A process that uses files of another set than the one that runs.
+#[derive(Debug, Serialize)]
+pub struct Elsewhere {
+    /// Its id.
+    pub pid: u32,
+    /// The file that it executes.
+    pub runs: String,
+    /// What it uses.
+    pub uses: String,
+    /// The service whose process it is, if it is one's.
+    pub service: Option<Name>,
+    /// Whether its release declares that it outlives its service.
+    pub left: bool,
 }
 
 impl Status {
@@ -136,9 +156,11 @@ impl Status {
         let default = Services::default();
         let how = config.as_ref().map_or(&default, |c| &c.services);
         let manager = Manager::new(how, host, Duration::from_secs(5));
-        let services = match &manifest {
-            Some(manifest) if manager.controls() => services(&running, manifest, store, &manager),
-            _ => Vec::new(),
+        let (services, elsewhere) = match &manifest {
+            Some(manifest) if manager.controls() => {
+                look_at_services(&running, manifest, store, &manager)
+            }
+            _ => (Vec::new(), Vec::new()),
         };
         let mut status = Status {
             format: 1,
@@ -158,6 +180,7 @@ impl Status {
             failure: record.and_then(|r| r.failure.clone()),
             refreshed: store.refreshed(),
             services,
+            elsewhere,
             refused,
             needs_person: trouble.is_some_and(|t| t.needs_person) || held.is_some(),
             busy: store.holder(),
@@ -294,65 +317,47 @@ fn is_there(installed: &Installed, store: &Store) -> bool {
     installed.set == Set::Factory || digest == installed.manifest
 }
 
-fn services(
+/// The running set's services, and every process that runs from another set's files or from what a slot held before.
+fn look_at_services(
     running: &Installed,
     manifest: &Manifest,
     store: &Store,
     manager: &Manager,
-) -> Vec<ServiceState> {
-    let mut found = Vec::new();
-    for service in &manifest.services {
-        let Some(component) = manifest.at(&service.runs) else {
-            continue;
-        };
-        let installed = store.component(running.set, component);
-        let wanted = installed
-            .as_ref()
-            .ok()
-            .and_then(|path| FileId::of(path).ok());
-        let pid = match manager.pid(&service.name) {
-            Some(pid) => {
-                let family = process::family(pid);
-                let exact = family
-                    .iter()
-                    .find(|p| FileId::of(&process::executable(**p)).ok() == wanted);
-                // A supervisor's child is the service; a lone process is itself.
-                exact
-                    .or_else(|| family.iter().rfind(|p| **p != pid))
-                    .copied()
-                    .or(Some(pid))
-            }
-            None => wanted.and_then(|id| process::running(id).first().copied()),
-        };
-        let state = match pid {
-            None => "stopped",
-            Some(pid) if runs(pid, wanted, component) => "installed",
-            Some(_) => "other",
-        };
-        found.push(ServiceState {
+) -> (Vec<ServiceState>, Vec<Elsewhere>) {
+    let census = Census::take(&[manifest], &[], store, manager);
+    let proc = manager.host().proc();
+    let name = |process: Identity| proc.executable_name(process.pid);
+    let services = manifest.services.iter().filter_map(|service| {
+        let component = manifest.at(&service.runs)?;
+        let seen = census.look(service, running.set, manifest);
+        Some(ServiceState {
             name: service.name.clone(),
-            state,
-            pid,
-            runs: pid.map(process::executable_name),
-            installed: installed.unwrap_or_else(|_| component.install_path.as_str().into()),
-        });
-    }
-    found
-}
-
-/// Same inode, or the same bytes: a service that did not change is not restarted, and runs where it was installed first.
-fn runs(pid: u32, wanted: Option<FileId>, component: &Component) -> bool {
-    let exe = process::executable(pid);
-    if FileId::of(&exe).ok().is_some_and(|id| Some(id) == wanted) {
-        return true;
-    }
-    same_bytes(&exe, component)
-}
-
-fn same_bytes(path: &Path, component: &Component) -> bool {
-    let file = std::fs::File::open(path);
-    file.and_then(Digest::of_reader)
-        .is_ok_and(|(digest, _)| digest == component.sha256)
+            state: match seen.state {
+                State::Installed => "installed",
+                State::Other => "other",
+                State::Stopped => "stopped",
+            },
+            pid: seen.process.map(|process| process.pid),
+            runs: seen.process.map(name),
+            installed: store
+                .component(running.set, component)
+                .unwrap_or_else(|_| component.install_path.as_str().into()),
+            why: seen.why,
+        })
+    });
+    let slots = Slot::BOTH
+        .into_iter()
+        .filter(|slot| running.set != Set::from(*slot));
+    let places = slots.map(|slot| store.slot(slot)).chain(store.kept());
+    let users = store.users(&places.collect::<Vec<_>>());
+    let elsewhere = users.into_iter().map(|user| Elsewhere {
+        pid: user.process.pid,
+        runs: name(user.process),
+        uses: text::path(&user.path),
+        service: census.owner(user.process.pid).cloned(),
+        left: census.is_left(user.process.pid),
+    });
+    (services.collect(), elsewhere.collect())
 }
 
 fn advice(status: &Status) -> Vec<String> {
@@ -457,9 +462,26 @@ pub fn for_people(status: &Status) -> String {
                     service.installed.display()
                 )
             }
-            _ => "NOT RUNNING".into(),
+            _ => match &service.why {
+                Some(why) => format!("NOT RUNNING: {why}"),
+                None => "NOT RUNNING".into(),
+            },
         };
         add("service", format!("{}: {told}", service.name));
+    }
+    for process in &status.elsewhere {
+        let whose = match (&process.service, process.left) {
+            (_, true) => ", left behind on purpose".to_owned(),
+            (Some(service), _) => format!(", of {service}"),
+            (None, false) => String::new(),
+        };
+        add(
+            "elsewhere",
+            format!(
+                "process {} ({}{whose}) still uses {}",
+                process.pid, process.runs, process.uses
+            ),
+        );
     }
     match &status.fallback {
         Some(fallback) => add("fallback", fallback.to_string()),
@@ -496,7 +518,11 @@ pub fn for_people(status: &Status) -> String {
                     "began {}, ended {}: {}",
                     last.started,
                     last.ended,
-                    result(last.result)
+                    match (last.result, last.unproved.as_slice()) {
+                        (Exit::Done, [_, ..]) =>
+                            format!("done, not proved: {} (exit 0)", last.unproved.join("; ")),
+                        _ => result(last.result),
+                    }
                 ),
             );
             if let Some(reason) = &last.reason {

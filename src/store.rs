@@ -17,8 +17,8 @@ use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
 use crate::json;
-use crate::manifest::{self, Component, Manifest, RelPath};
-use crate::process;
+use crate::manifest::{self, Component, Manifest, ProgramPath, RelPath};
+use crate::proc::Use;
 use crate::repository::Versions;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::state::{self, Record, Refusal};
@@ -178,6 +178,26 @@ impl Store {
         }
     }
 
+    /// Everywhere that a component is or was installed, whichever set has it.
+    pub fn places(&self, component: &Component) -> Vec<PathBuf> {
+        let sets = [Set::Factory, Set::A, Set::B].into_iter();
+        let kept = self.kept().into_iter();
+        sets.filter_map(|set| self.component(set, component).ok())
+            .chain(kept.map(|directory| directory.join(&component.install_path)))
+            .collect()
+    }
+
+    /// Whether a file that is executed is this program.
+    pub fn is_program(&self, executed: &Path, program: &ProgramPath) -> bool {
+        let is = |path: String| self.host.path(&path).is_ok_and(|path| path == executed);
+        let Some(path) = program.in_set() else {
+            return is(program.to_string());
+        };
+        let slots = self.path("slots");
+        let slots = fs::canonicalize(&slots).unwrap_or(slots);
+        (executed.starts_with(slots) && executed.ends_with(path)) || is(format!("/usr/{path}"))
+    }
+
     /// The directory in which a set's programs are run.
     pub fn directory(&self, set: Set) -> PathBuf {
         set.slot()
@@ -246,7 +266,9 @@ impl Store {
             }
             // `status` takes a shared lock for an instant, to see whether anybody works; that is nobody at work.
             let holder = self.holder();
-            let works = holder.as_ref().is_some_and(|h| !process::ending(h.pid));
+            let works = holder
+                .as_ref()
+                .is_some_and(|h| !self.host.proc().ending(h.pid));
             if works || Instant::now() >= settled {
                 let who = match holder {
                     Some(h) if works => {
@@ -409,11 +431,52 @@ impl Store {
         Slot::BOTH.iter().any(|slot| self.slot(*slot).exists())
     }
 
-    /// Deletes what an operation was staging.
+    /// Deletes what an operation was staging, and what slots held before. What a process still uses is kept beside the slots
+    /// until it has ended: files do not go away under whom an update leaves alone.
     pub fn drop_leftovers(&self) -> Result<()> {
-        Slot::BOTH
-            .iter()
-            .try_for_each(|slot| durable::remove_tree(&self.next(*slot)))
+        for slot in Slot::BOTH {
+            let next = self.next(slot);
+            if next.exists() && self.in_use(&next) {
+                let free = |number: &u32| !self.kept_path(slot, *number).exists();
+                let number = (1..).find(free).unwrap_or_default();
+                durable::rename(&next, &self.kept_path(slot, number))?;
+            } else {
+                durable::remove_tree(&next)?;
+            }
+        }
+        let unused = self.kept().into_iter().filter(|kept| !self.in_use(kept));
+        unused
+            .into_iter()
+            .try_for_each(|kept| durable::remove_tree(&kept))
+    }
+
+    fn kept_path(&self, slot: Slot, number: u32) -> PathBuf {
+        self.path("slots").join(format!("{slot}.kept-{number}"))
+    }
+
+    /// What slots held before, and processes still use.
+    pub fn kept(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.path("slots")).into_iter().flatten();
+        let kept = entries.flatten().filter(|entry| {
+            let name = entry.file_name();
+            name.to_str().is_some_and(|name| name.contains(".kept-"))
+        });
+        kept.map(|entry| entry.path()).collect()
+    }
+
+    /// The processes that use something in these directories.
+    pub fn users(&self, directories: &[PathBuf]) -> Vec<Use> {
+        // As the kernel tells paths: without links.
+        let real = directories.iter().filter_map(|d| fs::canonicalize(d).ok());
+        let real: Vec<PathBuf> = real.collect();
+        match real.is_empty() {
+            true => Vec::new(),
+            false => self.host.proc().users(&real),
+        }
+    }
+
+    fn in_use(&self, directory: &Path) -> bool {
+        !self.users(&[directory.to_owned()]).is_empty()
     }
 
     /// Where an operation's snapshot of the data is.

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::durable;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
 use crate::log::Log;
 use crate::manifest::{Manifest, Migrate, Name, Service};
 use crate::migrate::{self, Failure, Tool};
+use crate::observe::{Census, State};
 use crate::plan::{self, Reserve};
-use crate::process::FileId;
+use crate::proc::{FileId, Identity, Use};
 use crate::protect;
 use crate::prove::{self, Claim};
 use crate::recover;
@@ -22,6 +23,7 @@ use crate::state::{
     OperationKind, Phase, Record, Refusal, RefusalKind, Trouble, exit_of_return_to,
 };
 use crate::store::Store;
+use crate::text;
 
 /// Bytes that are held for the records of the way back.
 const WAY_BACK: u64 = 256 * 1024;
@@ -131,55 +133,7 @@ impl<'a> Switch<'a> {
         }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        let uses_data = |name: &Name| self.op.uses_data(name);
-        self.op.services = plan::changed_services(
-            self.home.manifest.as_ref(),
-            self.to.manifest.as_ref(),
-            &uses_data,
-        );
-        self.add_mismatched(self.to.set, &manager);
-        let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
-        let mut ran = manager.started(&names);
-        ran.extend(self.other_users(&manager, &ran));
-        // An attempt that was cut short may have left them stopped; what only the new set has is to be started.
-        let stopped = self.op.ran.clone();
-        let new = names
-            .iter()
-            .filter(|name| self.home.manifest.is_some() && !self.home.has(name))
-            .cloned();
-        for name in stopped.into_iter().chain(new) {
-            if !ran.contains(&name) && manager.controls() {
-                ran.push(name);
-            }
-        }
-        // What was held had no chance to run.
-        let held = recover::fit(self.store, self.home.set, &record.schemas).obstacle();
-        if held.is_some() && manager.controls() {
-            let waiting = names.iter().filter(|name| !ran.contains(name));
-            ran.extend(waiting.cloned().collect::<Vec<Name>>());
-        }
-        if ran.is_empty() && manager.controls() && !names.is_empty() {
-            // With nothing running there would be nothing to prove.
-            self.log.warning(
-                "services",
-                "none of the services that change runs: all of them will be started",
-            );
-            ran = names.clone();
-        }
-        for name in names
-            .iter()
-            .filter(|name| !ran.contains(name) && manager.controls())
-        {
-            self.log.warning(
-                "services",
-                format!("{name} does not run: it stays so, and nothing is proved of it"),
-            );
-        }
-        self.op.ran = ran;
-        if let Some(manifest) = &self.home.manifest {
-            self.op.failed_before =
-                prove::baseline(self.home.set, manifest, self.store, &manager, self.log);
-        }
+        self.concern_services(&manager, record);
         // What the way back has to write fits, whatever fills the disk meanwhile.
         self.reserve = Some(Reserve::new(&self.store.path("update"), WAY_BACK)?);
         let mut reached = record.with(Phase::Switching {
@@ -236,6 +190,92 @@ impl<'a> Switch<'a> {
         Ok(Exit::Failed)
     }
 
+    /// Which services the switch restarts, which of them run, and which do not and stay so.
+    fn concern_services(&mut self, manager: &Manager, record: &Record) {
+        let uses_data = |name: &Name| self.op.uses_data(name);
+        self.op.services = plan::changed_services(
+            self.home.manifest.as_ref(),
+            self.to.manifest.as_ref(),
+            &uses_data,
+        );
+        self.add_mismatched(self.to.set, manager);
+        if !manager.controls() {
+            return;
+        }
+        let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
+        let mut ran = manager.started(&names);
+        ran.extend(self.other_users(manager, &ran));
+        // What only the new set has is to be started; of a set without a manifest nobody knows what it has. What an attempt
+        // that was cut short has stopped ran before; and what was held had no chance to run.
+        let held = recover::fit(self.store, self.home.set, &record.schemas).obstacle();
+        let new = |name: &Name| self.home.manifest.is_none() || !self.home.has(name);
+        let wanted = names.iter().filter(|name| held.is_some() || new(name));
+        let wanted: Vec<Name> = self.op.ran.iter().chain(wanted).cloned().collect();
+        for name in wanted {
+            if !ran.contains(&name) {
+                ran.push(name);
+            }
+        }
+        let all = self.home.services().iter().chain(self.to.services());
+        let mut idle: Vec<Name> = all
+            .map(|service| service.name.clone())
+            .filter(|name| !ran.contains(name))
+            .collect();
+        idle.sort();
+        idle.dedup();
+        let started = manager.started(&idle);
+        idle.retain(|name| !started.contains(name));
+        for name in &idle {
+            let what = format!("{name} does not run: it stays so, and nothing is proved of it");
+            self.log.warning("services", what);
+        }
+        self.op.ran = ran;
+        self.op.idle = idle;
+    }
+
+    /// Restarts the services of the active set that still use the slot which the new release needs, before that goes. What they
+    /// must run is in place already. Returns the operation, its services as before.
+    pub fn vacate(mut self, users: &[Use], record: &Record) -> Result<Operation> {
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        let census = self.census(&manager);
+        let mut names: Vec<Name> = Vec::new();
+        for Use { process, path } in users {
+            match census.owner(process.pid).filter(|_| manager.controls()) {
+                Some(name) if names.contains(name) => {}
+                Some(name) => names.push(name.clone()),
+                None => {
+                    let what = format!(
+                        "planning {}: its space is needed, and process {} ({}) still uses {}: end it, or make room",
+                        self.op.to,
+                        process.pid,
+                        self.host.proc().executable_name(process.pid),
+                        text::path(path)
+                    );
+                    return Err(Error::with(Exit::NoSpace, what));
+                }
+            }
+        }
+        let services = self.home.services().iter();
+        let services = services.filter(|s| names.contains(&s.name));
+        self.op.services = services.cloned().collect();
+        self.op.ran = manager.started(&names);
+        // Whoever comes next starts what was stopped.
+        let staging = Phase::Staging {
+            op: self.op.clone(),
+        };
+        self.store.save(&record.with(staging))?;
+        let stopped = self.stop_services(&manager);
+        self.start_services(self.home.set);
+        let proved = self.prove(self.home.set).map_err(Error::new);
+        stopped
+            .and(proved)
+            .map_err(|e| e.exiting(Exit::NeedsPerson))
+            .doing(|| format!("giving up the slot of {} for its space", self.op.to))?;
+        self.op.ran = Vec::new();
+        Ok(self.op)
+    }
+
     /// Services that use the data, are in neither set, and run.
     fn other_users(&self, manager: &Manager, known: &[Name]) -> Vec<Name> {
         let named = self
@@ -254,23 +294,43 @@ impl<'a> Switch<'a> {
         ran
     }
 
-    /// Adds the services of a set whose processes run something else, though the two sets agree on them: what runs
-    /// counts, not what should (a boot with the factory set, a set that was left because of damage).
+    /// Adds the services of a set whose processes run something else, though the two sets agree on them (a boot with the
+    /// factory set, a set that was left because of damage); and those that still use what a slot held before: what runs counts,
+    /// not what should.
     fn add_mismatched(&mut self, set: Set, manager: &Manager) {
         let (side, _) = sides(set, &self.to, &self.home);
         let Some(manifest) = side.manifest.as_ref().filter(|_| manager.controls()) else {
             return;
         };
+        let census = self.census(manager);
+        let users = self.store.users(&self.store.kept());
+        let outdated = |service: &Service| {
+            let own = census.own(&service.name).unwrap_or_default();
+            let uses = |process: &Identity| users.iter().any(|u| u.process == *process);
+            census.look(service, set, manifest).state == State::Other || own.iter().any(uses)
+        };
         let known = |service: &&Service| self.op.services.iter().any(|s| s.name == service.name);
-        let mismatched: Vec<Service> = manifest
+        let more: Vec<Service> = manifest
             .services
             .iter()
-            .filter(|service| !known(service))
-            .filter(|service| !prove::runs_the_bytes(service, set, manifest, self.store, manager))
+            .filter(|service| !known(service) && outdated(service))
             .cloned()
             .collect();
-        self.op.services.extend(mismatched);
+        self.op.services.extend(more);
         self.op.services.sort_by_key(|s| s.order);
+    }
+
+    /// Who runs, of both sets and of those that are stopped besides.
+    fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
+    where
+        'a: 'c,
+    {
+        let sides = [&self.to, &self.home];
+        let manifests: Vec<&Manifest> = sides
+            .into_iter()
+            .filter_map(|s| s.manifest.as_ref())
+            .collect();
+        Census::take(&manifests, &self.op.ran, self.store, manager)
     }
 
     /// Steps 7 and 8. `reached` is the record as far as it came.
@@ -343,7 +403,8 @@ impl<'a> Switch<'a> {
             tool.run("migrate", vector, None, self.log)
         });
         // Whatever outlived it would go on changing the data.
-        let ended = migrate::end_orphans(&self.op.id, self.log).map_err(Failure::from);
+        let ended =
+            migrate::end_orphans(&self.op.id, self.host.proc(), self.log).map_err(Failure::from);
         migrated.and(ended).map_err(release)
     }
 
@@ -408,14 +469,12 @@ impl<'a> Switch<'a> {
         let op = &self.op;
         let now = self.host.timestamp();
         let fallback = (op.to.set != Set::Factory).then(|| op.from().clone());
-        let idle = Idle {
-            trouble: (!remarks.is_empty()).then(|| Trouble {
-                what: remarks.join("; "),
-                needs_person: false,
-            }),
-            ..Idle::on(op.to.clone(), fallback, &now)
+        let idle = Idle::on(op.to.clone(), fallback, &now);
+        let ended = Attempt {
+            unproved: remarks.to_vec(),
+            ..op.attempt(Exit::Done, None, &now)
         };
-        let mut done = record.ended(idle, op.attempt(Exit::Done, None, &now));
+        let mut done = record.ended(idle, ended);
         done.schemas.extend(op.schemas.clone());
         if op.change == DataChange::Discard {
             done.schemas.retain(|name, _| op.schemas.contains_key(name));
@@ -440,13 +499,17 @@ impl<'a> Switch<'a> {
         self.store
             .save(&done)
             .map_err(|e| e.exiting(Exit::NeedsPerson))?;
-        self.log
-            .info("done", format!("{} runs and is proved healthy", op.to));
+        let what = match remarks {
+            [] => format!("{} runs and is proved healthy", op.to),
+            remarks => format!("{} is in place; not proved: {}", op.to, remarks.join("; ")),
+        };
+        self.log.info("done", what);
         let downloads = self.store.path("update/downloads");
         let tidied = self
             .store
             .drop_snapshot()
             .and_then(|()| durable::remove_tree(&downloads))
+            .and_then(|()| self.store.drop_leftovers())
             .and_then(|()| self.store.prune_seals());
         if let Err(e) = tidied {
             self.log.warning("done", e.chain());
@@ -482,7 +545,7 @@ impl<'a> Switch<'a> {
             return Ok(record.clone());
         }
         self.reserve = None;
-        migrate::end_orphans(&self.op.id, self.log)?;
+        migrate::end_orphans(&self.op.id, self.host.proc(), self.log)?;
         let discarded = protect::restore(self.host, self.store, &self.op, self.log)?;
         let what = format!(
             "the data is what it was before the migration; what was written from {} to {} is {}",
@@ -546,8 +609,9 @@ impl<'a> Switch<'a> {
             }
         }
         let (side, _) = sides(set, &self.to, &self.home);
+        let census = self.census(manager);
         let wrong = |service: &&Service| match &side.manifest {
-            Some(manifest) => !prove::runs_the_bytes(service, set, manifest, self.store, manager),
+            Some(manifest) => census.look(service, set, manifest).state == State::Other,
             None => true,
         };
         let services = self.op.services.iter();
@@ -694,28 +758,42 @@ impl<'a> Switch<'a> {
         )
     }
 
+    /// Stops the services that ran; of their processes, and of what they left behind, none remains.
     fn stop_services(&mut self, manager: &Manager) -> Result<()> {
+        let census = self.census(manager);
         for name in self.op.ran.iter().rev() {
-            let sides = [&self.home, &self.to];
-            let programs: Vec<FileId> = sides
-                .into_iter()
-                .flat_map(|side| self.programs(side))
-                .filter(|(service, ..)| service == name)
-                .map(|(_, file, _)| file)
-                .collect();
-            manager.stop(name, &programs, self.log)?;
+            let own = census.own(name);
+            let ours = self.to.has(name) || self.home.has(name);
+            // What is no release's is not ours to kill: its word has to do.
+            let seen = own.filter(|_| ours);
+            let told = manager.stop(name, seen.clone().unwrap_or_default(), self.log)?;
+            if !told && seen.is_none() && self.op.uses_data(name) {
+                return Err(Error::new(format!(
+                    "stopping services: {name} uses the data, its stop command failed, and it may still run"
+                )));
+            }
         }
-        Ok(())
+        let sides = [&self.home, &self.to].into_iter();
+        let programs: Vec<FileId> = sides
+            .flat_map(|side| self.programs(side))
+            .map(|(_, file, _)| file)
+            .collect();
+        manager.end(self.census(manager).strays(&programs), self.log)
     }
 
-    /// Starts the services that ran, as far as this set has them. One that does not start is found by the proof.
+    /// Starts the services that ran, as far as this set has them. Whether one runs already is told by its processes, where they
+    /// can be known: a service manager may be wrong. One that does not start is found by the proof.
     pub fn start_services(&mut self, set: Set) {
-        let (mine, other) = sides(set, &self.to, &self.home);
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
+        let (mine, other) = sides(set, &self.to, &self.home);
         for name in &self.op.ran {
             let gone = mine.manifest.is_some() && other.has(name) && !mine.has(name);
-            if gone || manager.runs(name).is_ok() {
+            let runs = match self.census(&manager).own(name) {
+                Some(own) => !own.is_empty(),
+                None => manager.runs(name).is_ok(),
+            };
+            if gone || runs {
                 continue;
             }
             if let Err(e) = manager.start(name, self.log) {
@@ -745,16 +823,17 @@ impl<'a> Switch<'a> {
             let claim = Claim {
                 set,
                 manifest,
+                other: other.manifest.as_ref(),
                 services,
                 old,
+                idle: &self.op.idle,
                 failed_before: &self.op.failed_before,
             };
             remarks = prove::prove(&claim, self.store, &manager, self.log)?;
         } else {
-            self.log.warning(
-                "prove",
-                format!("{set} has no manifest: nothing can be proved of its files"),
-            );
+            let what = format!("{set} has no manifest: nothing can be proved of its files");
+            self.log.warning("prove", what.clone());
+            remarks.push(what);
         }
         let along = self
             .op

@@ -19,20 +19,23 @@ use crate::host::{self, Host};
 use crate::log::Log;
 use crate::manifest::{Manifest, Name};
 use crate::migrate;
+use crate::observe::Census;
 use crate::plan::{self, Ground, Plan};
 use crate::protect;
+use crate::prove;
 use crate::recover;
 use crate::repository::{Repository, Wanted};
 use crate::select::{self, Candidate, Choice, Request};
 use crate::service::Manager;
-use crate::slot::{Installed, Set};
+use crate::slot::{Installed, Set, Slot};
 use crate::stage::Stage;
 use crate::state::{
-    Cause, CauseKind, DataChange, DataState, Failure, Idle, Operation, OperationKind, Phase,
-    Record, Refusal, RefusalKind,
+    Cause, CauseKind, DataChange, DataState, FailedCheck, Failure, Idle, Operation, OperationKind,
+    Phase, Record, Refusal, RefusalKind,
 };
 use crate::store::{self, Freshness, Lock, Refreshed, Store};
 use crate::switch::Switch;
+use crate::text;
 
 /// The appliance, as the procedure needs it.
 pub struct Appliance {
@@ -217,7 +220,10 @@ impl Appliance {
         } else {
             OperationKind::Rollback
         };
-        let op = self.operation(kind, idle, to)?.moving(way);
+        let op = Operation {
+            failed_before: self.baseline(idle.active.set),
+            ..self.operation(kind, idle, to)?.moving(way)
+        };
         self.log.operation(&op.id);
         self.log.info(
             "rollback",
@@ -422,7 +428,7 @@ impl Appliance {
         if let Loaded::Record(record) = self.store.load()
             && let Some(op) = record.operation()
         {
-            migrate::end_orphans(&op.id, &mut self.log)?;
+            migrate::end_orphans(&op.id, self.host.proc(), &mut self.log)?;
         }
         let outcome = recover::link_stage(&self.host, &self.store, &mut self.log)?;
         if let Some(e) = outcome.obstacle {
@@ -524,6 +530,8 @@ impl Appliance {
         for line in plan.describe() {
             self.log.info("plan", line);
         }
+        // Before anything is touched: what an update spoils must not count as spoilt before.
+        let failed_before = self.baseline(idle.active.set);
         if request.dry_run {
             return Ok(Exit::Done);
         }
@@ -532,10 +540,17 @@ impl Appliance {
             &candidate.manifest,
             candidate.digest,
         );
-        let op = self
-            .operation(OperationKind::Install, idle, to)?
-            .moving(way);
+        let op = Operation {
+            failed_before,
+            ..self
+                .operation(OperationKind::Install, idle, to)?
+                .moving(way)
+        };
         self.log.operation(&op.id);
+        let op = match plan.needs_the_fallbacks_space {
+            true => self.vacate(op, record)?,
+            false => op,
+        };
         let (op, staged) = Stage {
             host: &self.host,
             store: &self.store,
@@ -549,6 +564,17 @@ impl Appliance {
         self.switch(op, &staged)
     }
 
+    /// The slot has to go before the new release comes: what still runs from there is restarted from the active set first.
+    fn vacate(&mut self, op: Operation, record: &Record) -> Result<Operation> {
+        let place = self.store.slot(op.from().set.alternate());
+        let users = self.store.users(&[place]);
+        if users.is_empty() {
+            return Ok(op);
+        }
+        leave_caller(&mut self.log);
+        self.going(op).vacate(&users, record)
+    }
+
     fn switch_to_staged(
         &mut self,
         op: Operation,
@@ -558,9 +584,16 @@ impl Appliance {
         self.log.operation(&op.id);
         self.log
             .info("stage", format!("{} is staged and verified already", op.to));
+        // What was well when it was staged is not excused now.
+        let mut failed_before = self.baseline(op.from().set);
+        failed_before.retain(|failed| op.failed_before.contains(failed));
         if request.dry_run {
             return Ok(Exit::Done);
         }
+        let op = Operation {
+            failed_before,
+            ..op
+        };
         // The configuration of now counts, and the data as it is now.
         let op = match self.store.manifest(op.to.set) {
             Ok(Some((manifest, _))) => {
@@ -570,6 +603,16 @@ impl Appliance {
             _ => op,
         };
         self.switch(op, record)
+    }
+
+    /// Tries the health checks of the set that runs: what the next one is measured against.
+    fn baseline(&mut self, set: Set) -> Vec<FailedCheck> {
+        let Ok(Some((manifest, _))) = self.store.manifest(set) else {
+            return Vec::new();
+        };
+        let timeout = Duration::from_secs(self.config.limits.service_timeout_s);
+        let manager = Manager::new(&self.config.services, &self.host, timeout);
+        prove::baseline(set, &manifest, &self.store, &manager, &mut self.log)
     }
 
     /// What a release's migration does to the data of this appliance.
@@ -766,13 +809,12 @@ impl Appliance {
         repository: &Repository,
         mirrors: &Mirrors,
     ) -> Result<Plan> {
-        let uses_data = |name: &Name| way.data.iter().any(|set| set.used_by(name));
+        let alternate = idle.active.set.alternate();
+        let outdated = self.outdated(idle.active.set, alternate);
+        let restarts =
+            |name: &Name| outdated.contains(name) || way.data.iter().any(|set| set.used_by(name));
         let mut sets = Vec::new();
-        for set in [
-            idle.active.set,
-            Set::from(idle.active.set.alternate()),
-            Set::Factory,
-        ] {
+        for set in [idle.active.set, Set::from(alternate), Set::Factory] {
             if let Ok(Some((manifest, _))) = self.store.manifest(set) {
                 sets.push((set, manifest));
             }
@@ -784,11 +826,43 @@ impl Appliance {
             copies_artifacts: mirrors.copies_artifacts(),
             release_bytes: self.config.limits.release_bytes,
             slots: self.store.path("slots"),
-            alternate: self.store.slot(idle.active.set.alternate()),
-            uses_data: &uses_data,
+            alternate: self.store.slot(alternate),
+            restarts: &restarts,
             data_bytes: protect::space(&self.host, &self.store, &way.data)?,
         };
         plan::plan(&candidate.manifest, &ground, repository, mirrors)
+    }
+
+    /// The services whose processes still use what the slot holds, or held, that the next release goes to. Others that do are
+    /// told of: what they use is kept until they end.
+    fn outdated(&mut self, active: Set, alternate: Slot) -> Vec<Name> {
+        let mut places = self.store.kept();
+        places.push(self.store.slot(alternate));
+        let users = self.store.users(&places);
+        let manager = Manager::new(&self.config.services, &self.host, Duration::ZERO);
+        let manifest = self.store.manifest(active).ok().flatten();
+        let manifest = manifest.as_ref().map(|(manifest, _)| manifest);
+        let manifests: Vec<&Manifest> = manifest.into_iter().collect();
+        if users.is_empty() {
+            return Vec::new();
+        }
+        let census = Census::take(&manifests, &[], &self.store, &manager);
+        let mut outdated = Vec::new();
+        for user in users {
+            let runs = self.host.proc().executable_name(user.process.pid);
+            let (pid, path) = (user.process.pid, text::path(&user.path));
+            match census.owner(pid) {
+                Some(name) if !manager.controls() || outdated.contains(name) => {}
+                Some(name) => outdated.push(name.clone()),
+                None => self.log.warning(
+                    "plan",
+                    format!(
+                        "process {pid} ({runs}) still uses {path}, which is kept until it ends"
+                    ),
+                ),
+            }
+        }
+        outdated
     }
 
     /// What an earlier release left half-fetched only takes space.

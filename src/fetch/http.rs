@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -423,6 +423,19 @@ pub struct Body<'a> {
     reader: Option<BufReader<Stream>>,
     framing: Framing,
     keep: bool,
+}
+
+impl Body<'_> {
+    /// The address that answered, if it is this machine's own.
+    pub fn own_address(&mut self) -> Option<SocketAddr> {
+        own_address(&self.reader.as_mut()?.get_mut().socket().tcp)
+    }
+}
+
+/// The address that a connection leads to, if it leads to this machine itself, by whatever name that was called.
+pub fn own_address(connection: &TcpStream) -> Option<SocketAddr> {
+    let (peer, local) = (connection.peer_addr().ok()?, connection.local_addr().ok()?);
+    (peer.ip().to_canonical().is_loopback() || peer.ip() == local.ip()).then_some(peer)
 }
 
 impl Drop for Body<'_> {

@@ -445,11 +445,14 @@ fn only_a_regression_condemns() {
     appliance.release(&with("1.3.0", false));
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.3.0");
-    let problems = appliance.status()["problems"].to_string();
+    let unproved = appliance.status()["last"]["unproved"].to_string();
     assert!(
-        problems.contains("as it did before the switch"),
-        "{problems}"
+        unproved.contains("as it did before the switch"),
+        "{unproved}"
     );
+    let status = appliance.update(&["status"]);
+    status.says(&["done, not proved: ", "127.0.0.1:1"]);
+    assert!(!status.stdout.contains("proved healthy"));
     appliance.release(&with("1.4.0", true));
     appliance.update(&["apply"]).refused(8, &["127.0.0.1:1"]);
     appliance.runs("1.3.0");

@@ -1,0 +1,361 @@
+//! What runs: which processes are a service's own, and which file they execute. The proof, `status`, and whoever stops
+//! services ask the same.
+
+use std::path::Path;
+
+use crate::digest::Digest;
+use crate::manifest::{Manifest, Name, ProgramPath, Service};
+use crate::proc::{FileId, Identity, Process};
+use crate::service::{Main, Manager};
+use crate::slot::Set;
+use crate::store::Store;
+
+/// What OpenRC's supervisor is called. It starts what ends again, for ever.
+const SUPERVISOR: &str = "supervise-daemon";
+
+/// All processes at one moment, and whose they are.
+pub struct Census<'a> {
+    store: &'a Store,
+    manager: &'a Manager<'a>,
+    processes: Vec<Process>,
+    services: Vec<Whose>,
+}
+
+/// A service's processes.
+struct Whose {
+    name: Name,
+    /// The files that it executes in one of the sets.
+    programs: Vec<FileId>,
+    /// The process that it is, then those that came from it.
+    own: Vec<u32>,
+    /// Processes that outlive it, as its release declares.
+    left: Vec<u32>,
+    /// Whether something says which processes are its own; otherwise they are known by what they execute.
+    known: bool,
+}
+
+/// A service of a set, as its processes show it.
+#[derive(Debug)]
+pub struct Seen {
+    /// Whether it does what it should.
+    pub state: State,
+    /// The process that tells so.
+    pub process: Option<Identity>,
+    /// One sentence, unless the installed file runs.
+    pub why: Option<String>,
+}
+
+/// What a service is seen to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The installed file, or one with its bytes.
+    Installed,
+    /// Another file.
+    Other,
+    /// Nothing.
+    Stopped,
+}
+
+impl<'a> Census<'a> {
+    /// Looks at every process. The services are those of these manifests, and the ones that are named besides.
+    pub fn take(
+        manifests: &[&Manifest],
+        besides: &[Name],
+        store: &'a Store,
+        manager: &'a Manager<'a>,
+    ) -> Census<'a> {
+        let mut census = Census {
+            store,
+            manager,
+            processes: manager.host().proc().processes(),
+            services: Vec::new(),
+        };
+        let services = manifests.iter().flat_map(|manifest| &manifest.services);
+        let mut leaves: Vec<Vec<&ProgramPath>> = Vec::new();
+        for service in services {
+            let known = census.services.iter().position(|w| w.name == service.name);
+            let at = known.unwrap_or_else(|| {
+                leaves.push(Vec::new());
+                census.add(service.name.clone())
+            });
+            let programs = programs(service, manifests, store);
+            census.services[at].programs.extend(programs);
+            leaves[at].extend(&service.leaves);
+        }
+        for name in besides {
+            if !census.services.iter().any(|w| w.name == *name) {
+                leaves.push(Vec::new());
+                census.add(name.clone());
+            }
+        }
+        census.assign(&leaves);
+        census
+    }
+
+    fn add(&mut self, name: Name) -> usize {
+        self.services.push(Whose {
+            name,
+            programs: Vec::new(),
+            own: Vec::new(),
+            left: Vec::new(),
+            known: false,
+        });
+        self.services.len() - 1
+    }
+
+    /// Whose each process is: by pidfile, control group and mark; where none of these tells, by what it executes, but never
+    /// one that is another's.
+    fn assign(&mut self, leaves: &[Vec<&ProgramPath>]) {
+        let mains: Vec<Main> = self
+            .services
+            .iter()
+            .map(|whose| self.manager.main(&whose.name))
+            .collect();
+        let is_main = |pid: u32| mains.contains(&Main::Process(pid));
+        for (at, leaves) in leaves.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
+            let left = self.processes.iter().map(Process::pid);
+            let left = left.filter(|pid| !is_main(*pid) && self.is_one_of(*pid, leaves));
+            self.services[at].left = left.collect();
+        }
+        for (at, main) in mains.iter().enumerate() {
+            let whose = &self.services[at];
+            let labelled = self.processes.iter().filter(|p| {
+                self.manager.started_for(&whose.name, p) && !whose.left.contains(&p.pid())
+            });
+            let mut roots: Vec<u32> = labelled.map(Process::pid).collect();
+            if let Main::Process(pid) = main {
+                roots.insert(0, *pid);
+            }
+            let others = |pid: u32| is_main(pid) && *main != Main::Process(pid);
+            let own = self.families(&roots, &whose.left, &others);
+            let whose = &mut self.services[at];
+            whose.known = *main != Main::Unknown || !own.is_empty();
+            whose.own = own;
+        }
+        self.assign_by_program();
+    }
+
+    /// Services of which nothing tells the processes. Those that share a program get one of its processes each, the oldest
+    /// first: which is whose cannot be told, but whether there are enough can.
+    fn assign_by_program(&mut self) {
+        let taken: Vec<u32> = self
+            .services
+            .iter()
+            .flat_map(|whose| whose.own.iter().chain(&whose.left).copied())
+            .collect();
+        for at in 0..self.services.len() {
+            let whose = &self.services[at];
+            if whose.known || whose.programs.is_empty() {
+                continue;
+            }
+            let mut running: Vec<&Process> = self
+                .processes
+                .iter()
+                .filter(|p| p.file.is_some_and(|file| whose.programs.contains(&file)))
+                .filter(|p| !taken.contains(&p.pid()))
+                .collect();
+            running.sort_by_key(|p| p.identity);
+            // What another of them started is no service for itself.
+            let roots: Vec<u32> = running
+                .iter()
+                .filter(|p| !running.iter().any(|other| other.pid() == p.parent))
+                .map(|p| p.pid())
+                .collect();
+            let alike = |other: &&Whose| {
+                !other.known && other.programs.iter().any(|f| whose.programs.contains(f))
+            };
+            let alike: Vec<&Whose> = self.services.iter().filter(alike).collect();
+            let mine: Vec<u32> = match alike.iter().position(|w| w.name == whose.name) {
+                // The last one also has what is left over.
+                Some(place) if place + 1 == alike.len() => {
+                    roots.get(place..).unwrap_or_default().to_vec()
+                }
+                Some(place) => roots.get(place).copied().into_iter().collect(),
+                None => roots,
+            };
+            let own = self.families(&mine, &whose.left, &|_| false);
+            self.services[at].own = own;
+        }
+    }
+
+    /// These processes and what descends from them, but not what outlives them, nor what `others` are.
+    fn families(&self, roots: &[u32], left: &[u32], others: &dyn Fn(u32) -> bool) -> Vec<u32> {
+        let mut family: Vec<u32> = Vec::new();
+        let mut open: Vec<u32> = roots.iter().rev().copied().collect();
+        while let Some(pid) = open.pop() {
+            if family.contains(&pid) || left.contains(&pid) || others(pid) {
+                continue;
+            }
+            family.push(pid);
+            let children = self.processes.iter().filter(|p| p.parent == pid);
+            open.extend(children.map(Process::pid));
+        }
+        family
+    }
+
+    fn is_one_of(&self, pid: u32, programs: &[&ProgramPath]) -> bool {
+        let Some(path) = self.manager.host().proc().executable_path(pid) else {
+            return false;
+        };
+        programs
+            .iter()
+            .any(|program| self.store.is_program(&path, program))
+    }
+
+    fn whose(&self, name: &Name) -> Option<&Whose> {
+        self.services.iter().find(|whose| whose.name == *name)
+    }
+
+    /// A service's own processes. `None`: nothing tells which they would be.
+    pub fn own(&self, name: &Name) -> Option<Vec<Identity>> {
+        let whose = self.whose(name)?;
+        let tells = whose.known || !whose.programs.is_empty();
+        tells.then(|| self.identities(&whose.own))
+    }
+
+    /// Processes that a service left behind, as its release declares.
+    pub fn left(&self, name: &Name) -> Vec<Identity> {
+        self.whose(name)
+            .map_or_else(Vec::new, |whose| self.identities(&whose.left))
+    }
+
+    /// Whether a process is one of the services', or was left by one.
+    pub fn owner(&self, pid: u32) -> Option<&Name> {
+        let whose = self.services.iter().find(|whose| whose.own.contains(&pid));
+        whose.map(|whose| &whose.name)
+    }
+
+    /// Whether a release declares that this process outlives its service.
+    pub fn is_left(&self, pid: u32) -> bool {
+        self.services.iter().any(|whose| whose.left.contains(&pid))
+    }
+
+    /// The processes that execute one of these files and are nobody's: no service's own, not left on purpose, and not of
+    /// whoever runs this program. They have no terminal and have lost their parent, as what a daemon leaves behind has;
+    /// what a person runs is not among them.
+    pub fn strays(&self, files: &[FileId]) -> Vec<Identity> {
+        let callers = self.manager.host().proc().ancestors();
+        let session = |pid: u32| {
+            let process = self.processes.iter().find(|p| p.pid() == pid);
+            process.map(|p| p.session)
+        };
+        let stray = |p: &&Process| {
+            p.file.is_some_and(|file| files.contains(&file))
+                && self.owner(p.pid()).is_none()
+                && !self.is_left(p.pid())
+                && !callers.contains(&p.pid())
+                && !p.terminal
+                && (p.parent <= 1 || session(p.parent) != Some(p.session))
+        };
+        let strays = self.processes.iter().filter(stray);
+        strays.map(|p| p.identity).collect()
+    }
+
+    fn identities(&self, pids: &[u32]) -> Vec<Identity> {
+        let of = |pid: &u32| self.processes.iter().find(|p| p.pid() == *pid);
+        pids.iter().filter_map(of).map(|p| p.identity).collect()
+    }
+
+    /// What a service of a set is seen to run.
+    pub fn look(&self, service: &Service, set: Set, manifest: &Manifest) -> Seen {
+        let stopped = |why: String| Seen {
+            state: State::Stopped,
+            process: None,
+            why: Some(why),
+        };
+        let Some(component) = manifest.at(&service.runs) else {
+            return stopped(format!(
+                "{} runs {}, which is not installed",
+                service.name, service.runs
+            ));
+        };
+        let proc = self.manager.host().proc();
+        let installed = match self.store.component(set, component) {
+            Ok(installed) => installed,
+            Err(e) => return stopped(e.chain()),
+        };
+        let own = self.own(&service.name).unwrap_or_default();
+        let wanted = FileId::of(&installed).ok();
+        let exact = |p: &&Identity| wanted.is_some() && proc.file(p.pid) == wanted;
+        // An unchanged file may be installed twice.
+        let same = |p: &&Identity| digest_of(&proc.executable(p.pid)) == Some(component.sha256);
+        if let Some(process) = own.iter().find(exact).or_else(|| own.iter().find(same)) {
+            return Seen {
+                state: State::Installed,
+                process: Some(*process),
+                why: None,
+            };
+        }
+        let supervisor = |p: &&Identity| {
+            let path = proc.executable_path(p.pid);
+            path.is_some_and(|path| path.file_name() == Some(SUPERVISOR.as_ref()))
+        };
+        // A supervisor's child is the service; a lone process is itself.
+        let process = own.iter().find(|p| !supervisor(p));
+        match (process, own.first()) {
+            (Some(process), _) => Seen {
+                state: State::Other,
+                process: Some(*process),
+                why: Some(format!(
+                    "service {} runs {} (process {}), not the installed {}",
+                    service.name,
+                    proc.executable_name(process.pid),
+                    process.pid,
+                    installed.display()
+                )),
+            },
+            (None, Some(supervisor)) => stopped(format!(
+                "service {}: its program ends whenever it is started: {SUPERVISOR} (process {}) has no child that runs",
+                service.name, supervisor.pid
+            )),
+            (None, None) => stopped(format!(
+                "service {}: no process runs the installed {}{}",
+                service.name,
+                installed.display(),
+                self.namesake(&installed)
+            )),
+        }
+    }
+
+    /// What runs under the file's own name elsewhere: usually the answer to why nothing runs the installed one.
+    fn namesake(&self, path: &Path) -> String {
+        let proc = self.manager.host().proc();
+        let found = self.processes.iter().find_map(|process| {
+            let runs = proc.executable_path(process.pid())?;
+            let same = runs.file_name() == path.file_name();
+            (same && self.owner(process.pid()).is_none()).then(|| {
+                let name = proc.executable_name(process.pid());
+                format!("; process {} runs {name}", process.pid())
+            })
+        });
+        found.unwrap_or_default()
+    }
+
+    /// The processes that execute a file.
+    pub fn executing(&self, file: FileId) -> Vec<Identity> {
+        let all = self.processes.iter().filter(|p| p.file == Some(file));
+        all.map(|p| p.identity).collect()
+    }
+
+    /// Whether a process may answer for a set: it is one of a service's, and not of one that only another set has.
+    pub fn answers(&self, pid: u32, manifest: &Manifest) -> bool {
+        let of = |name: &Name| manifest.services.iter().any(|s| s.name == *name);
+        self.owner(pid).is_some_and(of)
+    }
+}
+
+/// The files that a service executes, wherever a set has its program.
+fn programs(service: &Service, manifests: &[&Manifest], store: &Store) -> Vec<FileId> {
+    let components = manifests.iter().filter_map(|m| m.at(&service.runs));
+    let places = components.flat_map(|component| store.places(component));
+    let mut files: Vec<FileId> = places.filter_map(|path| FileId::of(&path).ok()).collect();
+    files.sort_unstable();
+    files.dedup();
+    files
+}
+
+/// The digest of the file that a process executes.
+fn digest_of(executable: &Path) -> Option<Digest> {
+    let file = std::fs::File::open(executable).ok()?;
+    Some(Digest::of_reader(file).ok()?.0)
+}
