@@ -7,7 +7,9 @@ use crate::error::Exit;
 use crate::manifest::Name;
 use crate::select::Fit;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
-use crate::state::{Cause, CauseKind, Idle, Operation, OperationKind, Phase, Record, Trouble};
+use crate::state::{
+    Cause, CauseKind, Idle, Lasted, Moment, Operation, OperationKind, Phase, Record, Trouble,
+};
 
 /// A release whose switch was cut short this often is held.
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -41,13 +43,13 @@ pub struct Observed<'a> {
     pub leaves: &'a dyn Fn(Set) -> BTreeMap<Name, u64>,
     /// Whether this boot was told to use the factory set (`qx.factory`).
     pub factory_boot: bool,
-    /// Identifies this boot.
-    pub boot_id: &'a str,
+    /// Which boot this is, and how long it has lasted.
+    pub moment: &'a Moment,
     /// Whether the record can be written.
     pub writable: bool,
     /// Whether a data snapshot exists.
     pub snapshot: bool,
-    /// The time, RFC 3339.
+    /// The date, RFC 3339: for people, nothing depends on it.
     pub now: &'a str,
 }
 
@@ -126,6 +128,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
                 boots: 0,
                 boot_id: String::new(),
                 since: observed.now.to_owned(),
+                lasted: None,
             });
             decide_phase(observed, &trial)
         }
@@ -151,8 +154,9 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
             boots,
             boot_id,
             since,
+            lasted,
         } => {
-            let boots = boots + u32::from(boot_id != observed.boot_id);
+            let boots = boots + u32::from(*boot_id != observed.moment.boot_id);
             let cause = match trial_fault(observed, op, boots) {
                 None => {
                     return Decision {
@@ -160,8 +164,9 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
                             op: op.clone(),
                             data: *data,
                             boots,
-                            boot_id: observed.boot_id.to_owned(),
+                            boot_id: observed.moment.boot_id.clone(),
                             since: since.clone(),
+                            lasted: Some(lasting(lasted.as_ref(), observed)),
                         }),
                         show: op.to.set,
                         drop_leftovers: false,
@@ -169,7 +174,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
                         notes: vec![format!("{} is on trial, boot {boots}", op.to)],
                     };
                 }
-                Some(cause) if record.is_stale_trial(observed.now) => {
+                Some(cause) if record.is_stale_trial(observed.moment) => {
                     return stay_on_trial(observed, record, op, boots, &cause);
                 }
                 Some(cause) => cause,
@@ -182,6 +187,14 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
             revert(observed, &record.with(reverting), op)
         }
         Phase::Reverting { op, .. } => revert(observed, record, op),
+    }
+}
+
+/// How long a trial has lasted by now; one of which nobody has said yet begins.
+fn lasting(lasted: Option<&Lasted>, observed: &Observed) -> Lasted {
+    match lasted {
+        Some(lasted) => lasted.until(observed.moment),
+        None => Lasted::since(observed.moment),
     }
 }
 
@@ -198,11 +211,13 @@ fn stay_on_trial(
     if let Phase::Trial {
         boots: counted,
         boot_id,
+        lasted,
         ..
     } = &mut record.phase
     {
         *counted = boots;
-        *boot_id = observed.boot_id.to_owned();
+        *boot_id = observed.moment.boot_id.clone();
+        *lasted = Some(lasting(lasted.as_ref(), observed));
     }
     let show = match verify(observed, &op.to) {
         Ok(()) => op.to.set,
@@ -468,6 +483,20 @@ mod tests {
 
     const NOW: &str = "2026-02-02T00:00:00Z";
     const BOOT: &str = "this-boot";
+    /// What a clock says that was never set, one that was, and one that is mad.
+    const DATES: [&str; 4] = [
+        "1970-01-01T00:00:30Z",
+        "2026-02-02T00:00:00Z",
+        "2099-12-31T23:59:59Z",
+        "no date",
+    ];
+
+    fn moment(boot_id: &str, uptime_s: u64) -> Moment {
+        Moment {
+            boot_id: boot_id.into(),
+            uptime_s,
+        }
+    }
 
     fn installed(set: Set, version: &str) -> Installed {
         Installed {
@@ -509,6 +538,7 @@ mod tests {
             boots,
             boot_id: boot_id.into(),
             since: NOW.into(),
+            lasted: None,
         }
     }
 
@@ -569,6 +599,8 @@ mod tests {
         accepts: u64,
         unfit: Fit,
         leaves: BTreeMap<Name, u64>,
+        moment: Moment,
+        now: &'static str,
     }
 
     fn inventory() -> Name {
@@ -591,6 +623,8 @@ mod tests {
                 accepts: 1,
                 unfit: Fit::Never("it accepts schema 1".into()),
                 leaves: BTreeMap::new(),
+                moment: moment(BOOT, 60),
+                now: NOW,
             }
         }
 
@@ -611,10 +645,10 @@ mod tests {
                 },
                 leaves: &|_| self.leaves.clone(),
                 factory_boot: self.factory_boot,
-                boot_id: BOOT,
+                moment: &self.moment,
                 writable: self.writable,
                 snapshot: self.snapshot,
-                now: NOW,
+                now: self.now,
             })
         }
     }
@@ -717,6 +751,7 @@ mod tests {
             factory: case.factory.clone(),
             unfit: case.unfit.clone(),
             leaves: case.leaves.clone(),
+            moment: case.moment.clone(),
             ..*case
         };
         let second = again.decide();
@@ -999,37 +1034,155 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_old_trial_is_not_undone_unasked() {
-        let old = "2025-12-01T00:00:00Z";
-        for (data, since, phase, show) in [
-            (DataState::Saved, old, "trial", Set::B),
-            (DataState::Saved, NOW, "reverting", Set::A),
-            (DataState::Untouched, old, "reverting", Set::A),
-            // The clock was set back: nobody knows how old it is.
-            (
-                DataState::Saved,
-                "2027-01-01T00:00:00Z",
-                "reverting",
-                Set::A,
-            ),
-        ] {
-            let mut trial = trial(3, "an earlier boot");
-            if let Phase::Trial {
-                data: d, since: s, ..
-            } = &mut trial
-            {
-                (*d, *s) = (data, since.to_owned());
-            }
-            let mut case = Case::new(trial, Link::To(Slot::B));
-            let decision = case.decide();
-            assert_eq!(decision.record.phase.name(), phase, "{data:?} {since}");
-            assert_eq!(decision.show, show, "{data:?} {since}");
-            case.b = Verdict::Empty;
-            let decision = case.decide();
-            assert_eq!(decision.record.phase.name(), phase, "{data:?} {since}");
-            assert_ne!(decision.show, Set::B, "it does not verify");
+    /// A trial as it stood at its last record, which saw its data saved.
+    fn lasted(boots: u32, seconds: u64, until: Moment, since: &str) -> Phase {
+        let mut trial = trial(boots, &until.boot_id);
+        if let Phase::Trial {
+            data,
+            since: s,
+            lasted,
+            ..
+        } = &mut trial
+        {
+            *data = DataState::Saved;
+            *s = since.to_owned();
+            *lasted = Some(Lasted { seconds, until });
         }
+        trial
+    }
+
+    /// What was written in weeks is lost only if a person says so. Weeks are what boots were seen to last: dates, any at any
+    /// point, change nothing.
+    #[test]
+    fn an_old_trial_is_not_undone_unasked_whatever_the_date() {
+        const DAY: u64 = 86_400;
+        // How long it has lasted, until when in which boot, which moment it is now, and whether it is too old.
+        let rows = [
+            (0, moment(BOOT, 100), moment(BOOT, 100), false),
+            (0, moment(BOOT, 100), moment(BOOT, 100 + DAY), false),
+            (0, moment(BOOT, 100), moment(BOOT, 101 + DAY), true),
+            (DAY - 5, moment(BOOT, 10), moment(BOOT, 20), true),
+            // A boot that was long before: how it ended nobody saw, and this one has hardly begun.
+            (0, moment("before", 90 * DAY), moment(BOOT, 30), false),
+            (DAY - 20, moment("before", 90 * DAY), moment(BOOT, 30), true),
+            (DAY + 1, moment("before", 5), moment(BOOT, 0), true),
+            (0, moment("before", 100), moment(BOOT, DAY + 1), true),
+        ];
+        for (seconds, until, now, old) in rows {
+            for since in DATES {
+                for date in DATES {
+                    let context = format!("{seconds} {until:?} {now:?} {since} {date}");
+                    let phase = lasted(4, seconds, until.clone(), since);
+                    let mut case = Case::new(phase, Link::To(Slot::B));
+                    (case.moment, case.now) = (now.clone(), date);
+                    let decision = case.decide();
+                    let (phase, show) = match old {
+                        true => ("trial", Set::B),
+                        false => ("reverting", Set::A),
+                    };
+                    assert_eq!(decision.record.phase.name(), phase, "{context}");
+                    assert_eq!(decision.show, show, "{context}");
+                    case.b = Verdict::Empty;
+                    let decision = case.decide();
+                    assert_eq!(decision.record.phase.name(), phase, "{context}");
+                    assert_ne!(decision.show, Set::B, "it does not verify: {context}");
+                    // Once too old it stays so: at the next boot nobody has seen anything yet.
+                    case.loaded = Loaded::Record(Box::new(decision.record));
+                    case.moment = moment("the next boot", 0);
+                    assert_eq!(case.decide().record.phase.name(), phase, "{context}");
+                }
+            }
+        }
+    }
+
+    /// Only what a migration left is kept for a person: nothing is lost by leaving a trial without data.
+    #[test]
+    fn an_old_trial_without_data_is_undone() {
+        let mut trial = lasted(4, 1 << 40, moment(BOOT, 5), NOW);
+        if let Phase::Trial { data, .. } = &mut trial {
+            *data = DataState::Untouched;
+        }
+        let decision = Case::new(trial, Link::To(Slot::B)).decide();
+        assert_eq!(decision.record.phase.name(), "reverting");
+    }
+
+    /// Every phase comes to the same end whatever the date, before and now.
+    #[test]
+    fn no_date_changes_a_decision() {
+        let mut all = phases();
+        all.push(lasted(1, 10, moment(BOOT, 5), NOW));
+        all.push(lasted(3, 10, moment("an earlier boot", 5), NOW));
+        for phase in all {
+            for link in links() {
+                let mut ends = Vec::new();
+                for before in DATES {
+                    for now in DATES {
+                        let text = serde_json::to_string(&phase).unwrap();
+                        let mut members: serde_json::Map<_, _> =
+                            serde_json::from_str(&text).unwrap();
+                        date(&mut members, before);
+                        let members = serde_json::Value::Object(members);
+                        let record: Record = serde_json::from_value(members).unwrap();
+                        let mut case = Case::new(record.phase, link.clone());
+                        case.now = now;
+                        let decision = case.decide();
+                        let lasted = match &decision.record.phase {
+                            Phase::Trial { lasted, boots, .. } => Some((lasted.clone(), *boots)),
+                            _ => None,
+                        };
+                        let hold = decision.hold.map(|(op, why)| (op.id, why));
+                        let name = decision.record.phase.name();
+                        ends.push((name, lasted, decision.show, hold, decision.notes));
+                    }
+                }
+                assert!(
+                    ends.iter().all(|end| *end == ends[0]),
+                    "{phase:?} {link:?}: {ends:?}"
+                );
+            }
+        }
+    }
+
+    /// Puts this date in the place of every date.
+    fn date(members: &mut serde_json::Map<String, serde_json::Value>, date: &str) {
+        for (name, value) in members {
+            match value {
+                serde_json::Value::Object(inner) => self::date(inner, date),
+                serde_json::Value::String(text)
+                    if ["since", "started", "saved_at"].contains(&name.as_str()) =>
+                {
+                    *text = date.to_owned();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What a boot was seen to last is added up from record to record; an old record begins to count when it is seen.
+    #[test]
+    fn a_trial_lasts_as_long_as_its_boots_were_seen_to() {
+        let mut case = Case::new(trial(0, "one"), Link::To(Slot::B));
+        let mut counted = Vec::new();
+        for (boot_id, uptime_s) in [
+            ("one", 500),
+            ("one", 700),
+            ("two", 30),
+            ("two", 20),
+            ("three", 9),
+        ] {
+            case.moment = moment(boot_id, uptime_s);
+            let record = case.decide().record;
+            let Phase::Trial {
+                lasted: Some(lasted),
+                ..
+            } = &record.phase
+            else {
+                panic!("{record:?}");
+            };
+            counted.push(lasted.seconds);
+            case.loaded = Loaded::Record(Box::new(record));
+        }
+        assert_eq!(counted, [0, 200, 230, 230, 239]);
     }
 
     /// An image's factory set that migrates what the factory set before it left: the link says nothing of how far it came.

@@ -17,6 +17,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::proc::Proc;
+use crate::state::Moment;
 use crate::trust::clock::Clock;
 
 /// As many links as the kernel follows (path_resolution(7)).
@@ -197,6 +198,16 @@ impl Host {
     pub fn boot_id(&self) -> Result<String> {
         self.kernel_file("/proc/sys/kernel/random/boot_id")
             .map(|id| id.trim().to_owned())
+    }
+
+    /// Which boot this is, and how long it has lasted by the one clock that nobody sets, suspended time included. A boot
+    /// that has no id is one without a name.
+    pub fn moment(&self) -> Moment {
+        let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Moment {
+            boot_id: self.boot_id().unwrap_or_default(),
+            uptime_s: uptime.tv_sec.cast_unsigned(),
+        }
     }
 
     /// Whether the kernel's command line has this word.

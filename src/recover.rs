@@ -61,7 +61,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     };
     let fit = |set: Set, schemas: &BTreeMap<Name, u64>| fit(store, set, schemas);
     let leaves = |set: Set| leaves(store, set);
-    let boot_id = host.boot_id().unwrap_or_default();
+    let moment = host.moment();
     let now = host.timestamp();
     let decide = |writable: bool| {
         decision::decide(&Observed {
@@ -73,7 +73,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
             fit: &fit,
             leaves: &leaves,
             factory_boot: host.kernel_argument(FACTORY_BOOT),
-            boot_id: &boot_id,
+            moment: &moment,
             writable,
             snapshot: has_entries(store, "update/snapshot"),
             now: &now,
@@ -98,9 +98,16 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     if !known && writable {
         // The record first: wherever the power goes, the next boot decides the same.
         let saved = hold(&decision, store, &now).and_then(|()| store.save(&decision.record));
-        if let Err(e) = saved {
-            told(e, &mut problems);
-            decision = decide(false);
+        match (saved, &loaded) {
+            (Ok(()), _) => {}
+            // Nothing else depends on it, least of all a proof that goes on.
+            (Err(e), Loaded::Record(record)) if only_lasted(record, &decision.record) => {
+                log.warning("recover", e.chain());
+            }
+            (Err(e), _) => {
+                told(e, &mut problems);
+                decision = decide(false);
+            }
         }
     }
     for note in &decision.notes {
@@ -131,7 +138,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
         decision.show
     };
     let note = BootNote {
-        boot_id,
+        boot_id: moment.boot_id,
         time: now,
         show,
         hidden,
@@ -202,6 +209,18 @@ fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
     let manifest = store.manifest(set).ok().flatten();
     let data = manifest.into_iter().flat_map(|(manifest, _)| manifest.data);
     data.map(|data| (data.name, data.leaves)).collect()
+}
+
+/// Whether all that there is to write is how long a trial has lasted.
+fn only_lasted(old: &Record, new: &Record) -> bool {
+    let without = |record: &Record| {
+        let mut record = record.clone();
+        if let Phase::Trial { lasted, .. } = &mut record.phase {
+            *lasted = None;
+        }
+        record
+    };
+    without(old) == without(new)
 }
 
 /// What no phase needs any more.

@@ -67,8 +67,11 @@ pub enum Phase {
         boots: u32,
         /// The boot that was counted last.
         boot_id: String,
-        /// When it began (RFC 3339).
+        /// When it began (RFC 3339), for people.
         since: String,
+        /// How long it has lasted. Absent in what earlier versions wrote.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lasted: Option<Lasted>,
     },
     /// The way back.
     Reverting {
@@ -79,6 +82,49 @@ pub enum Phase {
         /// Why.
         cause: Cause,
     },
+}
+
+/// A moment, by a clock that nobody sets: how long a boot has lasted then, suspended time included. What the date is says
+/// nothing of how much time has passed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Which boot.
+    pub boot_id: String,
+    /// Seconds since it began.
+    pub uptime_s: u64,
+}
+
+/// How long something has gone on, as far as boots were seen to last: of one whose end nobody saw, and of the time between
+/// boots, nobody knows more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lasted {
+    /// Seconds.
+    pub seconds: u64,
+    /// Until when that is.
+    pub until: Moment,
+}
+
+impl Lasted {
+    /// It begins.
+    pub fn since(now: &Moment) -> Lasted {
+        Lasted {
+            seconds: 0,
+            until: now.clone(),
+        }
+    }
+
+    /// It goes on.
+    pub fn until(&self, now: &Moment) -> Lasted {
+        // Another boot has seen nothing but this.
+        let more = match now.boot_id == self.until.boot_id {
+            true => now.uptime_s.saturating_sub(self.until.uptime_s),
+            false => now.uptime_s,
+        };
+        Lasted {
+            seconds: self.seconds.saturating_add(more),
+            until: now.clone(),
+        }
+    }
 }
 
 /// Nothing is going on: what runs, and what it would fall back to.
@@ -414,22 +460,15 @@ impl Record {
         }
     }
 
-    /// Whether a trial changed data, and began longer ago than its data may be restored unasked. A clock that was set
-    /// back does not count.
-    pub fn is_stale_trial(&self, now: &str) -> bool {
-        let time = |text: &str| humantime::parse_rfc3339(text).ok();
+    /// Whether a trial changed data, and has lasted longer than its data may be restored unasked.
+    pub fn is_stale_trial(&self, now: &Moment) -> bool {
         match &self.phase {
             Phase::Trial {
                 op,
                 data: DataState::Saved,
-                since,
+                lasted: Some(lasted),
                 ..
-            } => match (time(since), time(now)) {
-                (Some(since), Some(now)) => now
-                    .duration_since(since)
-                    .is_ok_and(|age| age.as_secs() > op.trial_max_age_s),
-                _ => false,
-            },
+            } => lasted.until(now).seconds > op.trial_max_age_s,
             _ => false,
         }
     }
@@ -557,6 +596,7 @@ struct Members {
     data: Option<DataState>,
     boots: Option<u32>,
     boot_id: Option<String>,
+    lasted: Option<Lasted>,
     cause: Option<Cause>,
     last: Option<Attempt>,
     failure: Option<Failure>,
@@ -582,6 +622,7 @@ impl TryFrom<Members> for Record {
             data,
             boots,
             boot_id,
+            lasted,
             cause,
             last,
             failure,
@@ -610,6 +651,7 @@ impl TryFrom<Members> for Record {
                 boots: there(&phase, "boots", boots)?,
                 boot_id: there(&phase, "boot_id", boot_id)?,
                 since: since()?,
+                lasted,
             },
             "reverting" => Phase::Reverting {
                 op: op()?,

@@ -207,7 +207,7 @@ fn held(
     {
         return Some(format!("the data of before {} is not restored yet", op.to));
     }
-    if record.is_stale_trial(&host.timestamp()) {
+    if record.is_stale_trial(&host.moment()) {
         return Some(
             "the trial is too old for its data to be restored unasked: `qx-update confirm` proves the release, \
              `qx-update confirm --force` keeps it, `qx-update rollback --discard-data` goes back"

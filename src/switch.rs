@@ -19,7 +19,7 @@ use crate::recover;
 use crate::service::Manager;
 use crate::slot::{Installed, Set};
 use crate::state::{
-    Attempt, Cause, CauseKind, DataChange, DataState, Failure as Failed, Idle, Operation,
+    Attempt, Cause, CauseKind, DataChange, DataState, Failure as Failed, Idle, Lasted, Operation,
     OperationKind, Phase, Record, Refusal, RefusalKind, Trouble, exit_of_return_to,
 };
 use crate::store::Store;
@@ -356,6 +356,7 @@ impl<'a> Switch<'a> {
             boots: 0,
             boot_id,
             since: self.host.timestamp(),
+            lasted: Some(Lasted::since(&self.host.moment())),
         });
         self.store.save(&trial).map_err(appliance)?;
         *reached = trial;
@@ -451,7 +452,7 @@ impl<'a> Switch<'a> {
         self.start_services(self.op.to.set);
         match self.prove(self.op.to.set) {
             Ok(remarks) => self.confirmed(record, &remarks),
-            Err(message) if record.is_stale_trial(&self.host.timestamp()) => Err(Error::with(
+            Err(message) if record.is_stale_trial(&self.host.moment()) => Err(Error::with(
                 Exit::NeedsPerson,
                 format!(
                     "{} is not proved healthy: {message}; its trial is too old for its data to be restored unasked: \

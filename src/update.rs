@@ -247,7 +247,7 @@ impl Appliance {
                 "what was written to the data since {saved_at}, when {} came, is set aside",
                 op.to
             );
-            if record.is_stale_trial(&self.host.timestamp()) && !discard_data {
+            if record.is_stale_trial(&self.host.moment()) && !discard_data {
                 let what = format!(
                     "going back to {}: {lost}: that takes `--discard-data`",
                     op.from()

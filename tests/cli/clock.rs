@@ -7,11 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::common::{Appliance, Outcome, path, wait_until};
+use crate::common::{Appliance, Outcome, Recipe, Running, path, text, wait_until};
 
 /// Runs qx-update under another clock, which runs on from that time.
 #[track_caller]
 fn at<'a>(appliance: &'a Appliance, time: &str, arguments: &[&str]) -> Outcome<'a> {
+    start_at(appliance, time, arguments).wait()
+}
+
+fn start_at<'a>(appliance: &'a Appliance, time: &str, arguments: &[&str]) -> Running<'a> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qx-update"));
     command.arg("--root").arg(&appliance.root).args(arguments);
     // Not the `faketime` command, which waits for the services that are started, too.
@@ -20,7 +24,7 @@ fn at<'a>(appliance: &'a Appliance, time: &str, arguments: &[&str]) -> Outcome<'
         .env("FAKETIME", format!("@{time}"))
         // Time-outs are as long as ever.
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    appliance.spawn(command).wait()
+    appliance.spawn(command)
 }
 
 fn libfaketime() -> PathBuf {
@@ -176,4 +180,115 @@ fn what_is_staged_does_not_expire() {
     appliance.runs("1.1.0");
     at(&appliance, &ahead, &["apply"]).code(0);
     appliance.runs("1.2.0");
+}
+
+const TODAY: &str = "2026-11-11 11:11:11";
+
+/// An appliance that runs 1.1.0, whose data is a file.
+fn with_data() -> Appliance {
+    let appliance = Appliance::new();
+    appliance.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "protect": "files", "place": "/data/db/db"}]);
+    });
+    fs::create_dir(appliance.data().join("db")).unwrap();
+    fs::write(appliance.data().join("db/db"), "rows").unwrap();
+    let recipe = appliance.recipe("1.1.0").edit(|json| {
+        json["data"] = json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "leaves": 1}]);
+    });
+    appliance.release(&recipe);
+    appliance.update(&["apply"]).code(0);
+    appliance
+}
+
+/// A release that changes the data.
+fn migrating(appliance: &Appliance, version: &str) -> Recipe {
+    let recipe = appliance.recipe(version).migration("echo new >$1", 60);
+    recipe.edit(|json| {
+        json["data"] = json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "leaves": 2}]);
+        json["migrate"] =
+            json!({"run": ["migrations/run", "{data:db}"], "timeout_s": 300, "touches": ["db"]});
+    })
+}
+
+fn data(appliance: &Appliance) -> String {
+    text(&appliance.data().join("db/db"))
+}
+
+/// Installs a release, and kills the updater in its trial.
+fn kill_in_trial(appliance: &Appliance, time: &str) {
+    let mut apply = start_at(appliance, time, &["apply"]);
+    wait_until("the trial", || {
+        appliance.phase() == "trial" || !apply.runs()
+    });
+    appliance.kill_updater();
+    apply.wait();
+    assert_eq!(appliance.phase(), "trial", "{}", appliance.tree());
+}
+
+/// From here on it is another boot, as this root sees it; its link stage runs.
+fn boot(appliance: &Appliance, number: usize, time: &str) {
+    let dir = appliance.root.join("proc/sys/kernel/random");
+    fs::create_dir_all(&dir).unwrap();
+    let id = format!("00000000-0000-4000-8000-{number:012}\n");
+    fs::write(dir.join("boot_id"), id).unwrap();
+    at(appliance, time, &["recover", "--stage", "link"]).code(0);
+}
+
+/// A clock that is set forward or back by decades while a release is on trial, between boots or not, makes no trial old:
+/// a release that is sick is undone with its data, a healthy one stays.
+#[test]
+fn a_clock_that_jumps_in_a_trial_changes_no_decision() {
+    let appliance = with_data();
+    let jumps = [
+        (NO_BATTERY, None, TODAY),
+        (OVERFLOWN, None, NO_BATTERY),
+        (TODAY, Some(OVERFLOWN), NO_BATTERY),
+        (NO_BATTERY, Some(NO_BATTERY), OVERFLOWN),
+    ];
+    for (number, (begun, booted, ended)) in jumps.into_iter().enumerate() {
+        let version = format!("1.2.{number}");
+        eprintln!("{version}: {begun}, {booted:?}, {ended}");
+        appliance.release(&migrating(&appliance, &version).behaviour("node", "error500"));
+        kill_in_trial(&appliance, begun);
+        assert_eq!(data(&appliance), "new\n");
+        if let Some(time) = booted {
+            boot(&appliance, number, time);
+        }
+        let status = at(&appliance, ended, &["status"]);
+        assert!(!status.stdout.contains("too old"), "{}", status.stdout);
+        at(&appliance, ended, &["confirm"]).refused(8, &[&version]);
+        appliance.runs("1.1.0");
+        assert_eq!(data(&appliance), "rows");
+        assert_eq!(appliance.status()["needs_person"], false);
+    }
+    appliance.release(&migrating(&appliance, "1.3.0"));
+    kill_in_trial(&appliance, OVERFLOWN);
+    boot(&appliance, jumps.len(), NO_BATTERY);
+    at(&appliance, TODAY, &["confirm"]).code(0);
+    appliance.runs("1.3.0");
+    assert_eq!(data(&appliance), "new\n");
+}
+
+/// A trial that is too old by the time that it was seen to last stays so under every clock, at the next boot, too.
+#[test]
+fn no_clock_makes_an_old_trial_young() {
+    let appliance = with_data();
+    appliance.edit_config(|config| config["limits"] = json!({"trial_max_age_s": 1}));
+    appliance.release(&migrating(&appliance, "1.2.0").behaviour("node", "error500"));
+    kill_in_trial(&appliance, TODAY);
+    wait_until("the trial is old", || {
+        appliance.status()["needs_person"] == true
+    });
+    for (number, time) in [NO_BATTERY, TODAY, OVERFLOWN].into_iter().enumerate() {
+        at(&appliance, time, &["status"]).says(&["too old"]);
+        at(&appliance, time, &["rollback"]).refused(10, &["--discard-data"]);
+        assert_eq!(data(&appliance), "new\n");
+        boot(&appliance, number, time);
+        assert_eq!(appliance.phase(), "trial");
+    }
+    at(&appliance, NO_BATTERY, &["confirm"]).refused(10, &["too old"]);
+    assert_eq!(data(&appliance), "new\n");
+    at(&appliance, NO_BATTERY, &["rollback", "--discard-data"]).code(0);
+    appliance.runs("1.1.0");
+    assert_eq!(data(&appliance), "rows");
 }
