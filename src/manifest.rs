@@ -265,7 +265,7 @@ pub struct Service {
     pub order: i32,
     /// Programs whose processes outlive it on purpose (virtual machines, sessions): they go on running the old files, are not
     /// killed, and say nothing against a release.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub leaves: Vec<ProgramPath>,
 }
 
@@ -330,7 +330,6 @@ pub struct Check {
     #[serde(rename = "service", skip_serializing_if = "Option::is_none")]
     pub of: Option<Name>,
     /// Who may answer on this machine's own ports.
-    #[serde(skip_serializing_if = "AnsweredBy::is_default")]
     pub answered_by: AnsweredBy,
 }
 
@@ -353,12 +352,6 @@ pub enum AnsweredBy {
     Services,
     /// Anybody, such as a reverse proxy of the image: the answer tells of health, and proves nothing.
     Anybody,
-}
-
-impl AnsweredBy {
-    fn is_default(&self) -> bool {
-        *self == AnsweredBy::Services
-    }
 }
 
 /// What a health check asks.

@@ -19,6 +19,8 @@ mod good;
 mod killed;
 #[path = "cli/refused.rs"]
 mod refused;
+#[path = "cli/services.rs"]
+mod services;
 #[path = "cli/sources.rs"]
 mod sources;
 #[path = "cli/wall.rs"]

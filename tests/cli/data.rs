@@ -457,3 +457,30 @@ fn only_a_regression_condemns() {
     appliance.update(&["apply"]).refused(8, &["127.0.0.1:1"]);
     appliance.runs("1.3.0");
 }
+
+/// A user of the data that is no release's service, and whose stop fails: its data is not touched, and nobody kills it.
+#[test]
+fn a_user_of_the_data_that_does_not_stop() {
+    let appliance = with_data();
+    appliance.edit_config(|config| {
+        config["data"][0]["users"] = json!(["node", "console", "report"]);
+    });
+    let mut report = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pidfile = appliance.root.join("run/report.pid");
+    fs::write(&pidfile, report.id().to_string()).unwrap();
+    let svc = appliance.root.join("svc");
+    let script = text(&svc).replace(
+        "case $1 in\n",
+        "case $1:$2 in\nstop:report) exit 1 ;;\nstart:report) exit 0 ;;\nesac\ncase $1 in\n",
+    );
+    fs::write(&svc, script).unwrap();
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    appliance
+        .update(&["apply"])
+        .refused(8, &["report uses the data", "may still run"]);
+    assert_eq!(found(&appliance), old());
+    appliance.runs("1.1.0");
+    assert!(report.try_wait().unwrap().is_none(), "it was killed");
+    report.kill().unwrap();
+    report.wait().unwrap();
+}

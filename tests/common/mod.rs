@@ -982,7 +982,7 @@ fn processes(chosen: impl Fn(&Path) -> bool) -> BTreeMap<u32, PathBuf> {
 }
 
 /// A port that no other test gets, of this run or of one beside it. Below those that the kernel gives to clients.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const EACH: u16 = 1000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     static RANGE: OnceLock<(u16, fs::File)> = OnceLock::new();

@@ -13,6 +13,18 @@
 
 static char version[TRAILER], behaviour[TRAILER];
 
+static char path[4096];
+
+/* A path beside this program's own file. */
+static void beside(const char *name)
+{
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - TRAILER);
+    if (length < 0)
+        exit(5);
+    path[length] = 0;
+    strcpy(strrchr(path, '/') + 1, name);
+}
+
 static int is(const char *name) { return strcmp(behaviour, name) == 0; }
 
 static int listen_on(int port)
@@ -38,10 +50,11 @@ static void serve(int listener)
         if (read(connection, request, sizeof request) < 0)
             request[0] = 0;
         int length = snprintf(body, sizeof body, "{\"version\": \"%s\"}\n", version);
+        int gone = is("docroot") && access("index.html", R_OK);
         length = snprintf(answer, sizeof answer,
                           "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
                           "Connection: close\r\n\r\n%s",
-                          is("error500") ? "500 Internal Server Error" : "200 OK", length, body);
+                          is("error500") ? "500 Internal Server Error" : gone ? "404 Not Found" : "200 OK", length, body);
         if (write(connection, answer, length) < 0)
             perror("answering");
         close(connection);
@@ -66,6 +79,24 @@ int main(int argc, char **argv)
             pause();
     if (is("dies"))
         alarm(4);
+    if (is("docroot")) {
+        /* Serves the pages that lie beside it, from inside their directory. */
+        beside("../share/www");
+        if (chdir(path))
+            return 3;
+    }
+    if (is("spawns") && fork() == 0) {
+        /* What it started goes on without it. */
+        setsid();
+        beside("qx-vm");
+        execl(path, path, argv[1], NULL);
+        return 4;
+    }
+    if (is("turns")) {
+        /* Becomes something else once it was seen. */
+        sleep(2);
+        execl("/bin/sleep", "sleep", "1000", NULL);
+    }
     int listener = listen_on(atoi(argv[1]));
     if (is("orphan") && fork() == 0) {
         /* Outlives its parent, and keeps the port. */
