@@ -2,7 +2,8 @@
 //! wrote is kept aside.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::dataset::{DataSet, placeholder};
 use crate::durable;
@@ -90,7 +91,7 @@ pub fn restore(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Res
 
 /// Sets all data sets aside: nothing is in their places afterwards, if they are of files.
 pub fn set_aside(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Result<()> {
-    let aside = store.path("update/discarded").join(&op.id);
+    let aside = aside(store, op)?;
     durable::create_dir(&aside, 0o700)?;
     for set in &op.data {
         snapshot::set_aside(host, set, &aside.join(set.name.as_str()), log)?;
@@ -98,19 +99,48 @@ pub fn set_aside(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> R
     Ok(())
 }
 
-/// Where what this operation set aside is kept, if it may be: the oldest goes first.
-pub fn keep(store: &Store, op: &Operation, log: &mut Log) -> Result<Option<String>> {
+/// What is kept aside, the oldest first: `NUMBER-OPERATION`. The number orders them, since dates may be wrong; earlier
+/// versions gave none.
+fn discarded(store: &Store) -> Result<Vec<(u64, PathBuf)>> {
     let directory = store.path("update/discarded");
     let reading = || format!("reading {}", directory.display());
+    let entries = match fs::read_dir(&directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.doing(reading)?,
+    };
     let mut all = Vec::new();
-    for entry in fs::read_dir(&directory).doing(reading)? {
+    for entry in entries {
         let entry = entry.doing(reading)?;
-        let changed = entry.metadata().and_then(|meta| meta.modified());
-        all.push((changed.doing(reading)?, entry.path()));
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.split_once('-'));
+        let number = number.and_then(|(number, _)| number.parse().ok());
+        all.push((number.unwrap_or(0), entry.path()));
     }
     all.sort();
-    let own = directory.join(&op.id);
-    // This one last, whatever the clock said meanwhile.
+    Ok(all)
+}
+
+/// Where what this operation sets aside is, or will be: the number is the next.
+fn aside(store: &Store, op: &Operation) -> Result<PathBuf> {
+    let all = discarded(store)?;
+    let next = all.last().map_or(1, |(number, _)| number.saturating_add(1));
+    let own = all.into_iter().map(|(_, path)| path).find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.rsplit('-').next() == Some(&op.id)
+    });
+    let new = || {
+        store
+            .path("update/discarded")
+            .join(format!("{next}-{}", op.id))
+    };
+    Ok(own.unwrap_or_else(new))
+}
+
+/// Where what this operation set aside is kept, if it may be: the oldest goes first.
+pub fn keep(store: &Store, op: &Operation, log: &mut Log) -> Result<Option<String>> {
+    let mut all = discarded(store)?;
+    let own = aside(store, op)?;
+    // This one last, though it may have been begun by an earlier version.
     all.sort_by_key(|(_, path)| *path == own);
     let mut bytes: u64 = all.iter().map(|(_, path)| plan::used(path).0).sum();
     for (_, path) in all {
@@ -211,4 +241,68 @@ fn clones(
         }
     }
     Ok(Ok(places))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::slot::Installed;
+    use crate::state::{Idle, OperationKind};
+
+    fn operation(id: &str, discarded_bytes: u64) -> Operation {
+        let factory = Installed::unknown_factory;
+        let before = Idle::on(factory(), None, "");
+        let kind = OperationKind::Install;
+        let mut op = Operation::new(id.into(), kind, before, factory(), "");
+        op.discarded_bytes = discarded_bytes;
+        op
+    }
+
+    /// What was set aside last is kept longest, whatever the clock said when it was.
+    #[test]
+    fn the_oldest_goes_first_whatever_the_date_was() {
+        const ID: [&str; 4] = ["00ff", "ffff", "aaaa", "0000"];
+        let root = tempfile::tempdir().unwrap();
+        let host = Host::new(root.path()).unwrap();
+        let store = Store::new(&host, "/data", "/factory").unwrap();
+        let place = crate::log::Place {
+            path: root.path().join("log"),
+            max_bytes: 1 << 20,
+            keep: 1,
+        };
+        let mut log = Log::new(place, false);
+        // As an earlier version named it.
+        fs::create_dir_all(store.path("update/discarded").join(ID[0])).unwrap();
+        let mut places = Vec::new();
+        for (id, years) in ID.into_iter().zip([136, 0, 80, 56]) {
+            let op = operation(id, 1 << 20);
+            set_aside(&host, &store, &op, &mut log).unwrap();
+            let path = aside(&store, &op).unwrap();
+            fs::write(path.join("data"), [1; 40_000]).unwrap();
+            let date = UNIX_EPOCH + Duration::from_secs(years * 31_557_600);
+            fs::File::open(&path).unwrap().set_modified(date).unwrap();
+            // Done again after a cut it is the same.
+            set_aside(&host, &store, &op, &mut log).unwrap();
+            assert_eq!(aside(&store, &op).unwrap(), path);
+            places.push(path);
+        }
+        let last = ID.len() - 1;
+        for gone in 0..last {
+            let used: u64 = places.iter().map(|path| plan::used(path).0).sum();
+            let op = operation(ID[last], used - 1);
+            let kept = keep(&store, &op, &mut log).unwrap();
+            assert_eq!(kept, Some(places[last].display().to_string()));
+            for (number, path) in places.iter().enumerate() {
+                assert_eq!(path.exists(), number > gone, "{}", path.display());
+            }
+        }
+        // Larger than all that may be kept, or gone for want of space.
+        for _ in 0..2 {
+            let kept = keep(&store, &operation(ID[last], 0), &mut log).unwrap();
+            assert_eq!(kept, None);
+            let _ = fs::remove_dir_all(store.path("update/discarded"));
+        }
+    }
 }

@@ -42,8 +42,8 @@ const RESTORING: &str = ".qx-restore~";
 const PART: &str = ".part";
 /// SQLite makes it anew for whoever opens the database first, and readers write to it.
 const SHARED_MEMORY: &str = "-shm";
-/// How often a clone of files is tried, and how long nobody may have written to them: pauses between are as long.
-const TRIES: u32 = 5;
+/// How often a clone of files is tried, the first look included, and how long nobody may have written to them.
+const TRIES: u32 = 6;
 const QUIET: Duration = Duration::from_secs(1);
 
 /// What a data set takes.
@@ -589,9 +589,8 @@ fn clone_files(
         };
         let before = look(&place)?;
         before.within(set)?;
-        // That nothing changed in a pause will do, too: what was written in the future was written by another clock.
-        let quiet = before.quiet(host) || last == Some(before.print);
-        last = Some(before.print);
+        // When a file was written to last says nothing: that may have been under another clock.
+        let quiet = last.replace(before.print) == Some(before.print);
         if !quiet {
             continue;
         }
@@ -793,8 +792,6 @@ struct Walk<'a> {
     entries: u64,
     /// Changes with every file that is written to, comes or goes.
     print: u64,
-    /// When one of them changed last: seconds and nanoseconds.
-    newest: (i64, i64),
 }
 
 /// A directory that was entered, and its copy.
@@ -922,7 +919,6 @@ impl<'a> Walk<'a> {
         self.entries += 1;
         let modified = (stat.st_mtime, stat.st_mtime_nsec.cast_signed());
         let changed = (stat.st_ctime, stat.st_ctime_nsec.cast_signed());
-        self.newest = self.newest.max(modified).max(changed);
         let mut hasher = DefaultHasher::new();
         (stat.st_ino, stat.st_size, modified, changed).hash(&mut hasher);
         // A sum: the order of a directory's entries does not count.
@@ -948,15 +944,6 @@ impl<'a> Walk<'a> {
 
     fn within(&self, set: &DataSet) -> Result<()> {
         within(set, self.bytes)
-    }
-
-    /// Whether nobody has written for some time: what is written from now on gets another time.
-    fn quiet(&self, host: &Host) -> bool {
-        let now = host.now().duration_since(std::time::UNIX_EPOCH);
-        let Some(since) = now.ok().and_then(|now| now.checked_sub(QUIET)) else {
-            return false;
-        };
-        self.newest <= (since.as_secs().cast_signed(), since.subsec_nanos().into())
     }
 }
 
@@ -1773,6 +1760,18 @@ mod tests {
         file.set_modified(future).unwrap();
         let clone = machine.clone(&set(json!({})), None).unwrap();
         assert!(matches!(clone, Clone::At(_)), "{clone:?}");
+    }
+
+    /// How long nobody has written is seen, not read from dates, which a clock that was set makes long ago.
+    #[test]
+    fn dates_make_nothing_quiet() {
+        let mut machine = Machine::new();
+        machine.put(&[("db", "x")]);
+        std::thread::sleep(QUIET * 2);
+        let begun = std::time::Instant::now();
+        let clone = machine.clone(&set(json!({})), None).unwrap();
+        assert!(matches!(clone, Clone::At(_)), "{clone:?}");
+        assert!(begun.elapsed() >= QUIET);
     }
 
     #[test]
