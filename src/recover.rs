@@ -308,3 +308,31 @@ fn show(
 fn has_entries(store: &Store, directory: &str) -> bool {
     std::fs::read_dir(store.path(directory)).is_ok_and(|mut entries| entries.next().is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Lasted, Moment};
+
+    /// A record that differs in anything else, the count of boots above all, must be written before a trial goes on.
+    #[test]
+    fn only_how_long_a_trial_has_lasted_may_stay_unwritten() {
+        let golden = include_bytes!("../tests/golden/state-1-trial-data.json");
+        let old = crate::state::decode(golden).unwrap().1;
+        let mut later = old.clone();
+        let Phase::Trial { lasted, .. } = &mut later.phase else {
+            panic!("no trial");
+        };
+        *lasted = Some(Lasted::since(&Moment {
+            boot_id: "one".into(),
+            uptime_s: 5,
+        }));
+        assert!(old != later && only_lasted(&old, &later));
+        let mut counted = later.clone();
+        if let Phase::Trial { boots, .. } = &mut counted.phase {
+            *boots += 1;
+        }
+        assert!(!only_lasted(&later, &counted));
+        assert!(!only_lasted(&old, &counted));
+    }
+}
