@@ -1,15 +1,15 @@
 //! The command line of `qx-update`: what people and scripts type and read. The only file of the appliance's side that
-//! prints.
+//! prints ([`output`]).
 //!
 //! Commands that change something run in a process of their own, the worker: it may have to outlive whoever asked
 //! for the update. This process only follows it, and passes on its exit code.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
@@ -17,15 +17,20 @@ use semver::Version;
 
 use crate::config::{self, Config};
 use crate::datastage::DataStage;
+use crate::decision::Loaded;
 use crate::error::{Context, Error, Exit, Result};
+use crate::follower::{Next, Waiting};
 use crate::host::Host;
 use crate::json;
 use crate::log::{self, Event, Level, Line, Log, Place};
 use crate::manifest::Manifest;
+use crate::output;
 use crate::recover;
 use crate::slot::{Set, Slot, Verdict};
+use crate::state::Phase;
 use crate::status::{self, Status};
-use crate::store::{self, Store};
+use crate::store::{self, Holder, Store};
+use crate::surroundings;
 use crate::update::{Appliance, Apply, Back};
 
 /// Keeps the components of this appliance up to date.
@@ -240,18 +245,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .take_while(|a| a.starts_with('-'))
         .any(|a| matches!(*a, "--version" | "-V"))
     {
-        print(&version());
-        return Exit::Done.code().into();
+        return told(answer(&version()));
     }
     let given = options_first(&given);
     let parsed = match Arguments::from_args(&["qx-update"], &given) {
         Ok(parsed) => parsed,
         Err(early) => {
             return match early.status {
-                Ok(()) => {
-                    print(&early.output);
-                    Exit::Done.code().into()
-                }
+                Ok(()) => told(answer(&early.output)),
                 Err(()) => {
                     let text = early.output.trim().replace('\n', " ");
                     complain(&format!(
@@ -262,7 +263,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    let outcome = dispatch(&parsed, &given);
+    told(dispatch(&parsed, &given))
+}
+
+/// The exit code, after an error's one line.
+fn told(outcome: Result<Exit>) -> ExitCode {
     match outcome {
         Ok(exit) => exit.code().into(),
         Err(e) => {
@@ -335,13 +340,23 @@ fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
         };
     }
     // What is wrong with the configuration is said before anything is started.
-    read_config(&host, config)?;
-    follow(given, progress)
+    let config = read_config(&host, config)?;
+    let store = Store::new(&host, &config.data_dir, &config.factory)?;
+    let mut screen = Screen::new(progress);
+    let exit = follow(given, &store, &mut screen)?;
+    let is_answer = match &arguments.command {
+        Subcommand::Apply(a) => a.dry_run,
+        command => matches!(command, Subcommand::Check(_)),
+    };
+    match screen.failed {
+        Some(e) if is_answer => Err(e),
+        _ => Ok(exit),
+    }
 }
 
 /// The worker's side of a command.
 fn work(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    surroundings::leave_directory();
     // It may be restarting whoever holds its terminal; SIGPIPE is ignored by Rust's runtime already.
     signal_hook::flag::register(
         signal_hook::consts::SIGHUP,
@@ -369,28 +384,126 @@ fn work(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
 }
 
 /// Starts the worker and shows what it tells, until it ends.
-fn follow(given: &[&str], progress: Option<Progress>) -> Result<Exit> {
+fn follow(given: &[&str], store: &Store, screen: &mut Screen) -> Result<Exit> {
+    let starting = || "starting the worker process";
     let me = std::env::current_exe().doing(|| "finding this program's file")?;
+    let (events, to_us) = io::pipe().doing(starting)?;
+    // Nobody but the worker writes to this: see `Follower`. What it says in a panic goes the same way, for the terminal
+    // may be stopped.
+    rustix::fs::fcntl_setfl(&to_us, rustix::fs::OFlags::NONBLOCK).doing(starting)?;
     let mut worker = Command::new(me)
         .arg("--worker")
         .args(given)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(to_us.try_clone().doing(starting)?)
+        .stderr(to_us)
         .spawn()
-        .doing(|| "starting the worker process")?;
-    let mut screen = Screen::new(progress);
-    if let Some(events) = worker.stdout.take() {
-        for line in BufReader::new(events).lines().map_while(io::Result::ok) {
-            screen.show(&line);
+        .doing(starting)?;
+    let received = Received::from(events);
+    while let Some(next) = received.next() {
+        match next {
+            Next::Line(line) => screen.show(&String::from_utf8_lossy(&line)),
+            Next::Dropped(number) => screen.show_event(&log::dropped(number)),
         }
     }
     screen.end();
     let status = worker.wait().doing(|| "waiting for the worker process")?;
-    match status.code() {
-        Some(code) => Ok(Exit::from_code(code)),
-        None => Err(Error::new(format!(
-            "following the worker process: it ended by {status}; `qx-update status` tells where it got to"
-        ))),
+    match status.code().and_then(Exit::known) {
+        Some(exit) => Ok(exit),
+        None => after_death(
+            store,
+            worker.id(),
+            &screen.op,
+            &format!("it ended by {status}"),
+        ),
+    }
+}
+
+/// What the record says about the operation of a worker that could not say it.
+fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit> {
+    let dead = |exit, what: &str| {
+        let text = format!("following the worker process: {how}; {what}");
+        Err(Error::with(exit, text))
+    };
+    // Whoever worked last left its name in the lock.
+    let lock = store::read_if_there(&store.path("update/lock"), 4096).ok();
+    let holder = lock
+        .flatten()
+        .and_then(|text| json::parse::<Holder>(&text).ok());
+    let worked = holder.is_some_and(|holder| holder.pid == worker);
+    let unfinished = "services may be stopped: run `qx-update confirm`, which ends what was begun";
+    let nothing = "no service was stopped; `qx-update status` tells where it got to";
+    let record = match store.load() {
+        Loaded::Record(record) => record,
+        Loaded::Unreadable(why) if worked => {
+            return dead(Exit::NeedsPerson, &format!("{unfinished} ({why})"));
+        }
+        Loaded::Unreadable(_) | Loaded::Absent => return dead(Exit::Failed, nothing),
+    };
+    match (record.operation(), &record.last) {
+        (Some(op), _) => {
+            let ours = worked || op.id == seen;
+            let stopped = !op.ran.is_empty()
+                || matches!(
+                    record.phase,
+                    Phase::Switching { .. } | Phase::Trial { .. } | Phase::Reverting { .. }
+                );
+            match ours && stopped {
+                true => dead(Exit::NeedsPerson, unfinished),
+                false => dead(Exit::Failed, nothing),
+            }
+        }
+        (None, Some(last)) if last.id == seen => {
+            complain(&format!(
+                "following the worker process: {how}; it was done then"
+            ));
+            Ok(last.result)
+        }
+        (None, _) => dead(Exit::Failed, nothing),
+    }
+}
+
+/// What the worker tells, read as it comes, also while our own output is not taken.
+struct Received(Arc<(Mutex<Inbox>, Condvar)>);
+
+#[derive(Default)]
+struct Inbox {
+    waiting: Waiting,
+    ended: bool,
+}
+
+impl Received {
+    fn from(events: PipeReader) -> Received {
+        let shared = Arc::new((Mutex::new(Inbox::default()), Condvar::new()));
+        let received = Received(Arc::clone(&shared));
+        std::thread::spawn(move || {
+            let (inbox, come) = &*shared;
+            let locked = || inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            for line in BufReader::new(events)
+                .split(b'\n')
+                .map_while(io::Result::ok)
+            {
+                locked().waiting.push(line);
+                come.notify_one();
+            }
+            locked().ended = true;
+            come.notify_one();
+        });
+        received
+    }
+
+    /// Waits for what comes next.
+    fn next(&self) -> Option<Next> {
+        let (inbox, come) = &*self.0;
+        let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match inbox.waiting.pop() {
+                None if !inbox.ended => {
+                    inbox = come.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                }
+                next => return next,
+            }
+        }
     }
 }
 
@@ -400,6 +513,10 @@ struct Screen {
     terminal: bool,
     bar: bool,
     drawn: Option<Instant>,
+    /// The operation that it is told about.
+    op: String,
+    /// Why something could not be shown.
+    failed: Option<Error>,
 }
 
 impl Screen {
@@ -409,24 +526,47 @@ impl Screen {
             terminal: io::stdout().is_terminal(),
             bar: false,
             drawn: None,
+            op: String::new(),
+            failed: None,
         }
     }
 
     fn show(&mut self, line: &str) {
-        if self.json {
-            return print(&format!("{line}\n"));
-        }
         match json::parse_str(line) {
-            Ok(Event::Log(line)) => {
+            Ok(event) => self.show_event(&event),
+            // What it says before it has a log, or in a panic.
+            Err(_) => drop(output::write(io::stderr(), format!("{line}\n").as_bytes())),
+        }
+    }
+
+    fn show_event(&mut self, event: &Event) {
+        if let Event::Log(Line { op, .. }) = event
+            && !op.is_empty()
+        {
+            self.op.clone_from(op);
+        }
+        if self.json {
+            match serde_json::to_string(event) {
+                Ok(text) => return self.print(&format!("{text}\n")),
+                Err(e) => return complain(&format!("printing an event: {e}")),
+            }
+        }
+        match event {
+            Event::Log(line) => {
                 self.end();
                 if line.level == Level::Error {
                     complain(&line.message);
                 } else {
-                    print(&format!("{}\n", for_people(&line)));
+                    self.print(&format!("{}\n", for_people(line)));
                 }
             }
-            Ok(Event::Progress { what, done, total }) => self.draw(&what, done, total),
-            Err(_) => print(&format!("{line}\n")),
+            Event::Progress { what, done, total } => self.draw(what, *done, *total),
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        if let Err(e) = output::answer(text) {
+            self.failed.get_or_insert(e);
         }
     }
 
@@ -443,7 +583,7 @@ impl Screen {
             .checked_div(total)
             .unwrap_or(width) as usize;
         let bar = format!("{}{}", "#".repeat(full), "-".repeat(width as usize - full));
-        print(&format!(
+        self.print(&format!(
             "\r  {what} [{bar}] {} of {}\x1b[K",
             size(done),
             size(total)
@@ -454,7 +594,7 @@ impl Screen {
     /// Ends an unfinished line.
     fn end(&mut self) {
         if std::mem::take(&mut self.bar) {
-            print("\n");
+            self.print("\n");
         }
     }
 }
@@ -476,15 +616,13 @@ fn for_people(line: &Line) -> String {
     format!("{} {:<8} {mark}{}", line.time, line.step, line.message)
 }
 
-/// So is standard error.
 fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "qx-update: {text}");
+    output::complain("qx-update", text);
 }
 
-/// Standard output that was closed (`| head`) is no reason to fail.
-fn print(text: &str) {
-    let mut out = io::stdout();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+/// For commands whose answer is what they print.
+fn answer(text: &str) -> Result<Exit> {
+    output::answer(text).map(|()| Exit::Done)
 }
 
 fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
@@ -568,12 +706,13 @@ fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     for problem in &outcome.problems {
         complain(problem);
     }
-    print(&format!("qx-update: init scripts find: {}\n", outcome.show));
+    // Files are in order whether or not anybody hears of it.
+    let _ = output::answer(&format!("qx-update: init scripts find: {}\n", outcome.show));
     Ok(Exit::Done)
 }
 
 fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    surroundings::leave_directory();
     let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);
     if let Err(e) = &read {
@@ -593,11 +732,10 @@ fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
     let status = Status::observe(host, &store, &config);
     if json {
         let text = serde_json::to_string_pretty(&status).doing(|| "printing the status")?;
-        print(&format!("{text}\n"));
+        answer(&format!("{text}\n"))
     } else {
-        print(&status::for_people(&status));
+        answer(&status::for_people(&status))
     }
-    Ok(Exit::Done)
 }
 
 fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
@@ -612,10 +750,10 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
         } else {
             ""
         };
-        print(&format!(
+        answer(&format!(
             "slot {slot}{mark}: {}\n",
             recover::describe(&verdict)
-        ));
+        ))?;
     }
     let factory = match store.verify_factory() {
         Ok(factory) => format!("good, {factory}"),
@@ -624,7 +762,7 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
             format!("damaged: {why}")
         }
     };
-    print(&format!("factory set: {factory}\n"));
+    answer(&format!("factory set: {factory}\n"))?;
     Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
 }
 
@@ -633,8 +771,7 @@ fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;
     // A link there may lead elsewhere in the root; it is looked for as the init script finds it, and named as there.
     if executable(&store.followed(&format!("bin/{name}"))?) {
-        print(&format!("{}\n", store.path("bin").join(name).display()));
-        return Ok(Exit::Done);
+        return answer(&format!("{}\n", store.path("bin").join(name).display()));
     }
     let listed = |manifest: &Manifest| {
         let component = manifest
@@ -652,8 +789,7 @@ fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
             "looking for {name}: neither a release nor the factory set has it"
         )));
     }
-    print(&format!("{}\n", path.display()));
-    Ok(Exit::Done)
+    answer(&format!("{}\n", path.display()))
 }
 
 fn executable(path: &Path) -> bool {
@@ -671,13 +807,15 @@ fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Resu
     let first = lines
         .len()
         .saturating_sub(arguments.lines.unwrap_or(usize::MAX));
+    let mut shown = String::new();
     for line in &lines[first..] {
         // A line that was cut by a power loss is shown as it is.
         let text = match json::parse_str::<Line>(line) {
             Ok(parsed) if !arguments.json => for_people(&parsed),
             _ => line.clone(),
         };
-        print(&format!("{text}\n"));
+        shown.push_str(&text);
+        shown.push('\n');
     }
-    Ok(Exit::Done)
+    answer(&shown)
 }

@@ -39,8 +39,8 @@ impl Exit {
         self as u8
     }
 
-    /// The outcome for an exit code; anything that no command of ours returns counts as a failure.
-    pub fn from_code(code: i32) -> Exit {
+    /// The outcome for an exit code, if a command of ours returns it.
+    pub fn known(code: i32) -> Option<Exit> {
         use Exit::*;
         [
             Done,
@@ -57,7 +57,6 @@ impl Exit {
         ]
         .into_iter()
         .find(|exit| i32::from(exit.code()) == code)
-        .unwrap_or(Failed)
     }
 }
 
@@ -211,8 +210,8 @@ mod tests {
     #[test]
     fn exit_codes_round_trip() {
         for code in 0..=10 {
-            assert_eq!(i32::from(Exit::from_code(code).code()), code);
+            assert_eq!(i32::from(Exit::known(code).unwrap().code()), code);
         }
-        assert_eq!(Exit::from_code(101), Exit::Failed);
+        assert_eq!(Exit::known(101), None);
     }
 }

@@ -40,7 +40,7 @@
 //! *Core*, values in and values out: [`json`], [`manifest`], [`config`], [`dataset`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
 //! [`digest`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
 //! `/data`), [`durable`] (the only syncs and renames), [`fetch`], [`repository`], [`unpack`], [`tree`], [`process`],
-//! [`service`], [`health`], [`snapshot`] (data sets), [`migrate`], [`log`]. Above both: [`plan`], [`stage`], [`protect`],
+//! [`service`], [`health`], [`snapshot`] (data sets), [`migrate`], [`log`], [`follower`], [`output`], [`surroundings`]. Above both: [`plan`], [`stage`], [`protect`],
 //! [`prove`], [`switch`], [`recover`], [`datastage`], [`status`], [`update`], and [`cli`] on top. [`publish`] is what `qx-publish` does: the other side, which makes the
 //! releases.
 //!
@@ -56,6 +56,7 @@ pub mod digest;
 pub mod durable;
 pub mod error;
 pub mod fetch;
+pub mod follower;
 pub mod health;
 pub mod host;
 pub mod json;
@@ -63,6 +64,7 @@ pub mod log;
 pub mod manifest;
 pub mod migrate;
 pub mod observe;
+pub mod output;
 pub mod plan;
 pub mod proc;
 pub mod process;
@@ -79,6 +81,7 @@ pub mod stage;
 pub mod state;
 pub mod status;
 pub mod store;
+pub mod surroundings;
 pub mod switch;
 pub mod text;
 pub mod tree;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::durable;
+use crate::follower::Follower;
 use crate::host::timestamp;
 
 /// Bytes after which the log is rotated, unless the configuration says otherwise.
@@ -81,7 +82,7 @@ pub struct Place {
 pub struct Log {
     place: Place,
     op: String,
-    follower: Option<io::Stdout>,
+    follower: Option<Follower>,
     complained: bool,
 }
 
@@ -91,7 +92,7 @@ impl Log {
         Log {
             place,
             op: String::new(),
-            follower: followed.then(io::stdout),
+            follower: followed.then(|| Follower::new(|number| text_of(&dropped(number)))),
             complained: false,
         }
     }
@@ -125,13 +126,17 @@ impl Log {
         self.write(Level::Error, step, message.into(), Map::new());
     }
 
-    /// How far a transfer is; for followers only.
+    /// How far a transfer is; for followers only, and those that are behind can do without.
     pub fn progress(&mut self, what: &str, done: u64, total: u64) {
-        self.send(&Event::Progress {
-            what: what.to_owned(),
-            done,
-            total,
-        });
+        if let Some(follower) = &mut self.follower
+            && follower.is_up_to_date()
+        {
+            follower.send(text_of(&Event::Progress {
+                what: what.to_owned(),
+                done,
+                total,
+            }));
+        }
     }
 
     fn write(&mut self, level: Level, step: &str, message: String, details: Map<String, Value>) {
@@ -178,22 +183,36 @@ impl Log {
         file.write_all(&text)
     }
 
-    /// A follower that went away (it may be the service that is being restarted) is no reason to stop.
     fn send(&mut self, event: &Event) {
-        let Some(out) = &mut self.follower else {
-            return;
-        };
-        let sent = serde_json::to_vec(event)
-            .map_err(io::Error::from)
-            .and_then(|mut text| {
-                text.push(b'\n');
-                out.write_all(&text)?;
-                out.flush()
-            });
-        if sent.is_err() {
-            self.follower = None;
+        if let Some(follower) = &mut self.follower {
+            follower.send(text_of(event));
         }
     }
+}
+
+/// Says that a follower missed some.
+pub fn dropped(number: u64) -> Event {
+    Event::Log(Line {
+        time: timestamp(std::time::SystemTime::now()),
+        level: Level::Warning,
+        op: String::new(),
+        step: "log".into(),
+        message: format!(
+            "{number} events were dropped: nobody took them; `qx-update log` has them"
+        ),
+        details: Map::new(),
+    })
+}
+
+/// An event as it is sent. Nothing in it can fail to be written; if something did, nothing would be sent.
+fn text_of(event: &Event) -> Vec<u8> {
+    serde_json::to_vec(event).map_or_else(
+        |_| Vec::new(),
+        |mut text| {
+            text.push(b'\n');
+            text
+        },
+    )
 }
 
 /// `update.log` → `update.log.1` → `update.log.2` → …

@@ -23,5 +23,7 @@ mod refused;
 mod services;
 #[path = "cli/sources.rs"]
 mod sources;
+#[path = "cli/surroundings.rs"]
+mod surroundings;
 #[path = "cli/wall.rs"]
 mod wall;

@@ -1,6 +1,5 @@
 //! `qx-publish`: makes the releases that `qx-update` installs.
 
-use std::io::{self, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
 use qx_update::manifest::{Name, RelPath};
+use qx_update::output;
 use qx_update::publish::{
     self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team, Wanted,
 };
@@ -348,6 +348,7 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
+    qx_update::surroundings::settle();
     let arguments: Option<Vec<String>> =
         std::env::args_os().map(|a| a.into_string().ok()).collect();
     let Some(arguments) = arguments else {
@@ -374,7 +375,7 @@ fn main() -> ExitCode {
         Ok((output, exit)) if print(&output) == ExitCode::SUCCESS => ExitCode::from(exit.code()),
         Ok(_) => ExitCode::from(Exit::Failed.code()),
         Err(error) => {
-            eprintln!("qx-publish: {}", error.chain());
+            complain(&error.chain());
             ExitCode::from(error.exit.code())
         }
     }
@@ -404,7 +405,7 @@ fn run(command: Command) -> Result<(String, Exit)> {
     let output = carry_out(command, now)?;
     // After the command, which may have renewed what would have been warned of.
     for line in repo.map_or(Ok(Vec::new()), |repo| publish::warnings(&repo, now))? {
-        eprintln!("qx-publish: warning: {line}");
+        complain(&format!("warning: {line}"));
     }
     Ok((output, Exit::Done))
 }
@@ -635,7 +636,7 @@ fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
         humantime::format_rfc3339_seconds((*next).max(now))
     );
     for line in &done.open {
-        eprintln!("qx-publish: warning: {line}");
+        complain(&format!("warning: {line}"));
     }
     let exit = match done.open[..] {
         [] => Exit::Done,
@@ -789,17 +790,20 @@ fn released(now: SystemTime) -> Result<SystemTime> {
 
 /// Prints, and says so if that failed: a full disk behind a redirection is no success.
 fn print(text: &str) -> ExitCode {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match output::answer(text) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("qx-publish: writing to the standard output: {error}");
-            ExitCode::from(Exit::Failed.code())
+            complain(&error.chain());
+            ExitCode::from(error.exit.code())
         }
     }
 }
 
+fn complain(text: &str) {
+    output::complain("qx-publish", text);
+}
+
 fn wrong_usage(text: &str) -> ExitCode {
-    eprintln!("qx-publish: {text}");
+    complain(text);
     ExitCode::from(Exit::Usage.code())
 }

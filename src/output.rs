@@ -1,0 +1,46 @@
+//! What programs write to their standard output and standard error. Nothing here panics, whatever is behind them.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::error::{Context, Exit, Result};
+
+/// Writes an answer to the standard output. One that could not be written (`>/dev/full`) was not given. A reader that has
+/// seen enough (`| head`) is no failure.
+pub fn answer(text: &str) -> Result<()> {
+    match write(io::stdout(), text.as_bytes()) {
+        Err(Errno::PIPE) => Ok(()),
+        // Whatever the cause is: a full disk there is not the appliance's.
+        written => written
+            .doing(|| "writing to the standard output")
+            .map_err(|e| e.exiting(Exit::Failed)),
+    }
+}
+
+/// Writes a line to the standard error, if it can be.
+pub fn complain(program: &str, text: &str) {
+    let _ = write(io::stderr(), format!("{program}: {text}\n").as_bytes());
+}
+
+/// Writes all of it. Whoever shares the descriptor may have made it non-blocking.
+pub fn write(to: impl AsFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&to, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let mut ready = [PollFd::new(&to, PollFlags::OUT)];
+                match rustix::event::poll(&mut ready, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
