@@ -42,11 +42,14 @@ struct Arguments {
     /// use this configuration instead of /etc/qx-update/config.json
     #[argh(option, arg_name = "file")]
     config: Option<String>,
+    /// print the version
+    #[argh(switch, short = 'V')]
+    version: bool,
     /// run in this process, and write events to standard output
     #[argh(switch, hidden_help)]
     worker: bool,
     #[argh(subcommand)]
-    command: Subcommand,
+    command: Option<Subcommand>,
 }
 
 #[derive(FromArgs)]
@@ -240,13 +243,6 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .map(|a| a.to_string_lossy().into_owned())
         .collect();
     let given: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
-    if given
-        .iter()
-        .take_while(|a| a.starts_with('-'))
-        .any(|a| matches!(*a, "--version" | "-V"))
-    {
-        return told(answer(&version()));
-    }
     let given = options_first(&given);
     let parsed = match Arguments::from_args(&["qx-update"], &given) {
         Ok(parsed) => parsed,
@@ -263,7 +259,16 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    told(dispatch(&parsed, &given))
+    if parsed.version {
+        return told(answer(&version()));
+    }
+    match &parsed.command {
+        Some(command) => told(dispatch(&parsed, command, &given)),
+        None => told(Err(Error::with(
+            Exit::Usage,
+            "reading the command line: a command is missing (see qx-update --help)",
+        ))),
+    }
 }
 
 /// The exit code, after an error's one line.
@@ -271,7 +276,12 @@ fn told(outcome: Result<Exit>) -> ExitCode {
     match outcome {
         Ok(exit) => exit.code().into(),
         Err(e) => {
-            complain(&e.chain());
+            let denied = e.io_kind() == Some(io::ErrorKind::PermissionDenied);
+            let hint = match denied && !rustix::process::geteuid().is_root() {
+                true => ": run as root",
+                false => "",
+            };
+            complain(&format!("{}{hint}", e.chain()));
             e.exit.code().into()
         }
     }
@@ -283,11 +293,14 @@ fn options_first<'a>(given: &[&'a str]) -> Vec<&'a str> {
     let mut rest = Vec::new();
     let mut given = given.iter().copied();
     while let Some(argument) = given.next() {
-        if matches!(argument, "--root" | "--config") {
-            first.push(argument);
-            first.extend(given.next());
-        } else {
-            rest.push(argument);
+        match argument {
+            "--root" | "--config" => {
+                first.push(argument);
+                first.extend(given.next());
+            }
+            // The parser knows the long one only.
+            "-h" => rest.push("--help"),
+            _ => rest.push(argument),
         }
     }
     first.extend(rest);
@@ -303,10 +316,10 @@ fn version() -> String {
     )
 }
 
-fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
+fn dispatch(arguments: &Arguments, command: &Subcommand, given: &[&str]) -> Result<Exit> {
     let host = Host::new(arguments.root.as_deref().unwrap_or(Path::new("/")))?;
     let config = arguments.config.as_deref();
-    let (progress, wait) = match &arguments.command {
+    let (progress, wait) = match command {
         Subcommand::Status(a) => return status(&host, config, a.json),
         Subcommand::Recover(RecoverArguments { stage: Stage::Link }) => {
             return recover_link(&host, config);
@@ -331,7 +344,7 @@ fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
     };
     if arguments.worker {
         let mut appliance = open(&host, config, wait)?;
-        return match work(&mut appliance, &arguments.command) {
+        return match work(&mut appliance, command) {
             Err(e) => {
                 appliance.log.error("end", e.chain());
                 Ok(e.exit)
@@ -342,9 +355,10 @@ fn dispatch(arguments: &Arguments, given: &[&str]) -> Result<Exit> {
     // What is wrong with the configuration is said before anything is started.
     let config = read_config(&host, config)?;
     let store = Store::new(&host, &config.data_dir, &config.factory)?;
+    store.may_read()?;
     let mut screen = Screen::new(progress);
     let exit = follow(given, &store, &mut screen)?;
-    let is_answer = match &arguments.command {
+    let is_answer = match command {
         Subcommand::Apply(a) => a.dry_run,
         command => matches!(command, Subcommand::Check(_)),
     };
@@ -729,6 +743,7 @@ fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
 
 fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
     let (store, _, config) = open_store(host, config)?;
+    store.may_read()?;
     let status = Status::observe(host, &store, &config);
     if json {
         let text = serde_json::to_string_pretty(&status).doing(|| "printing the status")?;
@@ -740,6 +755,7 @@ fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
 
 fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;
+    store.may_read()?;
     let link = store.link();
     let mut bad = false;
     for slot in Slot::BOTH {
@@ -756,7 +772,8 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
         ))?;
     }
     let factory = match store.verify_factory() {
-        Ok(factory) => format!("good, {factory}"),
+        Ok(Some(factory)) => format!("good, {factory}"),
+        Ok(None) => "not known: the image has no manifest to compare it with".to_owned(),
         Err(why) => {
             bad = true;
             format!("damaged: {why}")
@@ -770,8 +787,12 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
 fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;
     // A link there may lead elsewhere in the root; it is looked for as the init script finds it, and named as there.
-    if executable(&store.followed(&format!("bin/{name}"))?) {
-        return answer(&format!("{}\n", store.path("bin").join(name).display()));
+    if executable(&store.followed(&format!("bin/{name}"))?)? {
+        return answer(&format!(
+            "{}
+",
+            store.path("bin").join(name).display()
+        ));
     }
     let listed = |manifest: &Manifest| {
         let component = manifest
@@ -780,11 +801,11 @@ fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
             .find(|c| c.install_path.as_str() == format!("bin/{name}"));
         component.map(|c| store.component(Set::Factory, c))
     };
-    let factory = store.manifest(Set::Factory).ok().flatten();
-    let path = factory
+    let path = store
+        .manifest(Set::Factory)?
         .and_then(|(manifest, _)| listed(&manifest))
         .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))?;
-    if !executable(&path) {
+    if !executable(&path)? {
         return Err(Error::new(format!(
             "looking for {name}: neither a release nor the factory set has it"
         )));
@@ -792,16 +813,27 @@ fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
     answer(&format!("{}\n", path.display()))
 }
 
-fn executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+/// As `[ -x PATH ]` asks: a file that may be run by whoever asks, where it lies.
+fn executable(path: &Path) -> Result<bool> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    use rustix::io::Errno;
+    match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        Ok(()) => Ok(path.is_file()),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        // It is there, and not to be run; or nobody may say whether it is there.
+        Err(Errno::ACCESS) if path.try_exists().is_ok_and(|there| there) => Ok(false),
+        Err(e) => Err(e).doing(|| format!("looking at {}", path.display())),
+    }
 }
 
 fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
     let (_, place, _) = open_store(host, config)?;
     let mut lines = Vec::new();
     for file in log::files(&place) {
-        let text = std::fs::read(&file).doing(|| format!("reading {}", file.display()))?;
+        let text = match std::fs::read(&file) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            text => text.doing(|| format!("reading {}", file.display()))?,
+        };
         lines.extend(String::from_utf8_lossy(&text).lines().map(str::to_owned));
     }
     let first = lines

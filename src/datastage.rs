@@ -80,10 +80,8 @@ impl DataStage<'_> {
 
     /// Whether the set that init scripts find may be started on the data as it is.
     fn judge(&self, record: &Record) -> Result<(), String> {
-        let shown = match (
-            self.store.boot_note().and_then(|note| note.hidden),
-            self.store.link(),
-        ) {
+        let note = self.store.boot_note().map_err(|e| e.chain())?;
+        let shown = match (note.and_then(|note| note.hidden), self.store.link()) {
             (None, Link::To(slot)) => Set::from(slot),
             _ => Set::Factory,
         };
@@ -120,14 +118,17 @@ pub fn image_operation(
 ) -> Result<Option<Operation>> {
     let factory = store.factory().0;
     let takes_over = idle.active.set == Set::Factory || factory.newer_than(&idle.active);
-    let Ok(Some((manifest, digest))) = store.manifest(Set::Factory) else {
+    if !takes_over || record.schemas.is_empty() {
+        return Ok(None);
+    }
+    let Some((manifest, digest)) = store.manifest(Set::Factory)? else {
         return Ok(None);
     };
-    let failed = || {
-        let refusals = store.refusals().unwrap_or_default();
-        refusals.iter().any(|refusal| refusal.manifest == digest)
-    };
-    if !takes_over || !matches!(Fit::of(&manifest, &record.schemas), Fit::Migrated(_)) || failed() {
+    if !matches!(Fit::of(&manifest, &record.schemas), Fit::Migrated(_)) {
+        return Ok(None);
+    }
+    let refusals = store.refusals()?;
+    if refusals.iter().any(|refusal| refusal.manifest == digest) {
         return Ok(None);
     }
     let to = Move::forward(&manifest, &record.schemas, &config.data)

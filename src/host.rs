@@ -42,6 +42,14 @@ impl Host {
         })
     }
 
+    /// A text whose paths are the appliance's own: what is kept is read where the root is mounted elsewhere.
+    pub fn own_paths(&self, text: &str) -> String {
+        match self.is_running_system() {
+            true => text.to_owned(),
+            false => text.replace(&format!("{}/", self.root.display()), "/"),
+        }
+    }
+
     /// The processes of this machine.
     pub fn proc(&self) -> &Proc {
         &self.proc

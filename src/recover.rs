@@ -47,16 +47,33 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
         told(e, &mut problems);
         writable = false;
     }
-    let (factory, fault) = store.factory();
-    problems.extend(fault);
+    let (mut factory, fault) = store.factory();
     let loaded = store.load();
+    if let Some(fault) = fault {
+        match &loaded {
+            // It is the one that the record knows, for all that can be told.
+            Loaded::Record(record) => factory = recorded_factory(record).unwrap_or(factory),
+            // What it leaves the data at must not be recorded as nothing.
+            Loaded::Absent | Loaded::Unreadable(_) => writable = false,
+        }
+        problems.push(fault);
+    }
     let link = store.link();
-    let hidden = store.boot_note().and_then(|note| note.hidden);
+    let hidden = match store.boot_note() {
+        Ok(note) => note.and_then(|note| note.hidden),
+        Err(e) => {
+            told(e, &mut problems);
+            None
+        }
+    };
     let seen = RefCell::new(BTreeMap::new());
     let verify = |slot: Slot| -> Verdict {
         seen.borrow_mut()
             .entry(slot)
-            .or_insert_with(|| store.verify(slot))
+            .or_insert_with(|| match store.verify(slot) {
+                Verdict::Damaged(why) => Verdict::Damaged(host.own_paths(&why)),
+                verdict => verdict,
+            })
             .clone()
     };
     let fit = |set: Set, schemas: &BTreeMap<Name, u64>| fit(store, set, schemas);
@@ -75,7 +92,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
             factory_boot: host.kernel_argument(FACTORY_BOOT),
             moment: &moment,
             writable,
-            snapshot: has_entries(store, "update/snapshot"),
+            snapshot: store.has_snapshot(),
             now: &now,
         })
     };
@@ -128,6 +145,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     if let Phase::Idle(idle) = &decision.record.phase {
         problems.extend(idle.trouble.iter().map(|t| t.what.clone()));
     }
+    let mut problems: Vec<String> = problems.iter().map(|p| host.own_paths(p)).collect();
     problems.dedup();
     for problem in &problems {
         log.warning("recover", problem.clone());
@@ -196,16 +214,34 @@ pub fn verifies(store: &Store, installed: &Installed, log: &mut Log) -> bool {
     }
 }
 
-/// Whether a set can run on data with these schemas; one without a manifest says nothing against it.
+/// Whether a set can run on data with these schemas; one without a manifest says nothing against it. A manifest that cannot be
+/// read may say anything.
 pub fn fit(store: &Store, set: Set, schemas: &BTreeMap<Name, u64>) -> Fit {
     match store.manifest(set) {
         Ok(Some((manifest, _))) => Fit::of(&manifest, schemas),
-        _ => Fit::Now,
+        Ok(None) => Fit::Now,
+        Err(_) if schemas.is_empty() => Fit::Now,
+        Err(e) => Fit::Never(format!("which data it accepts is not known: {}", e.chain())),
     }
+}
+
+/// The factory set as a record knows it.
+fn recorded_factory(record: &Record) -> Option<Installed> {
+    let idle = match &record.phase {
+        Phase::Idle(idle) => idle,
+        _ => &record.operation()?.before,
+    };
+    let known = [Some(&idle.active), idle.fallback.as_ref()];
+    let factory = known
+        .into_iter()
+        .flatten()
+        .find(|set| set.set == Set::Factory);
+    factory.cloned()
 }
 
 /// The schemas that a set leaves the data with.
 fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
+    // Where it cannot be read nothing is written: that it leaves nothing is never recorded.
     let manifest = store.manifest(set).ok().flatten();
     let data = manifest.into_iter().flat_map(|(manifest, _)| manifest.data);
     data.map(|data| (data.name, data.leaves)).collect()
@@ -303,10 +339,6 @@ fn show(
             store.path("current").display()
         ))),
     }
-}
-
-fn has_entries(store: &Store, directory: &str) -> bool {
-    std::fs::read_dir(store.path(directory)).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 #[cfg(test)]

@@ -109,8 +109,13 @@ pub struct Installed {
 impl Installed {
     /// A factory set of which nothing is known but that the image has it.
     pub fn unknown_factory() -> Installed {
+        Installed::unknown(Set::Factory)
+    }
+
+    /// A set of which nothing is known but where it is.
+    pub fn unknown(set: Set) -> Installed {
         Installed {
-            set: Set::Factory,
+            set,
             version: None,
             manifest: None,
         }

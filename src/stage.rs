@@ -104,8 +104,9 @@ impl Stage<'_> {
         durable::sync_file_system(&next)?;
         self.log.info("stage", "verifying what lies on the medium");
         self.store.verify_staged(slot, manifest)?;
+        let versions = self.repository.versions();
         self.store
-            .seal(self.candidate.digest, self.repository.versions())?;
+            .seal(slot, manifest, self.candidate.digest, versions)?;
         let place = self.store.slot(slot);
         if place.exists() {
             durable::exchange(&next, &place)

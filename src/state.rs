@@ -473,6 +473,22 @@ impl Record {
         }
     }
 
+    /// What runs, if nothing more happens to an open operation.
+    pub fn idle_when_ended(&self) -> Idle {
+        match &self.phase {
+            Phase::Idle(idle) => idle.clone(),
+            Phase::Staging { op } => op.before.clone(),
+            Phase::Staged { op } | Phase::Switching { op, .. } | Phase::Reverting { op, .. } => {
+                op.back()
+            }
+            Phase::Trial { op, .. } => Idle {
+                active: op.to.clone(),
+                fallback: Some(op.from().clone()),
+                ..op.back()
+            },
+        }
+    }
+
     /// The operation that is open, if any.
     pub fn operation(&self) -> Option<&Operation> {
         match &self.phase {

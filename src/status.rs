@@ -1,5 +1,7 @@
 //! What `status` tells: what runs, as observed and not as hoped; what was tried last and how it ended; what to do now.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use crate::host::Host;
 use crate::manifest::{Manifest, Name};
 use crate::observe::{Census, State};
 use crate::proc::{FileId, Identity};
+use crate::recover;
 use crate::select::Fit;
 use crate::service::Manager;
 use crate::slot::{Installed, Link, Set, Slot};
@@ -21,6 +24,9 @@ use crate::state::{
 };
 use crate::store::{self, Freshness, Holder, Refreshed, Store};
 use crate::text;
+
+/// So many files that were added to a release are named.
+const MAX_ADDED: usize = 5;
 
 /// The answer. As JSON it is documented in `docs/formats.md`.
 #[derive(Debug, Serialize)]
@@ -35,6 +41,10 @@ pub struct Status {
     pub channel: Option<Name>,
     /// The set that init scripts find.
     pub running: Installed,
+    /// The plain directory in the place of `/data/bin` that hides every set: what lies in it runs.
+    pub plain: Option<PathBuf>,
+    /// Whether this boot was told to use the factory set.
+    pub factory_boot: bool,
     /// Since when it runs (RFC 3339), where the record knows.
     pub since: Option<String>,
     /// What the appliance is in the middle of: `idle`, `staging`, `staged`, `switching`, `trial`, `reverting`, or
@@ -123,11 +133,45 @@ impl Status {
             Loaded::Record(record) => Some(&**record),
             Loaded::Absent | Loaded::Unreadable(_) => None,
         };
-        let (running, manifest) = running(store);
+        let Found {
+            set: running,
+            manifest,
+            plain,
+            fault,
+        } = found(store);
         let mut problems = problems(&loaded, store, config);
+        problems.extend(fault);
+        if let Some(plain) = &plain {
+            problems.push(format!(
+                "{} is a plain directory: init scripts take what lies in it, and no release; move it away",
+                plain.display()
+            ));
+        }
+        if let (Some(slot), Some(manifest), Some(digest)) =
+            (running.set.slot(), &manifest, running.manifest)
+        {
+            let added = store.added(slot, manifest, digest);
+            problems.extend(added.iter().take(MAX_ADDED).map(|path| {
+                let path = text::path(path);
+                format!("{path} is not the release's: it was added, is not checked, and goes with the next update")
+            }));
+            if let Some(more) = added.len().checked_sub(MAX_ADDED + 1) {
+                problems.push(format!("{} more were added", more + 1));
+            }
+        }
         let recorded = record.map(recorded);
-        if let Some((set, _)) = &recorded
+        let factory_boot = host.kernel_argument(recover::FACTORY_BOOT);
+        if let Some(kept) = record.filter(|_| factory_boot).map(Record::idle_when_ended)
+            && kept.active.set != Set::Factory
+        {
+            problems.push(format!(
+                "this boot was told to use the factory set, by {} on the kernel's command line; {} is kept",
+                recover::FACTORY_BOOT,
+                kept.active
+            ));
+        } else if let Some((set, _)) = &recorded
             && *set != running.set
+            && plain.is_none()
             && store.holder().is_none()
         {
             problems.push(format!(
@@ -145,14 +189,25 @@ impl Status {
         problems.extend(trouble.map(|t| t.what.clone()));
         let held = record.and_then(|record| held(record, &running, manifest.as_ref(), host));
         problems.extend(held.clone());
-        let refused = store.refusals().unwrap_or_else(|e| {
+        let mut refused = store.refusals().unwrap_or_else(|e| {
             problems.push(format!(
                 "{}; nothing is tried until `qx-update reset` begins a new list",
                 e.chain()
             ));
             Vec::new()
         });
-        problems.dedup();
+        // The newest first; what is older than what runs is offered to nobody.
+        refused.reverse();
+        refused.retain(|refusal| match (&refusal.version, &running.version) {
+            (Some(refused), Some(running)) => refused.cmp_precedence(running).is_ge(),
+            _ => true,
+        });
+        let refreshed = store.refreshed().unwrap_or_else(|e| {
+            problems.push(e.chain());
+            None
+        });
+        let mut said = BTreeSet::new();
+        problems.retain(|problem| said.insert(problem.clone()));
         let default = Services::default();
         let how = config.as_ref().map_or(&default, |c| &c.services);
         let manager = Manager::new(how, host, Duration::from_secs(5));
@@ -169,6 +224,8 @@ impl Status {
             channel: config.as_ref().ok().map(|c| c.channel.clone()),
             since: recorded.and_then(|(set, since)| (set == running.set).then_some(since)),
             running,
+            plain,
+            factory_boot,
             phase: record.map_or("unknown", |r| r.phase.name()),
             operation: record.and_then(open),
             fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
@@ -178,7 +235,7 @@ impl Status {
             }),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
-            refreshed: store.refreshed(),
+            refreshed,
             services,
             elsewhere,
             refused,
@@ -221,32 +278,43 @@ fn held(
     ))
 }
 
+/// What init scripts find.
+struct Found {
+    set: Installed,
+    manifest: Option<Manifest>,
+    /// A plain directory in the place of a fixed link: its files run, and no set's.
+    plain: Option<PathBuf>,
+    /// What could not be read.
+    fault: Option<String>,
+}
+
 /// The set that init scripts find, and its manifest.
-fn running(store: &Store) -> (Installed, Option<Manifest>) {
-    let linked = match store.link() {
-        Link::To(slot) => store
-            .manifest(slot.into())
-            .ok()
-            .flatten()
-            .map(|(m, d)| (Set::from(slot), m, d)),
-        Link::Absent | Link::Foreign(_) => None,
-    };
+fn found(store: &Store) -> Found {
+    let bin = store.path("bin");
+    let plain = fs::symlink_metadata(&bin).is_ok_and(|meta| meta.is_dir());
     // The fixed link counts as much as the priority link; a slot may be hidden for this boot.
-    let reachable = |set: Set| {
-        let slot = set.slot().map(|slot| store.slot(slot).join("bin"));
-        let bin = store.followed("bin").ok();
-        let seen = bin.and_then(|path| FileId::of(&path).ok());
-        slot.and_then(|path| FileId::of(&path).ok())
-            .is_none_or(|id| seen == Some(id))
+    let reachable = |slot: Slot| {
+        let seen = store.followed("bin").ok();
+        let seen = seen.and_then(|path| FileId::of(&path).ok());
+        let there = FileId::of(&store.slot(slot).join("bin")).ok();
+        there.is_none() || seen == there
     };
-    match linked {
-        Some((set, manifest, digest)) if reachable(set) => {
-            (store::installed(set, &manifest, digest), Some(manifest))
-        }
-        _ => {
-            let manifest = store.manifest(Set::Factory).ok().flatten().map(|(m, _)| m);
-            (store.factory().0, manifest)
-        }
+    let set = match store.link() {
+        Link::To(slot) if !plain && reachable(slot) => Set::from(slot),
+        _ => Set::Factory,
+    };
+    let (manifest, fault) = match store.manifest(set) {
+        Ok(manifest) => (manifest, None),
+        Err(e) => (None, Some(e.chain())),
+    };
+    Found {
+        set: match &manifest {
+            Some((manifest, digest)) => store::installed(set, manifest, *digest),
+            None => Installed::unknown(set),
+        },
+        manifest: manifest.map(|(manifest, _)| manifest),
+        plain: plain.then_some(bin),
+        fault,
     }
 }
 
@@ -255,8 +323,9 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
     if let Err(e) = config {
         problems.push(e.chain());
     }
-    if let Some(note) = store.boot_note() {
-        problems.extend(note.problems);
+    match store.boot_note() {
+        Ok(note) => problems.extend(note.into_iter().flat_map(|note| note.problems)),
+        Err(e) => problems.push(e.chain()),
     }
     match loaded {
         Loaded::Unreadable(why) => problems.push(format!("the update state is unreadable: {why}")),
@@ -266,6 +335,9 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
                 store.path("update").display()
             ));
         }
+        Loaded::Absent if store.has_slots() => problems.push(
+            "the update state is missing, though releases are installed: the next command or boot makes it anew".into(),
+        ),
         _ => {}
     }
     problems.extend(store.factory().1);
@@ -307,14 +379,17 @@ fn fallback(record: &Record) -> Option<Installed> {
     }
 }
 
-/// Whether a set still is what the record calls it, by its manifest.
+/// Whether a set still is what the record calls it, by its manifest. One that cannot be read may be.
 fn is_there(installed: &Installed, store: &Store) -> bool {
-    let digest = store
-        .manifest(installed.set)
-        .ok()
-        .flatten()
-        .map(|(_, digest)| digest);
-    installed.set == Set::Factory || digest == installed.manifest
+    match store.manifest(installed.set) {
+        Ok(found) => {
+            installed.set == Set::Factory || found.map(|(_, digest)| digest) == installed.manifest
+        }
+        Err(_) => installed
+            .set
+            .slot()
+            .is_none_or(|slot| store.slot(slot).exists()),
+    }
 }
 
 /// The running set's services, and every process that runs from another set's files or from what a slot held before.
@@ -376,6 +451,12 @@ fn advice(status: &Status) -> Vec<String> {
         )),
         "staged" => advice.push("a release is staged: `qx-update apply` switches to it".into()),
         _ => {}
+    }
+    if status.factory_boot {
+        advice.push(format!(
+            "boot without {} to go on with the release, or `qx-update rollback --to factory` to stay with the factory set",
+            recover::FACTORY_BOOT
+        ));
     }
     if status.needs_person {
         advice.push(
@@ -452,7 +533,13 @@ pub fn for_people(status: &Status) -> String {
         .as_ref()
         .map(|s| format!(", since {s}"))
         .unwrap_or_default();
-    add("running", format!("{}{since}", status.running));
+    match &status.plain {
+        Some(plain) => add(
+            "running",
+            format!("what lies in {}, a plain directory", plain.display()),
+        ),
+        None => add("running", format!("{}{since}", status.running)),
+    }
     for service in &status.services {
         let told = match (service.state, service.pid, &service.runs) {
             ("installed", Some(pid), Some(path)) => format!("process {pid} runs {path}"),

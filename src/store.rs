@@ -2,6 +2,7 @@
 //! are not tried again. Every change is durable when a function returns.
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -17,7 +18,7 @@ use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
 use crate::json;
-use crate::manifest::{self, Component, Manifest, ProgramPath, RelPath};
+use crate::manifest::{self, Component, Kind, Manifest, Name, ProgramPath, RelPath};
 use crate::proc::Use;
 use crate::repository::Versions;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
@@ -35,6 +36,8 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// How many releases are remembered as not to be tried.
 const MAX_REFUSALS: usize = 200;
 const MANIFEST: &str = "release.json";
+/// The longest list of the names of a release's files, in bytes.
+const MAX_NAMES: u64 = 256 << 20;
 const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 
 /// The appliance's data directory and factory set.
@@ -426,9 +429,29 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a slot directory exists.
+    /// Whether a slot directory exists; one that cannot be looked at does.
     pub fn has_slots(&self) -> bool {
-        Slot::BOTH.iter().any(|slot| self.slot(*slot).exists())
+        Slot::BOTH.iter().any(|slot| !is_absent(&self.slot(*slot)))
+    }
+
+    /// Whether there is saved data; a place that cannot be looked into may have some.
+    pub fn has_snapshot(&self) -> bool {
+        let place = self.path("update/snapshot");
+        match fs::read_dir(&place) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => !is_absent(&place),
+        }
+    }
+
+    /// Whoever asks must be allowed to read what the answer comes from: what may not be read is not absent.
+    pub fn may_read(&self) -> Result<()> {
+        let place = self.path("update");
+        match fs::read_dir(&place) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                Err(e).doing(|| format!("reading {}", place.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Deletes what an operation was staging, and what slots held before. What a process still uses is kept beside the slots
@@ -540,7 +563,14 @@ impl Store {
             let digest = Digest::of(&bytes);
             self.seal_of(digest)?;
             let manifest = Manifest::parse(&bytes)?;
-            verify_files(&manifest, &directory, tree::matches)?;
+            verify_files(&manifest, &directory, &|component, path| {
+                tree::matches(component, path).or_else(|why| {
+                    // Something that was laid beside its files is not a change of them.
+                    let names = self.names(digest, component);
+                    let among = |names| tree::matches_among(component, path, &names);
+                    names.map_or(Err(why), among)
+                })
+            })?;
             Ok(installed(slot.into(), &manifest, digest))
         };
         match check() {
@@ -550,20 +580,20 @@ impl Store {
     }
 
     /// Verifies the factory set's files against its manifest, if it has one. Reads all of it.
-    pub fn verify_factory(&self) -> Result<Installed, String> {
+    pub fn verify_factory(&self) -> Result<Option<Installed>, String> {
         let Some((manifest, digest)) = self.manifest(Set::Factory).map_err(|e| e.chain())? else {
-            return Ok(Installed::unknown_factory());
+            return Ok(None);
         };
         for component in &manifest.components {
             let path = self.component(Set::Factory, component);
             tree::matches(component, &path.map_err(|e| e.chain())?)?;
         }
-        Ok(installed(Set::Factory, &manifest, digest))
+        Ok(Some(installed(Set::Factory, &manifest, digest)))
     }
 
     /// Verifies what the medium holds of a set that was staged and synced.
     pub fn verify_staged(&self, slot: Slot, manifest: &Manifest) -> Result<()> {
-        verify_files(manifest, &self.next(slot), tree::matches_medium).map_err(|why| {
+        verify_files(manifest, &self.next(slot), &tree::matches_medium).map_err(|why| {
             Error::new(format!(
                 "verifying {} as it lies on the medium: {why}",
                 self.next(slot).display()
@@ -571,15 +601,52 @@ impl Store {
         })
     }
 
-    /// Writes the seal of a release, and drops those that no slot has any more.
-    pub fn seal(&self, manifest: Digest, trust: Versions) -> Result<()> {
+    /// Writes the seal of a release that lies complete and verified in a slot's next content, and the names of its files.
+    pub fn seal(
+        &self,
+        slot: Slot,
+        manifest: &Manifest,
+        digest: Digest,
+        trust: Versions,
+    ) -> Result<()> {
+        let mut names = BTreeMap::new();
+        for component in manifest.components.iter().filter(|c| c.kind == Kind::Tree) {
+            let place = self.next(slot).join(&component.install_path);
+            names.insert(component.name.clone(), tree::names(component.kind, &place)?);
+        }
+        let names =
+            serde_json::to_vec(&names).doing(|| "writing the names of a release's files")?;
+        durable::write(&self.names_path(digest), &names)?;
         let seal = Seal {
             format: 1,
-            manifest,
+            manifest: digest,
             trust,
         };
         let text = serde_json::to_vec(&seal).doing(|| "writing a seal")?;
-        durable::write(&self.seal_path(manifest), &text)
+        durable::write(&self.seal_path(digest), &text)
+    }
+
+    /// The names of a tree's entries, of a release that was sealed here. They decide nothing by themselves: with them left alone,
+    /// the digest must be the signed one.
+    fn names(&self, release: Digest, component: &Component) -> Option<BTreeSet<String>> {
+        let bytes = read_if_there(&self.names_path(release), MAX_NAMES).ok()??;
+        let mut names: BTreeMap<Name, BTreeSet<String>> = json::parse(&bytes).ok()?;
+        names.remove(&component.name)
+    }
+
+    /// What was laid into the trees of a release since it was installed.
+    pub fn added(&self, slot: Slot, manifest: &Manifest, digest: Digest) -> Vec<PathBuf> {
+        let trees = manifest.components.iter().filter(|c| c.kind == Kind::Tree);
+        trees
+            .filter_map(|tree| {
+                let names = self.names(digest, tree)?;
+                Some(tree::added(
+                    &self.slot(slot).join(&tree.install_path),
+                    &names,
+                ))
+            })
+            .flatten()
+            .collect()
     }
 
     /// Drops the seals of releases that are in no slot.
@@ -592,6 +659,7 @@ impl Store {
             // One that cannot be read now may be read later, and needs its seal then.
             if let Some((_, digest)) = self.manifest(slot.into())? {
                 kept.push(self.seal_path(digest));
+                kept.push(self.names_path(digest));
             }
         }
         let directory = self.path("update/seals");
@@ -606,6 +674,10 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    fn names_path(&self, manifest: Digest) -> PathBuf {
+        self.path("update/seals").join(format!("{manifest}.names"))
     }
 
     fn seal_path(&self, manifest: Digest) -> PathBuf {
@@ -683,9 +755,15 @@ impl Store {
     }
 
     /// The last refresh of trust, if any is known.
-    pub fn refreshed(&self) -> Option<Refreshed> {
-        let bytes = read_if_there(&self.path("update/refreshed"), 1 << 16).ok()??;
-        json::parse(&bytes).ok()
+    pub fn refreshed(&self) -> Result<Option<Refreshed>> {
+        let path = self.path("update/refreshed");
+        let Some(bytes) = read_if_there(&path, 1 << 16)? else {
+            return Ok(None);
+        };
+        let refreshed = json::parse(&bytes);
+        refreshed
+            .map(Some)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
     }
 
     /// Leaves a note about this boot in `/run`.
@@ -697,12 +775,15 @@ impl Store {
         durable::write_with_mode(&path, &text, 0o644)
     }
 
-    /// The note about this boot.
-    pub fn boot_note(&self) -> Option<BootNote> {
-        let path = self.host.path(BOOT_NOTE).ok()?;
-        let bytes = read_if_there(&path, 1 << 20).ok()??;
-        let note: BootNote = json::parse(&bytes).ok()?;
-        (note.boot_id == self.host.boot_id().ok()?).then_some(note)
+    /// The note about this boot, if the link stage has left one.
+    pub fn boot_note(&self) -> Result<Option<BootNote>> {
+        let path = self.host.path(BOOT_NOTE)?;
+        let Some(bytes) = read_if_there(&path, 1 << 20)? else {
+            return Ok(None);
+        };
+        let note: BootNote = json::parse(&bytes)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
+        Ok((note.boot_id == self.host.boot_id()?).then_some(note))
     }
 
     /// The link cannot be changed: mounts an empty file system over the slot that it selects, for this boot.
@@ -717,6 +798,17 @@ impl Store {
         )
         .doing(|| format!("hiding {} for this boot", path.display()))
     }
+}
+
+/// Whether nothing is there for certain.
+fn is_absent(path: &Path) -> bool {
+    let found = fs::symlink_metadata(path);
+    found.is_err_and(|e| {
+        matches!(
+            e.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        )
+    })
 }
 
 /// The bytes of a set's manifest as they are installed.
@@ -766,7 +858,7 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
 fn verify_files(
     manifest: &Manifest,
     directory: &Path,
-    matches: fn(&Component, &Path) -> Result<(), String>,
+    matches: &dyn Fn(&Component, &Path) -> Result<(), String>,
 ) -> Result<(), String> {
     for component in &manifest.components {
         no_links_above(directory, &component.install_path)?;

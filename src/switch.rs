@@ -49,12 +49,13 @@ struct Side {
 }
 
 impl Side {
-    fn new(set: Set, store: &Store) -> Side {
-        let manifest = store
-            .manifest(set)
-            .ok()
-            .flatten()
-            .map(|(manifest, _)| manifest);
+    fn new(set: Set, store: &Store, log: &mut Log) -> Side {
+        // Whoever plans an operation reads both; on the way back a set runs all the same, and nothing is proved of it.
+        let manifest = store.manifest(set).unwrap_or_else(|e| {
+            log.error("switch", e.chain());
+            None
+        });
+        let manifest = manifest.map(|(manifest, _)| manifest);
         Side { set, manifest }
     }
 
@@ -116,8 +117,8 @@ impl<'a> Switch<'a> {
     pub fn new(host: &'a Host, store: &'a Store, log: &'a mut Log, op: Operation) -> Switch<'a> {
         log.operation(&op.id);
         Switch {
-            home: Side::new(op.from().set, store),
-            to: Side::new(op.to.set, store),
+            home: Side::new(op.from().set, store, log),
+            to: Side::new(op.to.set, store, log),
             host,
             store,
             log,
@@ -627,7 +628,7 @@ impl<'a> Switch<'a> {
     pub fn conclude_revert(mut self, cause: &Cause, record: &Record) -> Result<Exit> {
         let chosen = recover::choose(self.store, self.op.from(), &record.schemas, self.log);
         if chosen.set != self.home.set {
-            self.home = Side::new(chosen.set, self.store);
+            self.home = Side::new(chosen.set, self.store, self.log);
         }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);

@@ -3,6 +3,7 @@
 //! Nothing here follows a symbolic link, and every name is checked before it is used: a component holds
 //! regular files, directories, and (a tree) symbolic links that stay inside of it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -37,19 +38,58 @@ pub struct Measured {
 /// Names the path: nothing there, another kind of file, a set-user-id, set-group-id or sticky bit, a name
 /// that is not UTF-8 or holds a control character, a link that leaves the tree.
 pub fn measure(kind: Kind, path: &Path) -> Result<Measured> {
-    Measure::of(kind, path, false)
+    Measure::of(kind, path, false, &|_| true)
 }
 
 /// Measures what the medium holds at `path`. The files must have been synced before: pages that are not
 /// yet written stay in the cache.
 pub fn measure_medium(kind: Kind, path: &Path) -> Result<Measured> {
-    Measure::of(kind, path, true)
+    Measure::of(kind, path, true, &|_| true)
 }
 
 /// Whether exactly this component lies at `path`; if not, one sentence says why.
 pub fn matches(component: &Component, path: &Path) -> Result<(), String> {
     let found = measure(component.kind, path).map_err(|e| e.chain())?;
     compare(component, path, &found)
+}
+
+/// Whether this component lies at `path`, its files what they were, and at most others beside them; `names` are those that it
+/// has. If not, one sentence says why.
+pub fn matches_among(
+    component: &Component,
+    path: &Path,
+    names: &BTreeSet<String>,
+) -> Result<(), String> {
+    let known = |name: &str| name == "." || names.contains(name);
+    let found = Measure::of(component.kind, path, false, &known).map_err(|e| e.chain())?;
+    compare(component, path, &found)
+}
+
+/// The names of all entries below `path`, but of its own directory: what [`matches_among`] takes.
+pub fn names(kind: Kind, path: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    walk(kind, path, &|_| true, &mut |name, _| {
+        if name != "." {
+            names.insert(name.to_owned());
+        }
+        Ok(())
+    })?;
+    Ok(names)
+}
+
+/// What lies below `path` and has none of these names; what is in a directory of that kind is not gone through.
+pub fn added(path: &Path, names: &BTreeSet<String>) -> Vec<PathBuf> {
+    let added = std::cell::RefCell::new(Vec::new());
+    let known = |name: &str| {
+        let known = name == "." || names.contains(name);
+        if !known {
+            added.borrow_mut().push(path.join(name));
+        }
+        known
+    };
+    // What cannot be read is found by whoever verifies.
+    let _ = walk(Kind::Tree, path, &known, &mut |_, _| Ok(()));
+    added.into_inner()
 }
 
 /// Whether the medium holds exactly this component at `path`, see [`measure_medium`].
@@ -67,7 +107,7 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
     let mut entries = component.entries;
     // A directory's bits come last: without its owner's write bit nothing could be put into it.
     let mut directories = Vec::new();
-    walk(component.kind, from, &mut |path, found| {
+    walk(component.kind, from, &|_| true, &mut |path, found| {
         let target = below(to, path);
         let doing = || format!("copying {} to {}", from.display(), target.display());
         let size = match &found {
@@ -142,10 +182,12 @@ enum Found {
 }
 
 type Visit<'a> = dyn FnMut(&str, Found) -> Result<()> + 'a;
+/// Which names a walk does not pass over.
+type Known<'a> = dyn Fn(&str) -> bool + 'a;
 
 /// Visits a component's entries, each directory before what it holds. Paths are relative to the tree; its
 /// own directory, and a `bin`, is `.`.
-fn walk(kind: Kind, path: &Path, visit: &mut Visit) -> Result<()> {
+fn walk(kind: Kind, path: &Path, known: &Known, visit: &mut Visit) -> Result<()> {
     let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
         .doing(|| format!("looking at {}", path.display()))?;
     match (kind, FileType::from_raw_mode(stat.st_mode)) {
@@ -154,7 +196,7 @@ fn walk(kind: Kind, path: &Path, visit: &mut Visit) -> Result<()> {
             let (dir, stat) = open(CWD, path, OFlags::DIRECTORY, path)?;
             let mode = permissions(&stat, path)?;
             visit(".", Found::Directory { mode })?;
-            walk_directory(path, "", &dir, visit)
+            walk_directory(path, "", &dir, known, visit)
         }
         (Kind::Bin, _) => Err(odd(path, "it is no regular file")),
         (Kind::Tree, _) => Err(odd(path, "it is no directory")),
@@ -162,16 +204,29 @@ fn walk(kind: Kind, path: &Path, visit: &mut Visit) -> Result<()> {
 }
 
 // The depth of the recursion, and the number of open directories, are bounded by the length of a `RelPath`.
-fn walk_directory(root: &Path, base: &str, dir: &OwnedFd, visit: &mut Visit) -> Result<()> {
+fn walk_directory(
+    root: &Path,
+    base: &str,
+    dir: &OwnedFd,
+    known: &Known,
+    visit: &mut Visit,
+) -> Result<()> {
     for name in
-        names(dir).doing(|| format!("reading the directory {}", below(root, base).display()))?
+        entries(dir).doing(|| format!("reading the directory {}", below(root, base).display()))?
     {
         let here = below(root, base).join(&name);
-        let relative = match name.to_str() {
-            Some(name) if base.is_empty() => name.to_owned(),
-            Some(name) => format!("{base}/{name}"),
-            None => return Err(odd(&here, "its name is not UTF-8")),
+        let text = name.to_string_lossy();
+        let relative = match base {
+            "" => text.into_owned(),
+            base => format!("{base}/{text}"),
         };
+        // Before anything is said of it: whatever it is, it is nobody's.
+        if !known(&relative) {
+            continue;
+        }
+        if name.to_str().is_none() {
+            return Err(odd(&here, "its name is not UTF-8"));
+        }
         let relative: RelPath = relative.parse().map_err(|why: String| odd(&here, why))?;
         let relative = relative.as_str();
         let name = Path::new(&name);
@@ -183,7 +238,7 @@ fn walk_directory(root: &Path, base: &str, dir: &OwnedFd, visit: &mut Visit) -> 
                 let (dir, stat) = open(dir, name, OFlags::DIRECTORY, &here)?;
                 let mode = permissions(&stat, &here)?;
                 visit(relative, Found::Directory { mode })?;
-                walk_directory(root, relative, &dir, visit)?;
+                walk_directory(root, relative, &dir, known, visit)?;
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new())
@@ -210,7 +265,7 @@ fn walk_directory(root: &Path, base: &str, dir: &OwnedFd, visit: &mut Visit) -> 
     Ok(())
 }
 
-fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+fn entries(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let name = entry?.file_name().to_bytes().to_vec();
@@ -270,14 +325,14 @@ struct Measure {
 }
 
 impl Measure {
-    fn of(kind: Kind, path: &Path, medium: bool) -> Result<Measured> {
+    fn of(kind: Kind, path: &Path, medium: bool, known: &Known) -> Result<Measured> {
         let mut measure = Measure {
             medium,
             tree: TreeDigest::default(),
             own: None,
             buffer: vec![0; 128 * 1024],
         };
-        walk(kind, path, &mut |relative, found| {
+        walk(kind, path, known, &mut |relative, found| {
             measure
                 .entry(relative, found)
                 .doing(|| format!("reading {}", below(path, relative).display()))

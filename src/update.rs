@@ -30,8 +30,8 @@ use crate::service::Manager;
 use crate::slot::{Installed, Set, Slot};
 use crate::stage::Stage;
 use crate::state::{
-    Cause, CauseKind, DataChange, DataState, FailedCheck, Failure, Idle, Operation, OperationKind,
-    Phase, Record, Refusal, RefusalKind,
+    Attempt, Cause, CauseKind, DataChange, DataState, FailedCheck, Failure, Idle, Operation,
+    OperationKind, Phase, Record, Refusal, RefusalKind,
 };
 use crate::store::{self, Freshness, Lock, Refreshed, Store};
 use crate::switch::Switch;
@@ -94,7 +94,7 @@ impl Appliance {
 
     /// Installs the release that was lost to damage again: the data is its own.
     fn repair(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
-        let idle = idle_of(record);
+        let idle = record.idle_when_ended();
         let Some((lost, version)) = idle
             .lost
             .as_ref()
@@ -166,7 +166,7 @@ impl Appliance {
                 Resumed::Failed(exit) => return Ok(exit),
             },
         };
-        let idle = idle_of(&record);
+        let idle = record.idle_when_ended();
         if idle.active.set == Set::Factory {
             let what = format!(
                 "{} runs already; there is nothing to go back to",
@@ -192,8 +192,12 @@ impl Appliance {
             }
             None => factory,
         };
-        let manifest = |set| self.store.manifest(set).ok().flatten().map(|(m, _)| m);
-        let (active, target) = (manifest(idle.active.set), manifest(to.set));
+        let manifest = |set| {
+            let found = self.store.manifest(set);
+            let found = found.doing(|| format!("going back to {to}"))?;
+            Ok::<_, Error>(found.map(|(manifest, _)| manifest))
+        };
+        let (active, target) = (manifest(idle.active.set)?, manifest(to.set)?);
         let way = Move::back(
             active.as_ref(),
             target.as_ref(),
@@ -221,7 +225,7 @@ impl Appliance {
             OperationKind::Rollback
         };
         let op = Operation {
-            failed_before: self.baseline(idle.active.set),
+            failed_before: self.baseline(idle.active.set)?,
             ..self.operation(kind, idle, to)?.moving(way)
         };
         self.log.operation(&op.id);
@@ -296,17 +300,26 @@ impl Appliance {
                 at: now.clone(),
             })?;
         }
-        let ended = match record.operation() {
-            Some(op) => record.ended(
-                idle,
-                op.attempt(
-                    Exit::BackToFactory,
-                    Some("a person gave it up".into()),
-                    &now,
-                ),
+        let attempt = match record.operation() {
+            Some(op) => op.attempt(
+                Exit::BackToFactory,
+                Some("a person gave it up".into()),
+                &now,
             ),
-            None => record.with(Phase::Idle(idle)),
+            None => Attempt {
+                unproved: vec![
+                    "this boot used the factory set already, and nothing was restarted".into(),
+                ],
+                ..self
+                    .operation(
+                        OperationKind::Factory,
+                        record.idle_when_ended(),
+                        idle.active.clone(),
+                    )?
+                    .attempt(Exit::Done, None, &now)
+            },
         };
+        let ended = record.ended(idle, attempt);
         self.store.save(&ended)?;
         self.log.info(
             "rollback",
@@ -332,6 +345,18 @@ impl Appliance {
     pub fn confirm(&mut self, force: bool) -> Result<Exit> {
         // Without the lock: others may work until then.
         wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
+        if self.factory_boot()
+            && let Loaded::Record(record) = self.store.load()
+            && running(&record).set != Set::Factory
+        {
+            let what = format!(
+                "this boot uses the factory set as it was told to ({}); {} is kept, and nothing is concluded",
+                recover::FACTORY_BOOT,
+                running(&record)
+            );
+            self.log.info("confirm", what);
+            return Ok(Exit::Done);
+        }
         // At most boots there is nothing to do: no lock, so that nobody who starts working then is told to come again.
         if let Loaded::Record(record) = self.store.load()
             && let Phase::Idle(Idle {
@@ -346,12 +371,6 @@ impl Appliance {
             return Ok(Exit::Done);
         }
         let (_lock, record) = self.begin("confirm")?;
-        if self.factory_boot() && running(&record).set != Set::Factory {
-            let what =
-                "this boot uses the factory set as it was told to; nothing is concluded in it";
-            self.log.info("confirm", what);
-            return Ok(Exit::Done);
-        }
         if let (true, Phase::Trial { op, .. }) = (force, &record.phase) {
             self.log.operation(&op.id);
             self.log.warning(
@@ -369,7 +388,7 @@ impl Appliance {
                     None => Ok(Exit::Done),
                 }
             }
-            Resumed::Ready(record) => match &idle_of(&record).trouble {
+            Resumed::Ready(record) => match &record.idle_when_ended().trouble {
                 Some(trouble) => {
                     self.log.warning("confirm", trouble.what.clone());
                     Ok(if trouble.needs_person {
@@ -381,7 +400,10 @@ impl Appliance {
                 None => {
                     self.log.info(
                         "confirm",
-                        format!("{} runs; nothing is on trial", idle_of(&record).active),
+                        format!(
+                            "{} runs; nothing is on trial",
+                            record.idle_when_ended().active
+                        ),
                     );
                     Ok(Exit::Done)
                 }
@@ -402,7 +424,7 @@ impl Appliance {
                 ),
             ));
         }
-        let mut idle = idle_of(&record);
+        let mut idle = record.idle_when_ended();
         idle.trouble = None;
         self.store.save(&record.with(Phase::Idle(idle)))?;
         durable::remove(&self.store.path("update/quarantine"))?;
@@ -519,7 +541,7 @@ impl Appliance {
         {
             return self.switch_to_staged(op.clone(), request, record);
         }
-        let idle = idle_of(record);
+        let idle = record.idle_when_ended();
         if !request.dry_run {
             let dropped = self.drop_other_downloads(&candidate, &repository, &mirrors);
             self.remember(dropped, request, record)?;
@@ -531,7 +553,7 @@ impl Appliance {
             self.log.info("plan", line);
         }
         // Before anything is touched: what an update spoils must not count as spoilt before.
-        let failed_before = self.baseline(idle.active.set);
+        let failed_before = self.baseline(idle.active.set)?;
         if request.dry_run {
             return Ok(Exit::Done);
         }
@@ -585,7 +607,7 @@ impl Appliance {
         self.log
             .info("stage", format!("{} is staged and verified already", op.to));
         // What was well when it was staged is not excused now.
-        let mut failed_before = self.baseline(op.from().set);
+        let mut failed_before = self.baseline(op.from().set)?;
         failed_before.retain(|failed| op.failed_before.contains(failed));
         if request.dry_run {
             return Ok(Exit::Done);
@@ -595,24 +617,30 @@ impl Appliance {
             ..op
         };
         // The configuration of now counts, and the data as it is now.
-        let op = match self.store.manifest(op.to.set) {
-            Ok(Some((manifest, _))) => {
+        let op = match self.store.manifest(op.to.set)? {
+            Some((manifest, _)) => {
                 let way = self.way(&manifest, request.repair, record)?;
                 op.under(&self.config).moving(way)
             }
-            _ => op,
+            None => op,
         };
         self.switch(op, record)
     }
 
     /// Tries the health checks of the set that runs: what the next one is measured against.
-    fn baseline(&mut self, set: Set) -> Vec<FailedCheck> {
-        let Ok(Some((manifest, _))) = self.store.manifest(set) else {
-            return Vec::new();
+    fn baseline(&mut self, set: Set) -> Result<Vec<FailedCheck>> {
+        let Some((manifest, _)) = self.store.manifest(set)? else {
+            return Ok(Vec::new());
         };
         let timeout = Duration::from_secs(self.config.limits.service_timeout_s);
         let manager = Manager::new(&self.config.services, &self.host, timeout);
-        prove::baseline(set, &manifest, &self.store, &manager, &mut self.log)
+        Ok(prove::baseline(
+            set,
+            &manifest,
+            &self.store,
+            &manager,
+            &mut self.log,
+        ))
     }
 
     /// What a release's migration does to the data of this appliance.
@@ -768,7 +796,8 @@ impl Appliance {
         request: &Request,
     ) -> Result<Choice> {
         let refusals = self.store.refusals()?;
-        let factory = self.store.manifest(Set::Factory).ok().flatten();
+        // Which paths a release must have is not known without it.
+        let factory = self.store.manifest(Set::Factory)?;
         let active = running(record);
         let ground = select::Ground {
             product: &self.config.product,
@@ -810,13 +839,17 @@ impl Appliance {
         mirrors: &Mirrors,
     ) -> Result<Plan> {
         let alternate = idle.active.set.alternate();
-        let outdated = self.outdated(idle.active.set, alternate);
+        let outdated = self.outdated(idle.active.set, alternate)?;
         let restarts =
             |name: &Name| outdated.contains(name) || way.data.iter().any(|set| set.used_by(name));
         let mut sets = Vec::new();
         for set in [idle.active.set, Set::from(alternate), Set::Factory] {
-            if let Ok(Some((manifest, _))) = self.store.manifest(set) {
-                sets.push((set, manifest));
+            match self.store.manifest(set) {
+                Ok(Some((manifest, _))) => sets.push((set, manifest)),
+                Ok(None) => {}
+                // Which services its files are of is not known without it. Nothing is reused from others.
+                Err(e) if set == idle.active.set => return Err(e),
+                Err(_) => {}
             }
         }
         let ground = Ground {
@@ -835,16 +868,16 @@ impl Appliance {
 
     /// The services whose processes still use what the slot holds, or held, that the next release goes to. Others that do are
     /// told of: what they use is kept until they end.
-    fn outdated(&mut self, active: Set, alternate: Slot) -> Vec<Name> {
+    fn outdated(&mut self, active: Set, alternate: Slot) -> Result<Vec<Name>> {
         let mut places = self.store.kept();
         places.push(self.store.slot(alternate));
         let users = self.store.users(&places);
         let manager = Manager::new(&self.config.services, &self.host, Duration::ZERO);
-        let manifest = self.store.manifest(active).ok().flatten();
+        let manifest = self.store.manifest(active)?;
         let manifest = manifest.as_ref().map(|(manifest, _)| manifest);
         let manifests: Vec<&Manifest> = manifest.into_iter().collect();
         if users.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let census = Census::take(&manifests, &[], &self.store, &manager);
         let mut outdated = Vec::new();
@@ -862,7 +895,7 @@ impl Appliance {
                 ),
             }
         }
-        outdated
+        Ok(outdated)
     }
 
     /// What an earlier release left half-fetched only takes space.
@@ -962,24 +995,8 @@ enum Resumed {
     Failed(Exit),
 }
 
-/// What runs, if nothing more happens to an open operation.
-fn idle_of(record: &Record) -> Idle {
-    match &record.phase {
-        Phase::Idle(idle) => idle.clone(),
-        Phase::Staging { op } => op.before.clone(),
-        Phase::Staged { op } | Phase::Switching { op, .. } | Phase::Reverting { op, .. } => {
-            op.back()
-        }
-        Phase::Trial { op, .. } => Idle {
-            active: op.to.clone(),
-            fallback: Some(op.from().clone()),
-            ..op.back()
-        },
-    }
-}
-
 fn running(record: &Record) -> Installed {
-    idle_of(record).active
+    record.idle_when_ended().active
 }
 
 fn wait_for_runlevel(how: &Services, host: &Host, log: &mut Log) {

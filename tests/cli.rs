@@ -25,5 +25,7 @@ mod services;
 mod sources;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
+#[path = "cli/truth.rs"]
+mod truth;
 #[path = "cli/wall.rs"]
 mod wall;

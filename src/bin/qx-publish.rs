@@ -354,7 +354,10 @@ fn main() -> ExitCode {
     let Some(arguments) = arguments else {
         return wrong_usage("an argument is not UTF-8");
     };
-    let arguments: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    // The parser knows the long one only.
+    let known = |argument| if argument == "-h" { "--help" } else { argument };
+    let arguments = arguments.iter().skip(1).map(String::as_str).map(known);
+    let arguments: Vec<&str> = arguments.collect();
     let arguments = match Arguments::from_args(&["qx-publish"], &arguments) {
         Ok(arguments) => arguments,
         Err(exit) if exit.status.is_ok() => return print(&exit.output),
