@@ -234,6 +234,8 @@ const RELEASE: &[&str] = &[
     "keys",
 ];
 
+const FACTORY: &[&str] = &["factory", "src/recipe.json", "--out", "factory.json"];
+
 /// The repository's directory as a source.
 struct Directory(PathBuf);
 
@@ -637,6 +639,34 @@ fn a_wrong_recipe_is_named_with_its_field() {
             r["migrate"]["run"] = json!(["bin/other"])
         }),
         ("is for other", |r| r["product"] = json!("other")),
+        ("release_notes: the placeholder '{verison}'", |r| {
+            r["release_notes"] = json!("This is {verison}.")
+        }),
+        ("health[0].url: the placeholder '{ version }'", |r| {
+            r["health"][0]["url"] = json!("http://127.0.0.1/{ version }")
+        }),
+        ("health[0].json.pointer: the placeholder '{x}'", |r| {
+            r["health"][0]["json"]["pointer"] = json!("/{x}")
+        }),
+        (
+            "health[0].json.equals: the placeholder '{data:main}'",
+            |r| r["health"][0]["json"]["equals"] = json!([{"at": "{data:main}"}]),
+        ),
+        ("health[0].address: the placeholder '{Version}'", |r| {
+            r["health"][0] = json!({"type": "tcp", "address": "{Version}:80"})
+        }),
+        ("health[0].run: the placeholder '{version_}'", |r| {
+            r["health"][0] = json!({"type": "exec", "run": ["migrations/migrate", "{version_}"]})
+        }),
+        ("migrate.run: the placeholder '{datum:main}'", |r| {
+            r["migrate"]["run"] = json!(["migrations/migrate", "{datum:main}"])
+        }),
+        ("migrate.check: the placeholder '{release}'", |r| {
+            r["migrate"]["check"] = json!(["migrations/migrate", "{release}"])
+        }),
+        ("migrate.down: the placeholder '{release}'", |r| {
+            r["migrate"]["down"] = json!(["migrations/migrate", "{release}"])
+        }),
     ];
     for (why, change) in cases {
         place.recipe("1.0.0", change);
@@ -652,6 +682,167 @@ fn a_wrong_recipe_is_named_with_its_field() {
             .fails(RELEASE, Exit::Usage)
             .contains("src/recipe.json")
     );
+}
+
+/// Intent: one recipe serves every version: `{version}` is filled in wherever it may stand, and no manifest holds one.
+#[test]
+fn the_version_stands_where_the_recipe_leaves_room_for_it() {
+    let place = Place::ready();
+    let recipe = |version: &str| {
+        place.recipe(version, |r| {
+            r["release_notes"] = json!("{version}, or { 1, 2 } {} {2,3} {version");
+            r["migrate"] = json!({
+                "run": ["migrations/migrate", "--to={version}", "{data:main}", "awk '{print $1}'"],
+                "check": ["migrations/migrate", "{version}"],
+                "down": ["migrations/migrate", "{version}{version}"],
+                "timeout_s": 60, "touches": ["main"],
+            });
+            r["health"] = json!([
+                {"type": "http", "url": "http://127.0.0.1/{version}/health", "json": {"pointer": "/of/{version}", "equals": "v{version}"}},
+                {"type": "http", "url": "http://127.0.0.1/", "json": {"pointer": "", "equals": {"version": "{version}", "{version}": [1, "{version}"]}}},
+                {"type": "tcp", "address": "v{version}.local:80"},
+                {"type": "exec", "run": ["migrations/migrate", "{version}"]},
+            ]);
+        });
+    };
+    recipe("1.0.0");
+    place.succeeds(&["factory", "src/recipe.json", "--out", "factory.json"]);
+    let factory = fs::read(place.path("factory.json")).unwrap();
+    recipe("1.1.0-rc.1+b2");
+    place.release();
+    let release = serde_json::to_vec(&place.manifests()[0]).unwrap();
+    for (version, manifest) in [("1.0.0", factory), ("1.1.0-rc.1+b2", release)] {
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert!(!manifest["health"].to_string().contains("{version}"));
+        assert!(!manifest["migrate"].to_string().contains("{version}"));
+        assert_eq!(
+            manifest["release_notes"],
+            format!("{version}, or {{ 1, 2 }} {{}} {{2,3}} {{version")
+        );
+        let migrate = &manifest["migrate"];
+        assert_eq!(migrate["run"][1], format!("--to={version}"));
+        assert_eq!(migrate["run"][2], "{data:main}");
+        assert_eq!(migrate["run"][3], "awk '{print $1}'");
+        assert_eq!(migrate["check"][1], version);
+        assert_eq!(migrate["down"][1], format!("{version}{version}"));
+        let health = &manifest["health"];
+        let url = format!("http://127.0.0.1/{version}/health");
+        assert_eq!(health[0]["url"], url);
+        assert_eq!(health[0]["json"]["pointer"], format!("/of/{version}"));
+        assert_eq!(health[0]["json"]["equals"], format!("v{version}"));
+        let equals = &health[1]["json"]["equals"];
+        assert_eq!(equals["version"], version);
+        assert_eq!(equals[version], json!([1, version]));
+        assert_eq!(health[2]["address"], format!("v{version}.local:80"));
+        assert_eq!(health[3]["run"][1], version);
+    }
+}
+
+/// Intent: no set is made whose checks can only pass for another version, be it newer or older: nobody could go to it.
+#[test]
+fn a_set_that_could_never_accept_itself_is_not_made() {
+    let place = Place::ready();
+    type Change = fn(&mut Value);
+    let cases: &[(&str, Change)] = &[
+        ("1.1.0", |r| {
+            r["health"][0]["json"]["equals"] = json!("1.1.0")
+        }),
+        ("0.9.0", |r| {
+            r["health"][0]["json"]["equals"] = json!("0.9.0")
+        }),
+        ("1.0.0-rc.1", |r| {
+            r["health"][0]["json"]["equals"] = json!("1.0.0-rc.1")
+        }),
+        (
+            "v1.1.0",
+            |r| {
+                r["health"][0]["json"] = json!({"pointer": "/build/appVersion", "equals": "v1.1.0"})
+            },
+        ),
+        (
+            "/is/Version",
+            |r| {
+                r["health"][0]["json"] =
+                    json!({"pointer": "/is", "equals": {"ok": true, "Version": "1.1.0"}})
+            },
+        ),
+        ("health[1].json (http http://127.0.0.1:81/)", |r| {
+            r["health"] = json!([
+                {"type": "tcp", "address": "127.0.0.1:80"},
+                {"type": "http", "url": "http://127.0.0.1:81/", "json": {"pointer": "/version", "equals": "1.1.0"}},
+            ])
+        }),
+    ];
+    for (named, change) in cases {
+        place.recipe("1.0.0", change);
+        for command in [RELEASE, FACTORY] {
+            let error = place.fails(command, Exit::Usage);
+            for word in [named, "1.0.0, which {version} stands for", "health["] {
+                assert!(error.contains(word), "{word}: {error}");
+            }
+        }
+        assert!(!place.path("factory.json").exists());
+    }
+}
+
+/// Intent: what may be right is published: a service's own version without a word, and what looks wrong with one line for
+/// each place.
+#[test]
+fn another_version_that_may_be_right_is_a_warning() {
+    let place = Place::ready();
+    type Change = fn(&mut Value);
+    let cases: &[(&[&str], Change)] = &[
+        (&[], |r| {
+            r["health"][0]["json"]["equals"] = json!("v1.0.0+7")
+        }),
+        (&[], |r| r["health"][0]["json"]["equals"] = json!("1.1")),
+        (&[], |r| r["health"][0]["json"]["equals"] = json!(2)),
+        (&[], |r| {
+            r["health"][0]["json"]["equals"] = json!("2.15.1");
+            r["health"][0]["service"] = json!("quantix-controlplane");
+        }),
+        (&[], |r| {
+            r["release_notes"] = json!("Mends what 0.9.0 broke.");
+            r["health"][0]["url"] = json!("http://127.0.0.1:8080/1.0.0/since/0.9.0");
+        }),
+        (&["health[1].json", "2.15.1"], |r| {
+            let other = json!({"type": "http", "url": "http://127.0.0.1:81/", "json": {"pointer": "/version", "equals": "2.15.1"}});
+            r["health"].as_array_mut().unwrap().push(other);
+        }),
+        (
+            &["health[0].json", "1.1.0"],
+            |r| {
+                r["health"][0]["json"] =
+                    json!({"pointer": "/is", "equals": "controlplane-1.1.0 runs"})
+            },
+        ),
+        (&["health[0].url", "1.1.0"], |r| {
+            r["health"][0]["url"] = json!("http://127.0.0.1:8080/v1.1.0/health")
+        }),
+        (
+            &["health[0].run", "1.1.0"],
+            |r| {
+                r["health"][0] =
+                    json!({"type": "exec", "run": ["migrations/migrate", "--expect=1.1.0\nx"]})
+            },
+        ),
+    ];
+    for (number, (words, change)) in cases.iter().enumerate() {
+        place.recipe("1.0.0", change);
+        let channel = format!("c{number}");
+        let release = [RELEASE, &["--channel", &channel]].concat();
+        for command in [&release[..], FACTORY] {
+            let (code, out, err) = place.run(command);
+            assert_eq!(code, 0, "{out}{err}");
+            assert_eq!(err.lines().count(), usize::from(!words.is_empty()), "{err}");
+            for word in *words {
+                assert!(
+                    err.starts_with("qx-publish: warning: ") && err.contains(word),
+                    "{word}: {err}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

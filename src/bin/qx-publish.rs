@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use argh::FromArgs;
 use qx_update::error::{Context, Error, Exit, Result};
-use qx_update::manifest::{Name, RelPath};
+use qx_update::manifest::{Manifest, Name, RelPath};
 use qx_update::output;
 use qx_update::publish::{
     self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team, Wanted,
@@ -459,6 +459,7 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
             let (channel, team) = (Some(&channel), team.as_deref());
             let done = publish::release(&recipe, &repo, &keyring, channel, team, released, now)?;
+            warn_of_versions(&done.manifest);
             Ok(published(&done, &repo, &keys))
         }
         Command::Component(Component {
@@ -568,6 +569,7 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
         }
         Command::Factory(Factory { recipe, out }) => {
             let manifest = publish::factory(&recipe, &out, released(now)?)?;
+            warn_of_versions(&manifest);
             Ok(format!(
                 "wrote {}: {} {}, {} components\n",
                 out.display(),
@@ -686,6 +688,13 @@ fn sign(command: Sign, now: SystemTime) -> Result<String> {
             Exit::Usage,
             "sign takes a DRAFT with --keys (and --out), or --repo with --keys and --add-signature; see qx-publish sign --help",
         )),
+    }
+}
+
+/// Says, a line each, what in a manifest looks as if another version were meant.
+fn warn_of_versions(manifest: &Manifest) {
+    for line in publish::doubts(manifest) {
+        complain(&format!("warning: {line}"));
     }
 }
 

@@ -24,6 +24,7 @@ mod recipe;
 mod roles;
 mod serve;
 mod verify;
+mod versions;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -41,6 +42,7 @@ pub use passphrase::Passphrase;
 pub use roles::{Refreshed, Rotation, collect, refresh, rotate, set_lifetime};
 pub use serve::serve;
 pub use verify::{Verification, verify};
+pub use versions::doubts;
 
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::elf::{self, Program};
+use super::versions;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{
@@ -93,7 +94,7 @@ impl Recipe {
         if bytes.len() as u64 > manifest::MAX_BYTES {
             return Err(format!("it is longer than {} bytes", manifest::MAX_BYTES));
         }
-        let recipe: Recipe = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let mut recipe: Recipe = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         if recipe.format != FORMAT {
             return Err(format!(
                 "format {} is not known (this version reads {FORMAT})",
@@ -120,7 +121,45 @@ impl Recipe {
                 return Err(format!("unknown field `{field}{place}`"));
             }
         }
+        recipe.fill_in()?;
         Ok(recipe)
+    }
+
+    /// Puts the version in where `{version}` stands for it: manifests hold none of these.
+    fn fill_in(&mut self) -> Result<(), String> {
+        let version = self.version.to_string();
+        let fill = |field: &str, text| versions::fill(field, text, &version, false);
+        fill("release_notes", &mut self.release_notes)?;
+        for (number, check) in self.health.iter_mut().enumerate() {
+            let field = |name: &str| format!("health[{number}].{name}");
+            match &mut check.probe {
+                Probe::Http { url, json, .. } => {
+                    fill(&field("url"), url)?;
+                    if let Some(json) = json {
+                        fill(&field("json.pointer"), &mut json.pointer)?;
+                        versions::fill_value(&field("json.equals"), &mut json.equals, &version)?;
+                    }
+                }
+                Probe::Tcp { address } => fill(&field("address"), address)?,
+                Probe::Exec { run } => {
+                    run.iter_mut()
+                        .try_for_each(|text| fill(&field("run"), text))?;
+                }
+                Probe::Service { .. } => {}
+            }
+        }
+        if let Some(migrate) = &mut self.migrate {
+            for (field, vector) in [
+                ("migrate.run", &mut migrate.run),
+                ("migrate.check", &mut migrate.check),
+                ("migrate.down", &mut migrate.down),
+            ] {
+                for text in vector {
+                    versions::fill(field, text, &version, true)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The manifest of what the recipe describes, checked. Its digests and sizes are those of nothing: the caller puts
@@ -154,6 +193,9 @@ impl Recipe {
             health: self.health.clone(),
         };
         manifest.check().map_err(|why| wrong(&self.path, why))?;
+        if let Some(why) = versions::contradiction(&manifest) {
+            return Err(wrong(&self.path, why));
+        }
         for component in &mut manifest.components {
             component.factory_path = None;
         }

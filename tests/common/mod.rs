@@ -812,6 +812,7 @@ impl Recipe {
         self.programs.get_mut(service).unwrap().0 = version.to_owned();
         let number = SERVICES.iter().position(|s| *s == service).unwrap();
         self.json["health"][number]["json"]["equals"] = json!(version);
+        self.json["health"][number]["service"] = json!(service);
         self
     }
 
