@@ -82,8 +82,8 @@ pub fn contradiction(manifest: &Manifest) -> Option<String> {
     of_the_release(manifest).find_map(|(number, check)| {
         let (pointer, asked) = asks(check).find(|(_, asked)| another(asked, own))?;
         Some(format!(
-            "health[{number}].json ({}): {} at {} is not the recipe's own version, {own}, which {{version}} stands for (of \
-             one service that has versions of its own the check says \"service\": \"NAME\")",
+            "health[{number}].json ({}): {} at {} is not the recipe's own version, {own}, which {{version}} stands for (the \
+             check of a service with versions of its own says \"service\": \"NAME\")",
             check.probe.to_string().escape_debug(),
             asked.escape_debug(),
             pointer.escape_debug()
