@@ -2,6 +2,8 @@
 //!
 //! An unknown or a missing field is an error that names the field and its place.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use crate::dataset::DataSet;
@@ -252,6 +254,11 @@ impl Default for Limits {
 }
 
 impl Config {
+    /// How long a service may take to start or to stop.
+    pub fn service_timeout(&self) -> Duration {
+        Duration::from_secs(self.limits.service_timeout_s)
+    }
+
     /// Reads and checks a configuration. The error is one sentence that names field, line and column.
     pub fn parse(bytes: &[u8]) -> Result<Config, String> {
         let config: Config = json::parse(bytes)?;

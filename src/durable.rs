@@ -149,6 +149,27 @@ pub fn move_within(from: &Path, to: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Whether a directory's file system has what everything here is built on: symbolic links, and the exchange of two
+/// directories in one step. Leaves nothing behind.
+pub fn try_links_and_exchanges(directory: &Path) -> Result<()> {
+    let [one, other] = ["one", "other"].map(|name| temporary(&directory.join(name)));
+    let tidy = || remove_any(&one).and_then(|()| remove_any(&other));
+    tidy()?;
+    let tried = || -> io::Result<()> {
+        std::os::unix::fs::symlink("nowhere", &one)?;
+        fs::create_dir(&other)?;
+        rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE)?;
+        Ok(())
+    };
+    let tried = tried().doing(|| {
+        format!(
+            "trying links and exchanges in {}, which the data partition must have (ext4 and XFS do, vfat does not)",
+            directory.display()
+        )
+    });
+    tried.and(tidy())
+}
+
 /// Syncs a file's content.
 pub fn sync_file(file: &File, path: &Path) -> Result<()> {
     file.sync_all()

@@ -66,6 +66,7 @@ pub mod migrate;
 pub mod observe;
 pub mod output;
 pub mod plan;
+pub mod preflight;
 pub mod proc;
 pub mod process;
 pub mod protect;

@@ -164,8 +164,12 @@ impl Log {
 
     fn append(&self, line: &Line) -> io::Result<()> {
         let path = &self.place.path;
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
+        // Only its own directory: what should be above it may be a file system that is not mounted.
+        if let Some(parent) = path.parent()
+            && let Err(e) = fs::create_dir(parent)
+            && e.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(e);
         }
         if fs::metadata(path).is_ok_and(|m| m.len() >= self.place.max_bytes) {
             rotate(path, self.place.keep).map_err(io::Error::other)?;
@@ -248,8 +252,9 @@ mod tests {
     #[test]
     fn it_rotates_by_size_and_keeps_so_many() {
         let dir = std::env::temp_dir().join(format!("qx-log-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
         let place = Place {
-            path: dir.join("var/log/update.log"),
+            path: dir.join("log/update.log"),
             max_bytes: 300,
             keep: 2,
         };

@@ -331,6 +331,12 @@ impl<'a> Census<'a> {
         found.unwrap_or_default()
     }
 
+    /// A process that executes a service's program, and is nobody's: where its pidfile is wrong, it is that service.
+    pub fn unclaimed(&self, name: &Name) -> Option<Identity> {
+        let whose = self.whose(name)?;
+        self.strays(&whose.programs).first().copied()
+    }
+
     /// The processes that execute a file.
     pub fn executing(&self, file: FileId) -> Vec<Identity> {
         let all = self.processes.iter().filter(|p| p.file == Some(file));

@@ -55,6 +55,8 @@ pub struct Ground<'a> {
     /// Whether a service is restarted even if its files stay the same: it uses data that is changed, or runs from a slot that is
     /// given to the release.
     pub restarts: &'a dyn Fn(&Name) -> bool,
+    /// Leftovers of earlier operations that nobody needs, the oldest first: they go before there is no space.
+    pub leftovers: &'a [PathBuf],
     /// The most bytes that saving, rehearsing and restoring the data takes beside the slots.
     pub data_bytes: u64,
 }
@@ -70,6 +72,8 @@ pub struct Plan {
     pub bytes: u64,
     /// The most inodes that staging takes.
     pub entries: u64,
+    /// Leftovers that have to go first.
+    pub drops: Vec<PathBuf>,
     /// Whether the old content of the alternate slot has to go first.
     pub needs_the_fallbacks_space: bool,
     data_bytes: u64,
@@ -123,12 +127,23 @@ pub fn plan(
         origins,
         bytes: 0,
         entries: 0,
+        drops: Vec::new(),
         needs_the_fallbacks_space: false,
         data_bytes: ground.data_bytes,
         copies_artifacts: ground.copies_artifacts,
     };
     plan.add_up(manifest);
-    let (free, inodes) = free_space(&ground.slots)?;
+    let (mut free, mut inodes) = free_space(&ground.slots)?;
+    let mut leftovers = ground.leftovers.iter();
+    while plan.bytes > free || plan.entries > inodes {
+        let Some(oldest) = leftovers.next() else {
+            break;
+        };
+        let (bytes, entries) = used(oldest);
+        free = free.saturating_add(bytes);
+        inodes = inodes.saturating_add(entries);
+        plan.drops.push(oldest.clone());
+    }
     if plan.bytes <= free && plan.entries <= inodes {
         return Ok(plan);
     }
@@ -218,6 +233,11 @@ impl Plan {
             [] => "no service is restarted".into(),
             services => format!("services to restart: {}", services.join(", ")),
         });
+        lines.extend(
+            self.drops
+                .iter()
+                .map(|path| format!("for its space, {} is deleted", path.display())),
+        );
         lines.push(format!(
             "space: at most {} bytes{} and {} files",
             self.bytes,

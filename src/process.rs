@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal};
 use crate::error::{Context, Error, Result};
 use crate::host::Host;
 
+/// Where programs without a path are looked for.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The longest line of a program's output that is kept whole, in bytes.
 const MAX_LINE: usize = 4096;
 /// How often it is looked whether a program keeps within its space.
@@ -211,10 +213,7 @@ impl<'a> Program<'a> {
             .args(arguments)
             .current_dir(self.directory)
             .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            )
+            .env("PATH", PATH)
             .env("HOME", self.user.map_or("/", |user| &user.home))
             .env("LANG", "C")
             .envs(self.environment.iter().map(|(k, v)| (k, v)))

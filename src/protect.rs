@@ -99,6 +99,12 @@ pub fn set_aside(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> R
     Ok(())
 }
 
+/// What is kept aside of data that failed releases wrote, the oldest first.
+pub fn leftovers(store: &Store) -> Result<Vec<PathBuf>> {
+    let all = discarded(store)?;
+    Ok(all.into_iter().map(|(_, path)| path).collect())
+}
+
 /// What is kept aside, the oldest first: `NUMBER-OPERATION`. The number orders them, since dates may be wrong; earlier
 /// versions gave none.
 fn discarded(store: &Store) -> Result<Vec<(u64, PathBuf)>> {

@@ -193,6 +193,14 @@ impl<'a> Manager<'a> {
         }
     }
 
+    /// Where the pidfile of a service should be, for people.
+    pub fn pidfile_of(&self, name: &Name) -> String {
+        let paths = self.pidfiles(name);
+        paths
+            .first()
+            .map_or_else(String::new, |path| path.display().to_string())
+    }
+
     fn pidfiles(&self, name: &Name) -> Vec<PathBuf> {
         if let Some(template) = self.pidfile() {
             let path = self.host.path(&template.replace("{name}", name.as_str()));

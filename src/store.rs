@@ -222,6 +222,12 @@ impl Store {
 
     /// Makes the directories and checks that nobody else can write to them.
     pub fn prepare(&self) -> Result<()> {
+        if is_absent(&self.data) {
+            return Err(Error::new(format!(
+                "using {}: there is none: is the data partition mounted?",
+                self.data.display()
+            )));
+        }
         durable::create_dir(&self.path("slots"), 0o755)?;
         for below in ["update", "update/seals", "update/trust", "update/downloads"] {
             durable::create_dir(&self.path(below), 0o700)?;
@@ -485,6 +491,13 @@ impl Store {
             name.to_str().is_some_and(|name| name.contains(".kept-"))
         });
         kept.map(|entry| entry.path()).collect()
+    }
+
+    /// Deletes what was downloaded.
+    pub fn drop_downloads(&self) -> Result<()> {
+        let place = self.path("update/downloads");
+        durable::remove_tree(&place)?;
+        durable::create_dir(&place, 0o700)
     }
 
     /// The processes that use something in these directories.

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::host::Host;
 use crate::log::Log;
@@ -506,11 +505,10 @@ impl<'a> Switch<'a> {
             remarks => format!("{} is in place; not proved: {}", op.to, remarks.join("; ")),
         };
         self.log.info("done", what);
-        let downloads = self.store.path("update/downloads");
         let tidied = self
             .store
             .drop_snapshot()
-            .and_then(|()| durable::remove_tree(&downloads))
+            .and_then(|()| self.store.drop_downloads())
             .and_then(|()| self.store.drop_leftovers())
             .and_then(|()| self.store.prune_seals());
         if let Err(e) = tidied {

@@ -21,6 +21,7 @@ use crate::manifest::{Manifest, Name};
 use crate::migrate;
 use crate::observe::Census;
 use crate::plan::{self, Ground, Plan};
+use crate::preflight;
 use crate::protect;
 use crate::prove;
 use crate::recover;
@@ -82,14 +83,24 @@ impl Appliance {
         if self.factory_boot() && running(&record).set != Set::Factory {
             return Err(self.told_to_use_the_factory_set("applying an update"));
         }
-        let record = match self.resume(record)? {
-            Resumed::Ready(record) => *record,
+        // What was open is ended, well or badly; then what was asked for now has its turn.
+        let (record, ended) = match self.resume(record)? {
+            Resumed::Ready(record) => (*record, None),
+            Resumed::Failed(exit @ (Exit::BackToPrevious | Exit::BackToFactory)) => {
+                (self.current_record(), Some(exit))
+            }
             Resumed::Failed(exit) => return Ok(exit),
         };
-        if request.repair {
-            return self.repair(request, &record);
+        let asked = match request.repair {
+            true => self.repair(request, &record),
+            false => self.install(request, None, &record),
+        };
+        match (asked, ended) {
+            // Services were stopped, whatever came of the rest.
+            (Ok(Exit::NothingNewer), Some(exit)) => Ok(exit),
+            (Err(e), Some(exit)) if e.exit != Exit::NeedsPerson => Err(e.exiting(exit)),
+            (asked, _) => asked,
         }
-        self.install(request, None, &record)
     }
 
     /// Installs the release that was lost to damage again: the data is its own.
@@ -132,6 +143,7 @@ impl Appliance {
                 Ok(Exit::NothingNewer)
             }
             Choice::Take(candidate) => {
+                self.preflight(running(&record).set)?;
                 let manifest = &candidate.manifest;
                 self.log.info(
                     "select",
@@ -428,7 +440,7 @@ impl Appliance {
         idle.trouble = None;
         self.store.save(&record.with(Phase::Idle(idle)))?;
         durable::remove(&self.store.path("update/quarantine"))?;
-        durable::remove_tree(&self.store.path("update/downloads"))?;
+        self.store.drop_downloads()?;
         self.store.drop_leftovers()?;
         self.log.info(
             "reset",
@@ -546,6 +558,8 @@ impl Appliance {
             let dropped = self.drop_other_downloads(&candidate, &repository, &mirrors);
             self.remember(dropped, request, record)?;
         }
+        let able = self.preflight(idle.active.set);
+        self.remember(able, request, record)?;
         let way = self.way(&candidate.manifest, request.repair, record)?;
         let planned = self.plan(&candidate, &way, &idle, &repository, &mirrors);
         let plan = self.remember(planned, request, record)?;
@@ -569,6 +583,13 @@ impl Appliance {
                 .moving(way)
         };
         self.log.operation(&op.id);
+        for leftover in &plan.drops {
+            self.log.warning(
+                "plan",
+                format!("{} is deleted for its space", leftover.display()),
+            );
+            durable::remove_any(leftover)?;
+        }
         let op = match plan.needs_the_fallbacks_space {
             true => self.vacate(op, record)?,
             false => op,
@@ -606,6 +627,7 @@ impl Appliance {
         self.log.operation(&op.id);
         self.log
             .info("stage", format!("{} is staged and verified already", op.to));
+        self.preflight(op.from().set)?;
         // What was well when it was staged is not excused now.
         let mut failed_before = self.baseline(op.from().set)?;
         failed_before.retain(|failed| op.failed_before.contains(failed));
@@ -627,12 +649,19 @@ impl Appliance {
         self.switch(op, record)
     }
 
+    /// Whether this appliance can do what an update takes.
+    fn preflight(&self, active: Set) -> Result<()> {
+        let running = self.store.manifest(active)?.map(|(manifest, _)| manifest);
+        preflight::check(&self.host, &self.config, &self.store, running.as_ref())
+            .doing(|| "before anything is stopped")
+    }
+
     /// Tries the health checks of the set that runs: what the next one is measured against.
     fn baseline(&mut self, set: Set) -> Result<Vec<FailedCheck>> {
         let Some((manifest, _)) = self.store.manifest(set)? else {
             return Ok(Vec::new());
         };
-        let timeout = Duration::from_secs(self.config.limits.service_timeout_s);
+        let timeout = self.config.service_timeout();
         let manager = Manager::new(&self.config.services, &self.host, timeout);
         Ok(prove::baseline(
             set,
@@ -842,6 +871,7 @@ impl Appliance {
         let outdated = self.outdated(idle.active.set, alternate)?;
         let restarts =
             |name: &Name| outdated.contains(name) || way.data.iter().any(|set| set.used_by(name));
+        let leftovers = protect::leftovers(&self.store)?;
         let mut sets = Vec::new();
         for set in [idle.active.set, Set::from(alternate), Set::Factory] {
             match self.store.manifest(set) {
@@ -861,6 +891,7 @@ impl Appliance {
             slots: self.store.path("slots"),
             alternate: self.store.slot(alternate),
             restarts: &restarts,
+            leftovers: &leftovers,
             data_bytes: protect::space(&self.host, &self.store, &way.data)?,
         };
         plan::plan(&candidate.manifest, &ground, repository, mirrors)

@@ -17,6 +17,8 @@ mod failing;
 mod good;
 #[path = "cli/killed.rs"]
 mod killed;
+#[path = "cli/preflight.rs"]
+mod preflight;
 #[path = "cli/refused.rs"]
 mod refused;
 #[path = "cli/services.rs"]

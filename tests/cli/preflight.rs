@@ -1,0 +1,277 @@
+//! The appliance's own faults are found before a service is stopped, told alike by `check`, `apply --dry-run` and `apply`, and
+//! never held against the release. What was interrupted is ended, and then what was asked for has its turn.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::{Appliance, UPDATE, path, wait_until};
+
+/// A file system over a directory of the appliance; taken away when dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn over(place: &Path, arguments: &[&str]) -> Mounted {
+        let mount = Command::new("mount").args(arguments).arg(place).output();
+        let mount = mount.unwrap();
+        assert!(mount.status.success(), "{mount:?}");
+        Mounted(place.to_owned())
+    }
+
+    /// A new file system of that kind and so many MB, in a file.
+    fn image(appliance: &Appliance, place: &Path, mkfs: &[&str], megabytes: u64) -> Mounted {
+        let image = appliance.temp().join("image");
+        fs::File::create(&image)
+            .unwrap()
+            .set_len(megabytes << 20)
+            .unwrap();
+        let made = Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image).output();
+        assert!(made.unwrap().status.success(), "{mkfs:?}");
+        Mounted::over(place, &["-o", "loop", path(&image)])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// All three say so, no service was told anything, and the release is not refused.
+#[track_caller]
+fn told_before_anything_stops(appliance: &Appliance, code: i32, words: &[&str]) {
+    let before = appliance.answers();
+    appliance.told();
+    for command in [&["check"][..], &["apply", "--dry-run"], &["apply"]] {
+        appliance.update(command).refused(code, words);
+    }
+    assert_eq!(appliance.told(), [""; 0]);
+    assert_eq!(appliance.answers(), before);
+    assert_eq!(appliance.status()["refused"], json!([]));
+}
+
+/// Mounted noexec, as hardening guides ask for.
+#[test]
+fn a_data_partition_without_exec() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    let noexec = Mounted::over(
+        &appliance.data(),
+        &["-t", "tmpfs", "-o", "noexec,mode=755", "none"],
+    );
+    told_before_anything_stops(&appliance, 1, &["data/slots", "noexec"]);
+    drop(noexec);
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.1.0");
+}
+
+/// A file system that has no links (vfat), or cannot exchange two directories.
+#[test]
+fn a_data_partition_without_links() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    for fault in [
+        "inject=renameat2:error=EINVAL",
+        "inject=symlink,symlinkat:error=EPERM",
+    ] {
+        appliance.told();
+        for arguments in [&["check"][..], &["apply", "--dry-run"], &["apply"]] {
+            let mut command = Command::new("strace");
+            command.args(["-f", "-qq", "-e", fault, "-o", "/dev/null", UPDATE]);
+            command.arg("--root").arg(&appliance.root).args(arguments);
+            let outcome = appliance.spawn(command).wait();
+            assert!(outcome.code == 1 || outcome.code == 10, "{}", outcome.code);
+            outcome.error_says(&["/data"]);
+        }
+        assert_eq!(appliance.told(), [""; 0]);
+        assert_eq!(appliance.answers(), ["1.0.0", "1.0.0"]);
+        assert_eq!(appliance.status()["refused"], json!([]));
+    }
+}
+
+/// No data partition at all: nothing is made where it should be mounted.
+#[test]
+fn a_data_partition_that_is_not_there() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    fs::rename(appliance.data(), appliance.temp().join("away")).unwrap();
+    told_before_anything_stops(&appliance, 1, &["/data", "is the data partition mounted?"]);
+    appliance.update(&["recover"]).code(0);
+    assert!(!appliance.data().exists());
+}
+
+/// Users that nobody has.
+#[test]
+fn users_that_are_not_there() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    fs::write(appliance.root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").unwrap();
+    appliance.edit_config(|config| config["migration_user"] = json!("mallory"));
+    told_before_anything_stops(&appliance, 2, &["migration_user", "mallory"]);
+    appliance.edit_config(|config| {
+        config.as_object_mut().unwrap().remove("migration_user");
+        config["data"] =
+            json!([{"name": "db", "protect": "files", "place": "/srv/db", "user": "trent"}]);
+    });
+    told_before_anything_stops(&appliance, 2, &["data[].user", "trent"]);
+}
+
+/// Commands of the service manager that cannot be run, and a pidfile that nobody writes: services would be taken for stopped.
+#[test]
+fn a_service_manager_that_is_not_there() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    let good = fs::read(appliance.config()).unwrap();
+    for field in ["start", "stop", "status"] {
+        appliance.edit_config(|config| config["services"][field][0] = json!("/nowhere/svc"));
+        let words = [&format!("services.{field}"), "/nowhere/svc"];
+        told_before_anything_stops(&appliance, 2, &words);
+        fs::write(appliance.config(), &good).unwrap();
+    }
+    appliance.edit_config(|config| config["services"]["pidfile"] = json!("/run/{name}.id"));
+    told_before_anything_stops(&appliance, 2, &["services.pidfile", "run/node.id"]);
+    fs::write(appliance.config(), &good).unwrap();
+    appliance.update(&["apply"]).code(0);
+}
+
+/// Data in more directories within each other than files may be open.
+#[test]
+fn data_that_is_too_deep() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    appliance.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "protect": "files", "place": "/srv/db"}]);
+    });
+    let mut deep = appliance.root.join("srv/db");
+    for _ in 0..200 {
+        deep.push("d");
+    }
+    fs::create_dir_all(&deep).unwrap();
+    let limited = |hard: &str| {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={hard}"));
+        command
+            .arg(UPDATE)
+            .arg("--root")
+            .arg(&appliance.root)
+            .arg("apply");
+        appliance.spawn(command).wait()
+    };
+    limited("128:128").refused(1, &["201 directories deep", "RLIMIT_NOFILE"]);
+    // What it is entitled to, it takes.
+    limited("128:1024").code(0);
+}
+
+/// A killed updater's trial is ended by the next `apply`, which then goes on with its own work; whichever way that trial ends.
+#[test]
+fn what_was_open_is_ended_and_then_what_was_asked_for_is_done() {
+    for healthy in [true, false] {
+        let appliance = Appliance::new();
+        appliance.install("1.1.0");
+        let recipe = appliance.recipe("1.2.0");
+        let recipe = match healthy {
+            true => recipe,
+            false => recipe.behaviour("node", "error500"),
+        };
+        appliance.release(&recipe.edit(|json| {
+            for check in json["health"].as_array_mut().unwrap() {
+                check["stable_s"] = json!(3);
+                check["start_period_s"] = json!(3);
+            }
+        }));
+        let apply = appliance.start(&["apply"]);
+        wait_until("the trial", || appliance.phase() == "trial");
+        appliance.kill_updater();
+        apply.wait();
+        appliance.publish_release("1.3.0");
+        appliance.update(&["apply"]).code(0);
+        appliance.runs("1.3.0");
+        let refused = appliance.status()["refused"].clone();
+        assert_eq!(refused, json!([]), "older than what runs");
+    }
+}
+
+/// Data that failed releases wrote is kept aside, on a small disk until its space is needed: the oldest goes, before there is no
+/// space.
+#[test]
+fn leftovers_go_before_there_is_no_space() {
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    let small = Mounted::image(
+        &appliance,
+        &appliance.data(),
+        &["mkfs.ext4", "-q", "-m", "0"],
+        64,
+    );
+    appliance.update(&["recover"]).code(0);
+    appliance.services("start");
+    let discarded = appliance.data().join("update/discarded");
+    for (number, megabytes) in [("1-aaaaaaaaaaaaaaaa", 20), ("2-bbbbbbbbbbbbbbbb", 20)] {
+        let place = discarded.join(number);
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("db"), vec![7; megabytes << 20]).unwrap();
+    }
+    let recipe = appliance.recipe("1.1.0");
+    let noise: Vec<u8> = (0..24_u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    fs::write(recipe.dir.join("www/large"), noise).unwrap();
+    appliance.release(&recipe);
+    appliance
+        .update(&["apply", "--dry-run"])
+        .code(0)
+        .says(&["1-aaaaaaaaaaaaaaaa is deleted"]);
+    assert_eq!(fs::read_dir(&discarded).unwrap().count(), 2);
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.1.0");
+    assert!(!discarded.join("1-aaaaaaaaaaaaaaaa").exists());
+    assert!(discarded.join("2-bbbbbbbbbbbbbbbb").exists());
+    let status: Value = appliance.status();
+    assert_eq!(status["failure"], Value::Null);
+    appliance.services("stop");
+    drop(small);
+}
+
+/// On a disk too small for three sets the old slot has to go first: what still runs from there is restarted before.
+#[test]
+fn what_runs_from_a_slot_that_has_to_go_is_restarted_first() {
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    let small = Mounted::image(
+        &appliance,
+        &appliance.data(),
+        &["mkfs.ext4", "-q", "-m", "0"],
+        64,
+    );
+    appliance.update(&["recover"]).code(0);
+    appliance.services("start");
+    for number in 1..=4_u32 {
+        let version = format!("1.{number}.0");
+        let recipe = appliance
+            .recipe(&version)
+            .program("console", "1.1.0")
+            .edit(|json| json["services"][1]["uses"] = json!([]));
+        let noise: Vec<u8> = (0..20_u32 << 20)
+            .map(|n| (n.wrapping_mul(2_654_435_761).wrapping_add(number) >> 13) as u8)
+            .collect();
+        fs::write(recipe.dir.join("www/large"), noise).unwrap();
+        appliance.release(&recipe);
+        let apply = appliance.update(&["apply"]);
+        apply.code(0).says(&["is proved healthy"]);
+        if number > 2 {
+            apply.says(&["is given up for its space"]);
+        }
+        appliance.runs(&version);
+        assert_eq!(appliance.answers(), [version.as_str(), "1.1.0"]);
+        for process in appliance.processes().values() {
+            assert!(
+                !path(process).contains("(deleted)"),
+                "{version}: {process:?}"
+            );
+        }
+    }
+    appliance.services("stop");
+    drop(small);
+}
