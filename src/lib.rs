@@ -13,20 +13,22 @@
 //!    carries out what [`decision`] decides; [`update`] takes up a trial or a way back).
 //! 2. **Choose.** Refresh trust ([`repository`] over the rules of [`trust`], bytes from [`fetch`]); pick the highest
 //!    eligible release ([`select`], over a [`manifest`]).
-//! 3. **Plan.** What is fetched, what is reused, which services stop, what happens to the data ([`dataset`]), how much space
-//!    all of it takes, the data's way back included; reserve it ([`plan`]).
+//! 3. **Plan.** Whether the appliance itself can do it ([`preflight`]); what is fetched, what is reused, which services stop,
+//!    what happens to the data ([`dataset`]), how much space all of it takes, the data's way back included; reserve it
+//!    ([`plan`]). **Baseline**: the health checks are tried on the old set, before anything is touched ([`prove`]): what failed
+//!    before does not condemn the new one by failing just so.
 //! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs ([`state`]).
 //! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`stage`], [`fetch`], [`unpack`]);
 //!    sync; verify what lies on the medium ([`tree`]); seal; exchange for the slot. Record `Staged`.
 //! 6. **Rehearse** the migration on a clone of the data, while everything runs ([`protect`]); a release that fails here is
-//!    rejected without downtime. **Baseline**: try the health checks once on the old set ([`prove`]): what failed before
-//!    does not condemn the new one.
+//!    rejected without downtime.
 //! 7. **Stop.** Leave the caller's session and control group; record `Switching` with the services that ran; stop them
 //!    ([`switch`], [`service`]); save the data ([`protect`], [`snapshot`]) and record that; run the migration
 //!    ([`migrate`]). If anything fails here, the link has not moved.
 //! 8. **Switch.** Rename the link. Record `Trial`. Start the services that ran.
-//! 9. **Prove.** Each service's process runs the installed file, nothing runs the old one, listeners belong to proved
-//!    processes, and the health checks pass for as long as the release asks ([`prove`], [`process`], [`health`]).
+//! 9. **Prove.** Each service's own process ([`observe`], over [`proc`]) runs the installed file and goes on doing so, nothing
+//!    runs the old one, what answers belongs to the services, and the health checks pass for as long as the release asks
+//!    ([`prove`], [`health`]).
 //! 10. **Confirm**: record `Idle` on the new set, drop the snapshot. **Or go back**: record `Reverting`, stop, set the data
 //!     aside and restore it, record that, link back, start, prove the old set, quarantine the release with its reason,
 //!     record `Idle`.
@@ -38,9 +40,9 @@
 //! # Where things are
 //!
 //! *Core*, values in and values out: [`json`], [`manifest`], [`config`], [`dataset`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
-//! [`digest`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
+//! [`digest`], [`text`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
 //! `/data`), [`durable`] (the only syncs and renames), [`fetch`], [`repository`], [`unpack`], [`tree`], [`process`],
-//! [`service`], [`health`], [`snapshot`] (data sets), [`migrate`], [`log`], [`follower`], [`output`], [`surroundings`]. Above both: [`plan`], [`stage`], [`protect`],
+//! [`proc`] (what the kernel tells of processes), [`service`], [`health`], [`snapshot`] (data sets), [`migrate`], [`log`], [`follower`], [`output`], [`surroundings`]. Above both: [`observe`], [`preflight`], [`plan`], [`stage`], [`protect`],
 //! [`prove`], [`switch`], [`recover`], [`datastage`], [`status`], [`update`], and [`cli`] on top. [`publish`] is what `qx-publish` does: the other side, which makes the
 //! releases.
 //!
