@@ -681,6 +681,7 @@ fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<C
             let store = Store::new(host, config::DATA_DIR, config::FACTORY)?;
             let place = Place {
                 path: store.path("update/log/update.log"),
+                below: store.path(""),
                 max_bytes: log::MAX_BYTES,
                 keep: log::KEEP,
             };
@@ -691,11 +692,13 @@ fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<C
 }
 
 fn place(host: &Host, config: &Config, store: &Store) -> Result<Place> {
+    let (path, below) = match &config.log.path {
+        Some(path) => (host.path(path)?, host.root().to_owned()),
+        None => (store.path("update/log/update.log"), store.path("")),
+    };
     Ok(Place {
-        path: match &config.log.path {
-            Some(path) => host.path(path)?,
-            None => store.path("update/log/update.log"),
-        },
+        path,
+        below,
         max_bytes: config.log.max_bytes.unwrap_or(log::MAX_BYTES),
         keep: config.log.keep.unwrap_or(log::KEEP),
     })

@@ -72,6 +72,8 @@ pub enum Event {
 pub struct Place {
     /// The current file.
     pub path: PathBuf,
+    /// What must be there already.
+    pub below: PathBuf,
     /// Bytes after which it is rotated.
     pub max_bytes: u64,
     /// How many rotated files are kept.
@@ -164,12 +166,10 @@ impl Log {
 
     fn append(&self, line: &Line) -> io::Result<()> {
         let path = &self.place.path;
-        // Only its own directory: what should be above it may be a file system that is not mounted.
-        if let Some(parent) = path.parent()
-            && let Err(e) = fs::create_dir(parent)
-            && e.kind() != io::ErrorKind::AlreadyExists
-        {
-            return Err(e);
+        if let Some(parent) = path.parent() {
+            // Where a file system should be mounted nothing is made.
+            fs::metadata(&self.place.below)?;
+            fs::create_dir_all(parent)?;
         }
         if fs::metadata(path).is_ok_and(|m| m.len() >= self.place.max_bytes) {
             rotate(path, self.place.keep).map_err(io::Error::other)?;
@@ -254,7 +254,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("qx-log-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let place = Place {
-            path: dir.join("log/update.log"),
+            path: dir.join("var/log/update.log"),
+            below: dir.clone(),
             max_bytes: 300,
             keep: 2,
         };

@@ -274,6 +274,7 @@ mod tests {
         let host = Host::new(root.path()).unwrap();
         let store = Store::new(&host, "/data", "/factory").unwrap();
         let place = crate::log::Place {
+            below: "/".into(),
             path: root.path().join("log"),
             max_bytes: 1 << 20,
             keep: 1,

@@ -494,6 +494,7 @@ mod tests {
         Log::new(
             Place {
                 path: "/dev/null".into(),
+                below: "/".into(),
                 max_bytes: u64::MAX,
                 keep: 0,
             },

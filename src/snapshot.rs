@@ -1076,6 +1076,7 @@ mod tests {
             fs::create_dir(root.path().join("srv")).unwrap();
             let place = crate::log::Place {
                 path: root.path().join("log"),
+                below: root.path().to_owned(),
                 max_bytes: 1 << 20,
                 keep: 1,
             };

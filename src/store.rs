@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Loaded;
@@ -227,6 +227,11 @@ impl Store {
                 "using {}: there is none: is the data partition mounted?",
                 self.data.display()
             )));
+        }
+        let using = || format!("using {}", self.data.display());
+        let stat = rustix::fs::statvfs(&self.data).doing(using)?;
+        if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(rustix::io::Errno::ROFS).doing(using);
         }
         durable::create_dir(&self.path("slots"), 0o755)?;
         for below in ["update", "update/seals", "update/trust", "update/downloads"] {
