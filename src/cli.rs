@@ -16,6 +16,7 @@ use argh::FromArgs;
 use semver::Version;
 
 use crate::config::{self, Config};
+use crate::dataset::{DataSet, Protect};
 use crate::datastage::DataStage;
 use crate::decision::Loaded;
 use crate::error::{Context, Error, Exit, Result};
@@ -31,7 +32,11 @@ use crate::state::Phase;
 use crate::status::{self, Status};
 use crate::store::{self, Holder, Store};
 use crate::surroundings;
+use crate::text;
 use crate::update::{Appliance, Apply, Back};
+
+/// The longest name of what is transferred that is shown, in characters.
+const NAME: usize = 64;
 
 /// Keeps the components of this appliance up to date.
 #[derive(FromArgs)]
@@ -549,7 +554,10 @@ impl Screen {
         match json::parse_str(line) {
             Ok(event) => self.show_event(&event),
             // What it says before it has a log, or in a panic.
-            Err(_) => drop(output::write(io::stderr(), format!("{line}\n").as_bytes())),
+            Err(_) => {
+                let line = text::line(line);
+                let _ = output::write(io::stderr(), format!("{line}\n").as_bytes());
+            }
         }
     }
 
@@ -598,7 +606,8 @@ impl Screen {
             .unwrap_or(width) as usize;
         let bar = format!("{}{}", "#".repeat(full), "-".repeat(width as usize - full));
         self.print(&format!(
-            "\r  {what} [{bar}] {} of {}\x1b[K",
+            "\r  {} [{bar}] {} of {}\x1b[K",
+            text::clean(what, NAME),
             size(done),
             size(total)
         ));
@@ -627,7 +636,10 @@ fn for_people(line: &Line) -> String {
         Level::Warning => "warning: ",
         Level::Error => "error: ",
     };
-    format!("{} {:<8} {mark}{}", line.time, line.step, line.message)
+    text::line(&format!(
+        "{} {:<8} {mark}{}",
+        line.time, line.step, line.message
+    ))
 }
 
 fn complain(text: &str) {
@@ -652,7 +664,36 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
     let bytes = store::read_if_there(&path, 1 << 20)
         .map_err(|e| e.exiting(Exit::Usage))?
         .ok_or_else(|| usage("there is none".into()))?;
-    Config::parse(&bytes).map_err(usage)
+    let config = Config::parse(&bytes).map_err(usage)?;
+    // A place may lead to another by a link. Where that cannot be followed, whoever opens it says why.
+    let real = |path: &str| Some(host.real_path(path).ok()?.to_str()?.to_owned());
+    let data_dir = real(&config.data_dir).unwrap_or_else(|| config.data_dir.clone());
+    let files = |set: &&DataSet| set.protect == Protect::Files;
+    for set in config.data.iter().filter(files) {
+        if let Some(place) = real(&set.place)
+            && let Some(own) = config::own_place(host.root(), &data_dir, &place)
+        {
+            return Err(usage(format!(
+                "data: {}: the place {} leads to {}: {} is no place for data",
+                set.name,
+                text::name(&set.place),
+                text::name(&place),
+                text::path(&own)
+            )));
+        }
+    }
+    if let Some(path) = &config.log.path
+        && let Some(place) = real(path)
+        && let Some(own) = config::own_log(&data_dir, &place)
+    {
+        return Err(usage(format!(
+            "log.path: {} leads to {}: {} is no place for a log",
+            text::name(path),
+            text::name(&place),
+            text::path(&own)
+        )));
+    }
+    Ok(config)
 }
 
 fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
@@ -771,7 +812,7 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
         };
         answer(&format!(
             "slot {slot}{mark}: {}\n",
-            recover::describe(&verdict)
+            text::line(&recover::describe(&verdict))
         ))?;
     }
     let factory = match store.verify_factory() {
@@ -779,7 +820,7 @@ fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
         Ok(None) => "not known: the image has no manifest to compare it with".to_owned(),
         Err(why) => {
             bad = true;
-            format!("damaged: {why}")
+            format!("damaged: {}", text::line(&why))
         }
     };
     answer(&format!("factory set: {factory}\n"))?;
@@ -847,7 +888,8 @@ fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Resu
         // A line that was cut by a power loss is shown as it is.
         let text = match json::parse_str::<Line>(line) {
             Ok(parsed) if !arguments.json => for_people(&parsed),
-            _ => line.clone(),
+            Ok(_) => line.clone(),
+            Err(_) => text::line(line),
         };
         shown.push_str(&text);
         shown.push('\n');

@@ -2,13 +2,15 @@
 //!
 //! An unknown or a missing field is an error that names the field and its place.
 
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::dataset::DataSet;
+use crate::dataset::{DataSet, Protect};
 use crate::json;
-use crate::manifest::Name;
+use crate::manifest::{MAX_SECONDS, Name};
+use crate::text;
 use crate::trust;
 
 /// The only configuration format there is.
@@ -20,6 +22,25 @@ pub const DATA_DIR: &str = "/data";
 
 /// Where the factory set's manifest is, unless the configuration says otherwise.
 pub const FACTORY: &str = "/usr/share/qx-update/factory.json";
+/// The largest size that may be allowed, in bytes (1 PiB).
+pub const MAX_SIZE: u64 = 1 << 50;
+/// The longest age that may be allowed, in seconds (100 years).
+const MAX_AGE: u64 = 3_153_600_000;
+
+/// What is ours, or leads there, in the data directory.
+const OURS: [&str; 6] = ["update", "slots", "rehearsal", "current", "bin", "share"];
+/// What is the image's, the kernel's, or what an update is decided by.
+const IMAGES: [&str; 9] = [
+    "usr",
+    "bin",
+    "sbin",
+    "lib",
+    "boot",
+    "proc",
+    "sys",
+    "dev",
+    "etc/qx-update",
+];
 
 /// The appliance's configuration. `docs/formats.md` describes every field.
 #[derive(Debug, Clone, Deserialize)]
@@ -171,7 +192,7 @@ impl TryFrom<ServicesFields> for Services {
             _ => {
                 return Err(format!(
                     "services.manager: '{}' is none of openrc, commands and none",
-                    manager.escape_debug()
+                    text::name(manager)
                 ));
             }
         };
@@ -281,6 +302,7 @@ impl Config {
         ];
         for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
             if !path.starts_with('/') {
+                let path = text::name(path);
                 return Err(format!("{field}: '{path}' is not an absolute path"));
             }
         }
@@ -289,6 +311,7 @@ impl Config {
                 .iter()
                 .any(|start| source.starts_with(start));
             if !good {
+                let source = text::place(source);
                 return Err(format!(
                     "sources: '{source}' is neither an http(s):// URL nor an absolute path"
                 ));
@@ -316,11 +339,174 @@ impl Config {
                 return Err(format!("data: '{}' is there twice", set.name));
             }
         }
-        if config.limits.trial_boots == 0 {
-            return Err("limits.trial_boots: at least one boot is needed".into());
+        for set in config
+            .data
+            .iter()
+            .filter(|set| set.protect == Protect::Files)
+        {
+            if let Some(own) = own_place(Path::new("/"), &config.data_dir, &set.place) {
+                return Err(format!(
+                    "data: {}: the place {} is in {}, or that in it, which is no place for data",
+                    set.name,
+                    text::place(&set.place),
+                    text::path(&own)
+                ));
+            }
         }
+        if let Some(path) = &config.log.path
+            && let Some(own) = own_log(&config.data_dir, path)
+        {
+            let (path, own) = (text::name(path), text::path(&own));
+            return Err(format!(
+                "log.path: {path} is in {own}, which is no place for a log"
+            ));
+        }
+        config.check_numbers()?;
         Ok(config)
     }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        let limits = &self.limits;
+        let trust = &limits.trust;
+        let size = |bytes: usize| bytes as u64;
+        for (field, value, range) in [
+            (
+                "log.max_bytes",
+                self.log.max_bytes.unwrap_or(1),
+                1..=1 << 40,
+            ),
+            ("log.keep", self.log.keep.unwrap_or(0).into(), 0..=1000),
+            ("limits.release_bytes", limits.release_bytes, 1..=MAX_SIZE),
+            (
+                "limits.connect_timeout_s",
+                limits.connect_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.stall_timeout_s",
+                limits.stall_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.metadata_timeout_s",
+                limits.metadata_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.slowest_bytes_per_s",
+                limits.slowest_bytes_per_s,
+                0..=1 << 40,
+            ),
+            ("limits.retries", limits.retries.into(), 0..=1000),
+            (
+                "limits.service_timeout_s",
+                limits.service_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.trial_boots",
+                limits.trial_boots.into(),
+                1..=1_000_000,
+            ),
+            (
+                "limits.trial_max_age_s",
+                limits.trial_max_age_s,
+                0..=MAX_AGE,
+            ),
+            (
+                "limits.discarded_bytes",
+                limits.discarded_bytes,
+                0..=MAX_SIZE,
+            ),
+            ("limits.trust.root_bytes", trust.root_bytes, 1..=1 << 30),
+            (
+                "limits.trust.timestamp_bytes",
+                trust.timestamp_bytes,
+                1..=1 << 30,
+            ),
+            (
+                "limits.trust.snapshot_bytes",
+                trust.snapshot_bytes,
+                1..=1 << 30,
+            ),
+            (
+                "limits.trust.targets_bytes",
+                trust.targets_bytes,
+                1..=1 << 30,
+            ),
+            (
+                "limits.trust.root_rotations",
+                trust.root_rotations,
+                0..=1_000_000,
+            ),
+            ("limits.trust.keys", size(trust.keys), 1..=1_000_000),
+            (
+                "limits.trust.signatures",
+                size(trust.signatures),
+                1..=1_000_000,
+            ),
+            (
+                "limits.trust.delegations",
+                size(trust.delegations),
+                0..=1_000_000,
+            ),
+            (
+                "limits.trust.delegated_roles",
+                size(trust.delegated_roles),
+                0..=1_000_000,
+            ),
+            (
+                "limits.trust.role_name_bytes",
+                size(trust.role_name_bytes),
+                1..=76,
+            ),
+            (
+                "limits.trust.json_members",
+                size(trust.json_members),
+                1..=100_000_000,
+            ),
+            ("limits.trust.json_depth", size(trust.json_depth), 1..=128),
+        ] {
+            json::in_range(field, value, range)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is no data: it is in this that a place of data lies, or the other way round. `root` is before the image's paths, and
+/// before the other two if those are real paths.
+pub fn own_place(root: &Path, data_dir: &str, place: &str) -> Option<PathBuf> {
+    let (data_dir, place) = (plain(data_dir), plain(place));
+    if data_dir.starts_with(&place) {
+        return Some(data_dir);
+    }
+    let ours = OURS.iter().map(|below| data_dir.join(below));
+    let images = IMAGES
+        .iter()
+        .map(|path| plain(&format!("{}/{path}", root.display())));
+    ours.chain(images)
+        .find(|own| own.starts_with(&place) || place.starts_with(own))
+}
+
+/// What is no place for a log, if it lies there.
+pub fn own_log(data_dir: &str, path: &str) -> Option<PathBuf> {
+    let (data_dir, path) = (plain(data_dir), plain(path));
+    let logs = data_dir.join("update/log");
+    let mut ours = OURS.iter().map(|below| data_dir.join(below));
+    ours.find(|own| path.starts_with(own) && (!path.starts_with(&logs) || path == logs))
+}
+
+/// An absolute path without `.`, `..` and what is doubled.
+fn plain(path: &str) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            Component::Prefix(_) | Component::RootDir | Component::CurDir => {}
+        }
+    }
+    plain
 }
 
 fn trust_root() -> String {
@@ -338,6 +524,7 @@ fn factory() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const MINIMAL: &str = r#"{"format":1,"product":"quantix-vdc","channel":"stable","sources":["https://updates.example/vdc"]}"#;
 
@@ -398,6 +585,141 @@ mod tests {
         ] {
             let error = Config::parse(MINIMAL.replace(good, bad).as_bytes()).unwrap_err();
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    /// The minimal configuration with a value at a place in it.
+    fn with(pointer: &str, value: serde_json::Value) -> Result<Config, String> {
+        let mut config: serde_json::Value = serde_json::from_str(MINIMAL).unwrap();
+        let mut at = &mut config;
+        for name in pointer.split('.') {
+            at = &mut at[name];
+        }
+        *at = value;
+        Config::parse(config.to_string().as_bytes())
+    }
+
+    #[test]
+    fn every_number_has_a_range_that_an_error_tells() {
+        let limits = [
+            "release_bytes",
+            "connect_timeout_s",
+            "stall_timeout_s",
+            "metadata_timeout_s",
+            "slowest_bytes_per_s",
+            "retries",
+            "service_timeout_s",
+            "trial_boots",
+            "trial_max_age_s",
+            "discarded_bytes",
+            "trust.root_bytes",
+            "trust.timestamp_bytes",
+            "trust.snapshot_bytes",
+            "trust.targets_bytes",
+            "trust.root_rotations",
+            "trust.keys",
+            "trust.signatures",
+            "trust.delegations",
+            "trust.delegated_roles",
+            "trust.role_name_bytes",
+            "trust.json_members",
+            "trust.json_depth",
+        ];
+        let fields = limits.map(|name| format!("limits.{name}"));
+        for field in fields
+            .iter()
+            .map(String::as_str)
+            .chain(["log.keep", "log.max_bytes"])
+        {
+            // The highest that the field's own type takes: none may be left without a bound.
+            let highest = [u64::MAX, u32::MAX.into()].map(|value| with(field, value.into()));
+            let ranged = highest.iter().filter_map(|read| read.as_ref().err());
+            let told = |error: &&String| error.starts_with(field) && error.contains("is not from");
+            assert!(ranged.filter(told).count() > 0, "{field}: {highest:?}");
+            for wrong in [json!(-1), json!(1.5), json!("many"), json!(u64::MAX)] {
+                let error = with(field, wrong).unwrap_err();
+                let name = field.rsplit('.').next().unwrap();
+                assert!(error.contains(name), "{field}: {error}");
+            }
+        }
+        assert!(with("log.keep", json!(1000)).is_ok());
+        for (field, value) in [
+            ("limits.service_timeout_s", 0),
+            ("limits.trial_boots", 0),
+            ("log.keep", 1001),
+            ("limits.stall_timeout_s", 86_401),
+        ] {
+            let error = with(field, json!(value)).unwrap_err();
+            assert!(
+                error.contains(&format!("{field}: {value} is not from")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn data_and_log_lie_where_nothing_else_does() {
+        let data = |place: &str| json!([{"name": "db", "protect": "files", "place": place}]);
+        for place in [
+            "/data/update",
+            "/data/update/state.0",
+            "/data/slots",
+            "/data/slots/a/share/db",
+            "/data/current/share",
+            "/data/bin",
+            "/data/rehearsal/x",
+            "/data",
+            "/usr",
+            "/usr/share/db",
+            "/etc",
+            "/etc/qx-update",
+            "/proc/sys",
+            "/sys",
+            "/dev/shm/db",
+            "/",
+            "//usr",
+            "/usr/",
+            "/var/../usr",
+            "/data//update",
+            "/data/db/../slots",
+        ] {
+            let error = with("data", data(place)).unwrap_err();
+            assert!(error.contains("data: db: the place"), "{place}: {error}");
+        }
+        for place in [
+            "/data/db",
+            "/data/slots-of-time",
+            "/var/lib/db",
+            "/data/binaries",
+            "/usrx",
+        ] {
+            assert!(with("data", data(place)).is_ok(), "{place}");
+        }
+        for data_dir in ["/mnt/x/", "//mnt/./x", "/mnt/y/../x"] {
+            let mut config: serde_json::Value = serde_json::from_str(MINIMAL).unwrap();
+            config["data_dir"] = json!(data_dir);
+            for place in ["/mnt", "/mnt/x", "/mnt/x/update/trust"] {
+                config["data"] = data(place);
+                let error = Config::parse(config.to_string().as_bytes()).unwrap_err();
+                assert!(error.contains("the place"), "{data_dir} {place}: {error}");
+            }
+        }
+        for path in [
+            "/data/slots/a/log",
+            "/data//slots/x",
+            "/data/update/state.0",
+            "/data/x/../update/lock",
+            "/data/update/log",
+        ] {
+            let error = with("log.path", json!(path)).unwrap_err();
+            assert!(error.contains("log.path"), "{path}: {error}");
+        }
+        for path in [
+            "/data/update/log/other.log",
+            "/var/log/update.log",
+            "/data/log",
+        ] {
+            assert!(with("log.path", json!(path)).is_ok(), "{path}");
         }
     }
 }

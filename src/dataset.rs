@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{Data, Manifest, Name};
+use crate::config::MAX_SIZE;
+use crate::json;
+use crate::manifest::{Data, MAX_SECONDS, Manifest, Name};
 use crate::select::Fit;
 use crate::state::DataChange;
 
@@ -108,8 +110,11 @@ impl DataSet {
                 }
             }
         }
-        if self.limit_bytes == 0 || self.timeout_s == 0 {
-            return wrong("limit_bytes and timeout_s are at least 1");
+        for (field, value, most) in [
+            ("limit_bytes", self.limit_bytes, MAX_SIZE),
+            ("timeout_s", self.timeout_s, MAX_SECONDS),
+        ] {
+            json::in_range(&format!("data: {}: {field}", self.name), value, 1..=most)?;
         }
         Ok(())
     }
@@ -387,7 +392,10 @@ mod tests {
             ("place", json!("/data/../etc"), "absolute path"),
             ("save", json!(["x"]), "for `command`"),
             ("protect", json!("command"), "needs save and restore"),
-            ("limit_bytes", json!(0), "at least 1"),
+            ("limit_bytes", json!(0), "limit_bytes: 0 is not from 1 to"),
+            ("limit_bytes", json!(u64::MAX), "limit_bytes"),
+            ("timeout_s", json!(0), "timeout_s: 0 is not from 1 to 86400"),
+            ("timeout_s", json!(u64::MAX), "from 1 to 86400"),
         ] {
             let error = wrong(field, value);
             assert!(error.contains(words), "{error}");

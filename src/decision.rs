@@ -1233,7 +1233,7 @@ mod tests {
             op.data.push(serde_json::from_str(set).unwrap());
         }
         let golden = include_str!("../tests/golden/state-1-trial-data.json");
-        let written = String::from_utf8(crate::state::encode(&record, 12)).unwrap();
+        let written = String::from_utf8(crate::state::encode(&record, 12).unwrap()).unwrap();
         assert_eq!(written, golden);
     }
 }

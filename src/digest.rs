@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::text;
+
 /// A SHA-256 digest; written as 64 lower-case hexadecimal digits.
 #[derive(
     Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
@@ -58,7 +60,7 @@ impl FromStr for Digest {
         let bad = || {
             format!(
                 "'{}' is not a SHA-256 digest (64 hexadecimal digits)",
-                text.escape_debug()
+                text::name(text)
             )
         };
         if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {

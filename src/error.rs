@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use crate::text;
+
 /// The outcome of a command as scripts see it. The discriminant is the process's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,7 +117,7 @@ impl Error {
             next = cause.source();
         }
         // One error is one line, whatever a cause (a server's text, say) contains.
-        line.replace(|c: char| c.is_control(), " ")
+        text::line(&line)
     }
 }
 
@@ -204,7 +206,7 @@ mod tests {
         let error = Err::<(), _>(io::Error::other("two\nlines"))
             .doing(|| "reading x")
             .unwrap_err();
-        assert_eq!(error.chain(), "reading x: two lines");
+        assert_eq!(error.chain(), "reading x: two\\nlines");
     }
 
     #[test]

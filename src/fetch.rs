@@ -332,7 +332,7 @@ pub struct Answer {
 pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
     let parsed = Url::parse(url).map_err(Error::new)?;
     if parsed.is_https() {
-        return Err(Error::new(format!("asking {url}: it is no http:// URL")));
+        return Err(Error::new(format!("asking {parsed}: it is no http:// URL")));
     }
     let client = Client {
         connect_timeout: timeout,
@@ -349,13 +349,13 @@ pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
         let body = read_limited(response.body, limit)?;
         Ok((response.status, body, own_address))
     };
-    match ask().doing(|| format!("asking {url}"))? {
+    match ask().doing(|| format!("asking {parsed}"))? {
         (status, Some(body), own_address) => Ok(Answer {
             status,
             body,
             own_address,
         }),
-        (_, None, _) => Err(too_long(&url, limit)),
+        (_, None, _) => Err(too_long(&parsed, limit)),
     }
 }
 

@@ -66,25 +66,27 @@ pub fn try_once(
                 Fault::alike(if refused { REFUSED } else { &why }, why.as_str())
             })?;
             let failed = |why: String| Err(Fault::new(why));
+            let shown = text::url(url);
             if answer.status != *status {
-                return failed(format!("{url} answered {}, not {status}", answer.status));
+                return failed(format!("{shown} answered {}, not {status}", answer.status));
             }
             let Some(field) = json else {
                 return Ok(answer.own_address);
             };
             let body: serde_json::Value = match json::parse(&answer.body) {
                 Ok(body) => body,
-                Err(e) => return failed(format!("{url} answered no JSON: {e}")),
+                Err(e) => return failed(format!("{shown} answered no JSON: {e}")),
             };
+            let pointer = text::clean(&field.pointer, MAX_VALUE);
+            let told = |value: &serde_json::Value| text::clean(&value.to_string(), MAX_VALUE);
             match body.pointer(&field.pointer) {
                 Some(value) if *value == field.equals => Ok(answer.own_address),
                 Some(value) => failed(format!(
-                    "{url} has {} = {}, not {}",
-                    field.pointer,
-                    text::clean(&value.to_string(), MAX_VALUE),
-                    field.equals
+                    "{shown} has {pointer} = {}, not {}",
+                    told(value),
+                    told(&field.equals)
                 )),
-                None => failed(format!("{url} has no {}", field.pointer)),
+                None => failed(format!("{shown} has no {pointer}")),
             }
         }
         Probe::Tcp { address } => connect(address, timeout),
@@ -103,7 +105,7 @@ pub fn try_once(
                 Ok(ended) if ended.ok() => Ok(None),
                 Ok(ended) => Err(Fault::alike(
                     ended.how(),
-                    format!("{} {}", run.join(" "), ended.describe()),
+                    format!("{} {}", text::command(run), ended.describe()),
                 )),
                 Err(e) => Err(Fault::new(e.chain())),
             }
@@ -132,6 +134,7 @@ pub fn endpoint(probe: &Probe) -> Option<&str> {
 
 fn connect(address: &str, timeout: Duration) -> Result<Option<SocketAddr>, Fault> {
     let failed = |how: &str, e: &dyn fmt::Display| {
+        let address = text::clean(address, MAX_VALUE);
         Fault::alike(how, format!("connecting to {address}: {e}"))
     };
     let deadline = Instant::now() + timeout;
@@ -154,9 +157,9 @@ impl fmt::Display for Probe {
     /// As messages call it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Probe::Http { url, .. } => write!(f, "http {url}"),
-            Probe::Tcp { address } => write!(f, "tcp {address}"),
-            Probe::Exec { run } => write!(f, "exec {}", run.join(" ")),
+            Probe::Http { url, .. } => write!(f, "http {}", text::url(url)),
+            Probe::Tcp { address } => write!(f, "tcp {}", text::clean(address, MAX_VALUE)),
+            Probe::Exec { run } => write!(f, "exec {}", text::command(run)),
             Probe::Service { service } => write!(f, "service {service}"),
         }
     }

@@ -68,9 +68,14 @@ impl Host {
     /// Where an absolute path of the appliance is. Links are followed inside the root; what does not exist is where it
     /// would be created, inside the root, too.
     pub fn path(&self, path: &str) -> Result<PathBuf> {
-        if self.is_running_system() {
-            return Ok(path.into());
+        match self.is_running_system() {
+            true => Ok(path.into()),
+            false => self.real_path(path),
         }
+    }
+
+    /// Where it really is, on the running system as well.
+    pub fn real_path(&self, path: &str) -> Result<PathBuf> {
         let found = self.follow(Path::new(path), Links::All);
         found.map(|found| found.path()).doing(|| {
             format!(

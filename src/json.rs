@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer as _, MapAccess, SeqAccess, Visitor};
@@ -58,6 +59,18 @@ pub fn integer(value: Option<&str>, name: &str) -> Result<u64, String> {
     let text = there(value, name)?;
     text.parse()
         .map_err(|_| format!("{name} is no integer from 0"))
+}
+
+/// Whether a number is one of these; the error names it and them.
+pub fn in_range(name: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(format!(
+            "{name}: {value} is not from {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
 }
 
 /// Reads true or false, if it is there.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::durable;
 use crate::follower::Follower;
 use crate::host::timestamp;
+use crate::text;
 
 /// Bytes after which the log is rotated, unless the configuration says otherwise.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -147,7 +148,7 @@ impl Log {
             level,
             op: self.op.clone(),
             step: step.to_owned(),
-            message,
+            message: text::line(&message),
             details,
         };
         if let Err(e) = self.append(&line)

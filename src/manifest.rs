@@ -8,9 +8,11 @@ use std::fmt;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::config::MAX_SIZE;
 use crate::dataset;
 use crate::digest::Digest;
 use crate::json;
+use crate::text;
 
 /// The only manifest format there is.
 pub const FORMAT: u32 = 1;
@@ -24,6 +26,8 @@ pub const MAX_RETRIES: u32 = 1000;
 pub const MAX_ENTRIES: u64 = 50_000;
 /// The longest time-out or interval a manifest may ask for, in seconds (a day).
 pub const MAX_SECONDS: u64 = 86_400;
+/// The longest version, in bytes: it is a segment of the manifest's name.
+const MAX_VERSION: usize = 255;
 
 /// A name: 1 to 64 of `A-Z a-z 0-9 . _ + -`, the first of them a letter or a digit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -432,7 +436,7 @@ impl TryFrom<CheckFields> for Check {
             other => {
                 return Err(format!(
                     "health: type '{}' is none of http, tcp, exec and service",
-                    other.escape_debug()
+                    text::name(other)
                 ));
             }
         };
@@ -552,6 +556,9 @@ impl Manifest {
                 return Err(format!("{what}: {count} items are more than {MAX_ITEMS}"));
             }
         }
+        if self.version.to_string().len() > MAX_VERSION {
+            return Err(format!("version: it is longer than {MAX_VERSION} bytes"));
+        }
         if self.components.is_empty() {
             return Err("components: a release has at least one".into());
         }
@@ -578,6 +585,12 @@ impl Manifest {
                     service.name
                 ));
             }
+        }
+        if let Some(service) = self.services.iter().find(|s| s.uses.len() > MAX_ITEMS) {
+            return Err(format!(
+                "services: {} uses more than {MAX_ITEMS} components",
+                service.name
+            ));
         }
         if let Some(service) = self.services.iter().find(|s| s.leaves.len() > MAX_ITEMS) {
             return Err(format!(
@@ -691,8 +704,12 @@ impl Manifest {
             return Err(format!("health: {service} is no service of this release"));
         }
         match &check.probe {
-            Probe::Http { url, .. } if !url.starts_with("http://") => {
-                Err(format!("health: '{}' is no http:// URL", shortened(url)))
+            Probe::Http { url, .. } if !url.starts_with("http://") => Err(format!(
+                "health: '{}' is no http:// URL",
+                shortened(&text::url(url))
+            )),
+            Probe::Http { status, .. } => {
+                json::in_range("health.status", (*status).into(), 100..=599)
             }
             Probe::Tcp { address } if !address.contains(':') => {
                 Err(format!("health: '{}' is no HOST:PORT", shortened(address)))
@@ -711,6 +728,8 @@ impl Component {
                 self.name, self.entries
             ));
         }
+        let field = format!("components: {}: size_bytes", self.name);
+        json::in_range(&field, self.size_bytes, 0..=MAX_SIZE)?;
         let path = self.install_path.as_str();
         let placed = match self.kind {
             Kind::Bin => path.contains('/'),
@@ -775,9 +794,5 @@ fn seconds(what: &str, value: u64) -> Result<(), String> {
 
 /// For messages: hostile text is escaped and cut.
 fn shortened(text: &str) -> String {
-    let mut out: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    if text.chars().nth(80).is_some() {
-        out.push('…');
-    }
-    out
+    text::clean(text, 80)
 }

@@ -12,6 +12,7 @@ use crate::process::{Program, User};
 use crate::slot::{Installed, Set};
 use crate::state::Operation;
 use crate::store::Store;
+use crate::text;
 
 /// Names the operation in the environment of a migration, and of all that it starts.
 const OPERATION: &str = "QX_UPDATE_OPERATION";
@@ -99,7 +100,14 @@ impl Tool<'_> {
         ];
         let user = self.op.migration_user.as_deref();
         let user = user.map(|name| User::find(self.host, name)).transpose()?;
-        log.info(step, format!("running {}", given.join(" ")));
+        // The places are not put in, nor shown where they come out: there may be a password in one.
+        let hidden = |line: &str| {
+            let places = self.places.iter();
+            places.fold(line.to_owned(), |line, (_, place)| {
+                text::hiding(&line, place)
+            })
+        };
+        log.info(step, format!("running {}", text::command(vector)));
         let mut output = Vec::new();
         let ended = Program {
             directory: &directory,
@@ -109,15 +117,16 @@ impl Tool<'_> {
             ..Program::new(&given, Duration::from_secs(self.timeout_s))
         }
         .run(&mut |stream, line| {
-            let start: String = line.chars().take(LINE).collect();
-            keep(&mut output, stream.name(), &start);
+            let line = hidden(line);
+            keep(&mut output, stream.name(), &text::clean(&line, LINE));
             log.info_with(step, line, serde_json::json!({ "stream": stream.name() }));
         })?;
         if ended.ok() {
-            log.info(step, format!("{} succeeded", vector.join(" ")));
+            log.info(step, format!("{} succeeded", text::command(vector)));
             return Ok(());
         }
-        let what = format!("the {step} {} {}", vector.join(" "), ended.describe());
+        let ended = hidden(&ended.describe());
+        let what = format!("the {step} {} {ended}", text::command(vector));
         Err(Failure {
             error: Error::new(what),
             output,

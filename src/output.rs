@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context, Exit, Result};
+use crate::text;
 
 /// Writes an answer to the standard output. One that could not be written (`>/dev/full`) was not given. A reader that has
 /// seen enough (`| head`) is no failure.
@@ -22,6 +23,7 @@ pub fn answer(text: &str) -> Result<()> {
 
 /// Writes a line to the standard error, if it can be.
 pub fn complain(program: &str, text: &str) {
+    let text = text::line(text);
     let _ = write(io::stderr(), format!("{program}: {text}\n").as_bytes());
 }
 

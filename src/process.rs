@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::error::{Context, Error, Result};
 use crate::host::Host;
+use crate::text;
 
 /// Where programs without a path are looked for.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -412,17 +413,8 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSe
             .read_until(b'\n', &mut line)
         {
             let text = String::from_utf8_lossy(&line);
-            let text: String = text
-                .trim_end_matches(['\n', '\r'])
-                .chars()
-                .map(|c| {
-                    if c.is_control() && c != '\t' {
-                        '\u{fffd}'
-                    } else {
-                        c
-                    }
-                })
-                .collect();
+            let text = text.trim_end_matches(['\n', '\r']).replace('\t', " ");
+            let text = text::clean(&text, MAX_LINE);
             line.clear();
             if to.send(Piece::Line(stream, text)).is_err() {
                 break;
@@ -558,7 +550,7 @@ mod tests {
             "printf '\\377\\001x\\n'; head -c 10000 /dev/zero | tr '\\0' y",
             LONG,
         );
-        assert_eq!(lines[0].1, "\u{fffd}\u{fffd}x");
+        assert_eq!(lines[0].1, "\u{fffd}\\u{1}x");
         assert_eq!(
             lines
                 .iter()

@@ -11,6 +11,7 @@ use crate::log::Log;
 use crate::manifest::Name;
 use crate::proc::{self, Identity, Process};
 use crate::process::{self, Program};
+use crate::text;
 
 /// How long a runlevel may take before it is not waited for any more.
 const RUNLEVEL: Duration = Duration::from_secs(600);
@@ -307,7 +308,7 @@ fn told(doing: &str, name: &Name, vector: &[String], ended: &process::Ended) -> 
     }
     Err(Error::new(format!(
         "{doing} {name}: {} {}",
-        vector.join(" "),
+        text::command(vector),
         ended.describe()
     )))
 }

@@ -28,6 +28,7 @@ use crate::host::Host;
 use crate::json;
 use crate::log::Log;
 use crate::process::{Ended, Program, User};
+use crate::text;
 use crate::tree;
 
 /// What the log calls this.
@@ -272,6 +273,10 @@ impl Index {
         ] {
             let field = json::string(json::there(field, name)?)?;
             if field != is {
+                let (field, is) = match name {
+                    "place" => (text::place(&field), text::place(is)),
+                    _ => (text::line(&field), is.to_owned()),
+                };
                 return Err(format!("the snapshot is of {name} {field}, not of {is}"));
             }
         }
@@ -678,7 +683,7 @@ fn save_stream(host: &Host, set: &DataSet, to: &Path, log: &mut Log) -> Result<I
         within(set, hasher.bytes())?;
         file.write_all(bytes).doing(doing)
     };
-    let ended = program.pipe(&mut take, &mut |_, line| log.info(STEP, line))?;
+    let ended = program.pipe(&mut take, &mut |_, line| log.info(STEP, hidden(set, line)))?;
     told(set, "saving", &set.save, &ended)?;
     durable::sync_file(&file, &path)?;
     Ok(Index {
@@ -708,7 +713,7 @@ fn restore_stream(
     let user = run_as(host, set)?;
     let vector = set.command(&set.restore, &set.place, "");
     let ended = program(set, &vector, user.as_ref(), Some(&file))
-        .run(&mut |_, line| log.info(STEP, line))?;
+        .run(&mut |_, line| log.info(STEP, hidden(set, line)))?;
     told(set, "restoring", &set.restore, &ended)
 }
 
@@ -725,7 +730,7 @@ fn command(
     let user = run_as(host, set)?;
     let vector = set.command(vector, &place, clone.unwrap_or_default());
     program(set, &vector, user.as_ref(), None)
-        .run(&mut |_, line| log.info(STEP, line))
+        .run(&mut |_, line| log.info(STEP, hidden(set, line)))
         .doing(|| format!("{doing} the data set {}", set.name))
 }
 
@@ -749,6 +754,12 @@ fn run_as(host: &Host, set: &DataSet) -> Result<Option<User>> {
         .transpose()
 }
 
+/// What a command says, without the places that it was told.
+fn hidden(set: &DataSet, line: &str) -> String {
+    let line = text::hiding(line, &set.place);
+    text::hiding(&line, set.clone_place.as_deref().unwrap_or_default())
+}
+
 /// The places are not put in: there may be a password in one.
 fn told(set: &DataSet, doing: &str, vector: &[String], ended: &Ended) -> Result<()> {
     if ended.ok() {
@@ -757,8 +768,8 @@ fn told(set: &DataSet, doing: &str, vector: &[String], ended: &Ended) -> Result<
     Err(Error::new(format!(
         "{doing} the data set {}: {} {}",
         set.name,
-        vector.join(" "),
-        ended.describe()
+        text::command(vector),
+        hidden(set, &ended.describe())
     )))
 }
 

@@ -13,11 +13,20 @@ use crate::dataset::{DataSet, Move};
 use crate::digest::Digest;
 use crate::error::Exit;
 use crate::json;
-use crate::manifest::{Check, Name, Service};
+use crate::manifest::{Check, MAX_SECONDS, Name, Service};
 use crate::slot::{Installed, Set};
+use crate::text;
 
 /// The only record format there is.
 pub const FORMAT: u32 = 1;
+/// A copy of a record is at most this long, in bytes. It holds up to a whole manifest and a whole configuration, of 1 MiB each
+/// but for what they leave out, and how each of 1000 checks failed.
+pub const MAX_BYTES: u64 = 8 << 20;
+/// How long, in characters, the texts for people in it may be; less, if it would become longer than it may be.
+const TEXTS: [usize; 3] = [text::LINE, 400, 40];
+
+/// How long the line with the digest is, with both ends.
+const CHECKSUM: u64 = 66;
 
 /// What is durably known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -509,6 +518,35 @@ impl Record {
         }
     }
 
+    /// The texts that are for people only, wherever they come from.
+    fn texts(&mut self) -> Vec<&mut String> {
+        let mut texts: Vec<&mut String> = Vec::new();
+        let idle;
+        match &mut self.phase {
+            Phase::Idle(now) => idle = Some(now),
+            Phase::Staging { op }
+            | Phase::Staged { op }
+            | Phase::Switching { op, .. }
+            | Phase::Trial { op, .. } => idle = Some(&mut op.before),
+            Phase::Reverting { op, cause, .. } => {
+                idle = Some(&mut op.before);
+                texts.push(&mut cause.message);
+                texts.extend(&mut cause.output);
+            }
+        }
+        texts.extend(
+            idle.and_then(|idle| idle.trouble.as_mut())
+                .map(|t| &mut t.what),
+        );
+        if let Some(last) = &mut self.last {
+            texts.extend(&mut last.reason);
+            texts.extend(&mut last.unproved);
+            texts.extend(&mut last.output);
+        }
+        texts.extend(self.failure.as_mut().map(|failure| &mut failure.reason));
+        texts
+    }
+
     /// The operation ended: back to idle, with how it ended. Does not write to the disk.
     pub fn ended(&self, idle: Idle, attempt: Attempt) -> Record {
         Record {
@@ -644,6 +682,14 @@ impl TryFrom<Members> for Record {
             failure,
             schemas,
         } = members;
+        // An earlier version took any number. A wait of that long cannot be told from one that is longer.
+        let op = op.map(|mut op| {
+            op.service_timeout_s = op.service_timeout_s.min(MAX_SECONDS);
+            for set in &mut op.data {
+                set.timeout_s = set.timeout_s.min(MAX_SECONDS);
+            }
+            op
+        });
         let op = || there(&phase, "op", op);
         let data = || there(&phase, "data", data);
         let since = || there(&phase, "since", since);
@@ -674,7 +720,7 @@ impl TryFrom<Members> for Record {
                 data: data()?,
                 cause: there(&phase, "cause", cause)?,
             },
-            other => return Err(format!("phase '{}' is not known", other.escape_debug())),
+            other => return Err(format!("phase '{}' is not known", text::name(other))),
         };
         Ok(Record {
             phase,
@@ -692,18 +738,32 @@ struct Envelope {
     record: Record,
 }
 
-/// Encodes one copy of the record.
-pub fn encode(record: &Record, sequence: u64) -> Vec<u8> {
-    let envelope = Envelope {
+/// Encodes one copy of the record. Its texts for people are clean, and as short as it takes to be read again.
+///
+/// # Errors
+/// It is too long without them.
+pub fn encode(record: &Record, sequence: u64) -> Result<Vec<u8>, String> {
+    let mut envelope = Envelope {
         format: FORMAT,
         sequence,
         record: record.clone(),
     };
-    // Plain data: maps have string keys and nothing in it can fail to serialise.
-    let mut text = serde_json::to_string(&envelope).unwrap_or_default();
+    let mut text = String::new();
+    for most in TEXTS {
+        for text in envelope.record.texts() {
+            *text = text::clean(text, most);
+        }
+        text = serde_json::to_string(&envelope).map_err(|e| e.to_string())?;
+        if text.len() as u64 + CHECKSUM <= MAX_BYTES {
+            break;
+        }
+    }
+    if text.len() as u64 + CHECKSUM > MAX_BYTES {
+        return Err(format!("it would be longer than {MAX_BYTES} bytes"));
+    }
     let digest = Digest::of(text.as_bytes());
     text.push_str(&format!("\n{digest}\n"));
-    text.into_bytes()
+    Ok(text.into_bytes())
 }
 
 /// Decodes one copy of the record: its sequence number, and itself. An unknown format is an error.
@@ -734,7 +794,7 @@ mod tests {
     #[test]
     fn a_record_survives_encoding_and_any_damage_is_seen() {
         let record = Record::idle(Installed::unknown_factory(), None, "2026-01-01T00:00:00Z");
-        let bytes = encode(&record, 7);
+        let bytes = encode(&record, 7).unwrap();
         assert_eq!(decode(&bytes).unwrap(), (7, record));
         for at in 0..bytes.len() - 1 {
             let mut damaged = bytes.clone();
@@ -754,15 +814,119 @@ mod tests {
             assert_eq!(sequence, 12);
             assert_eq!(record.phase.name(), "trial");
             assert_eq!(record.operation().unwrap().to.set, Set::B);
-            let again = encode(&record, 12);
+            let again = encode(&record, 12).unwrap();
             assert_eq!(decode(&again).unwrap().1, record);
         }
+    }
+
+    /// An operation as large as manifest and configuration can make it, with texts that nobody has looked at.
+    fn large() -> Record {
+        let name: Name = "a".repeat(64).parse().unwrap();
+        let service = |number: usize| Service {
+            name: format!("s{number}").parse().unwrap(),
+            runs: format!("bin/{}", "x".repeat(200)).parse().unwrap(),
+            uses: vec![name.clone(); 5],
+            order: i32::MIN,
+            leaves: Vec::new(),
+        };
+        let check = |number: usize| {
+            FailedCheck {
+            check: json::parse_str(&format!(
+                r#"{{"type":"http","url":"http://h/{number}/{}","json":{{"pointer":"/{}","equals":"{}"}}}}"#,
+                "u".repeat(300),
+                "p".repeat(100),
+                "e".repeat(100)
+            ))
+            .unwrap(),
+            how: "字".repeat(300),
+        }
+        };
+        let now = "2026-01-01T00:00:00Z";
+        let installed = Installed::unknown_factory();
+        let mut op = Operation::new(
+            "0123456789abcdef".into(),
+            OperationKind::Install,
+            Idle::on(installed.clone(), None, now),
+            installed,
+            now,
+        );
+        op.services = (0..1000).map(service).collect();
+        op.ran = op.services.iter().map(|s| s.name.clone()).collect();
+        op.failed_before = (0..1000).map(check).collect();
+        op.manager = Services::Commands {
+            start: vec!["x".repeat(1 << 20)],
+            stop: vec!["x".into()],
+            status: vec!["x".into()],
+            pidfile: None,
+        };
+        let hostile = "\u{1b}]0;\u{202e}\n字".repeat(1 << 18);
+        op.before.trouble = Some(Trouble {
+            what: hostile.clone(),
+            needs_person: true,
+        });
+        let mut last = op.attempt(Exit::Failed, Some(hostile.clone()), now);
+        last.unproved = vec!["\u{1b}]0;\u{202e}\n字".repeat(1 << 10); 1000];
+        last.output = vec![hostile.clone(); 10];
+        let cause = Cause {
+            output: vec![hostile.clone(); 10],
+            ..Cause::new(CauseKind::Release, hostile.clone())
+        };
+        let data = DataState::Untouched;
+        Record {
+            phase: Phase::Reverting { op, data, cause },
+            last: Some(last),
+            failure: Some(Failure {
+                at: now.into(),
+                result: Exit::Failed,
+                reason: hostile,
+            }),
+            schemas: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn whatever_is_written_can_be_read_again() {
+        let record = large();
+        let bytes = encode(&record, 3).unwrap();
+        assert!(bytes.len() as u64 <= MAX_BYTES, "{}", bytes.len());
+        let (_, mut read) = decode(&bytes).unwrap();
+        assert_eq!(read.operation().unwrap().services.len(), 1000);
+        assert_eq!(read.operation().unwrap().failed_before.len(), 1000);
+        for text in read.texts() {
+            assert!(text.starts_with("\\u{1b}]0;\\u{202e}"), "{text}");
+            assert!(!text.contains(char::is_control));
+        }
+        assert_eq!(encode(&read, 3).unwrap(), bytes, "it stays as it is");
+        let mut huge = record;
+        if let Phase::Reverting { op, .. } = &mut huge.phase {
+            op.id = "x".repeat(MAX_BYTES as usize);
+        }
+        assert!(encode(&huge, 3).unwrap_err().contains("longer"));
+    }
+
+    #[test]
+    fn no_number_of_an_earlier_version_is_too_large_to_wait_for() {
+        let mut record = large();
+        if let Phase::Reverting { op, .. } = &mut record.phase {
+            op.service_timeout_s = u64::MAX;
+            op.data = vec![
+                json::parse_str(&format!(
+                    r#"{{"name":"db","protect":"files","place":"/data/db","timeout_s":{}}}"#,
+                    u64::MAX
+                ))
+                .unwrap(),
+            ];
+        }
+        let (_, read) = decode(&encode(&record, 1).unwrap()).unwrap();
+        let op = read.operation().unwrap();
+        assert_eq!(op.service_timeout_s, MAX_SECONDS);
+        assert_eq!(op.data[0].timeout_s, MAX_SECONDS);
     }
 
     #[test]
     fn an_unknown_format_is_an_error() {
         let record = Record::idle(Installed::unknown_factory(), None, "2026-01-01T00:00:00Z");
-        let text = String::from_utf8(encode(&record, 1)).unwrap();
+        let text = String::from_utf8(encode(&record, 1).unwrap()).unwrap();
         let line = text
             .lines()
             .next()

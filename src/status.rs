@@ -527,7 +527,8 @@ fn advice(status: &Status) -> Vec<String> {
 /// The answer as text.
 pub fn for_people(status: &Status) -> String {
     let mut lines = Vec::new();
-    let mut add = |name: &str, text: String| lines.push(format!("{name:<10}{text}"));
+    // Processes and servers have a part in the texts: each stays one line.
+    let mut add = |name: &str, text: String| lines.push(format!("{name:<10}{}", text::line(&text)));
     let since = status
         .since
         .as_ref()

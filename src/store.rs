@@ -23,6 +23,7 @@ use crate::proc::Use;
 use crate::repository::Versions;
 use crate::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::state::{self, Record, Refusal};
+use crate::text;
 use crate::tree;
 
 /// What a path that a release removed holds: executable, so that init scripts do not take the factory's, and
@@ -35,6 +36,12 @@ const SETTLED: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(20);
 /// How many releases are remembered as not to be tried.
 const MAX_REFUSALS: usize = 200;
+/// A list that is kept here is at most this long, in bytes.
+const MAX_LIST: u64 = 1 << 20;
+/// So much of each text in a list is kept, in characters: all of them fit into it.
+const MAX_REASON: usize = 1000;
+/// How many problems of a boot are kept.
+const MAX_PROBLEMS: usize = 100;
 const MANIFEST: &str = "release.json";
 /// The longest list of the names of a release's files, in bytes.
 const MAX_NAMES: u64 = 256 << 20;
@@ -353,7 +360,7 @@ impl Store {
         let mut newest: Option<(u64, Record)> = None;
         let mut faults = Vec::new();
         for path in self.copies() {
-            match read_if_there(&path, 1 << 20) {
+            match read_if_there(&path, state::MAX_BYTES) {
                 Ok(None) => {}
                 Ok(Some(bytes)) => match state::decode(&bytes) {
                     Ok((sequence, record)) => {
@@ -380,7 +387,9 @@ impl Store {
     pub fn save(&self, record: &Record) -> Result<()> {
         let sequence = self.sequence.get() + 1;
         let path = &self.copies()[(sequence % 2) as usize];
-        durable::write(path, &state::encode(record, sequence))?;
+        let bytes = state::encode(record, sequence)
+            .map_err(|why| Error::new(format!("writing {}: {why}", path.display())))?;
+        durable::write(path, &bytes)?;
         self.sequence.set(sequence);
         Ok(())
     }
@@ -593,7 +602,7 @@ impl Store {
         };
         match check() {
             Ok(installed) => Verdict::Good(installed),
-            Err(why) => Verdict::Damaged(why),
+            Err(why) => Verdict::Damaged(text::line(&why)),
         }
     }
 
@@ -717,7 +726,7 @@ impl Store {
     /// The releases that are not tried again by themselves.
     pub fn refusals(&self) -> Result<Vec<Refusal>> {
         let path = self.path("update/quarantine");
-        let Some(bytes) = read_if_there(&path, 1 << 20)? else {
+        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
             return Ok(Vec::new());
         };
         let list: Refusals = json::parse(&bytes)
@@ -755,8 +764,11 @@ impl Store {
         self.write_refusals(refusals)
     }
 
-    fn write_refusals(&self, refusals: Vec<Refusal>) -> Result<()> {
+    fn write_refusals(&self, mut refusals: Vec<Refusal>) -> Result<()> {
         let path = self.path("update/quarantine");
+        for refusal in &mut refusals {
+            refusal.reason = text::clean(&refusal.reason, MAX_REASON);
+        }
         let text = serde_json::to_vec_pretty(&Refusals {
             format: 1,
             refusals,
@@ -768,6 +780,10 @@ impl Store {
     /// Notes a refresh of trust, for `status`.
     pub fn write_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
         let path = self.path("update/refreshed");
+        let refreshed = &Refreshed {
+            source: text::clean(&refreshed.source, MAX_REASON),
+            ..refreshed.clone()
+        };
         let text = serde_json::to_vec(refreshed).doing(|| format!("writing {}", path.display()))?;
         durable::write(&path, &text)
     }
@@ -789,6 +805,13 @@ impl Store {
         let path = self.host.path(BOOT_NOTE)?;
         let directory = path.parent().unwrap_or(&path);
         durable::create_dir(directory, 0o755)?;
+        let problems = note.problems.iter().take(MAX_PROBLEMS);
+        let note = &BootNote {
+            problems: problems
+                .map(|problem| text::clean(problem, MAX_REASON))
+                .collect(),
+            ..note.clone()
+        };
         let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
         durable::write_with_mode(&path, &text, 0o644)
     }
@@ -796,7 +819,7 @@ impl Store {
     /// The note about this boot, if the link stage has left one.
     pub fn boot_note(&self) -> Result<Option<BootNote>> {
         let path = self.host.path(BOOT_NOTE)?;
-        let Some(bytes) = read_if_there(&path, 1 << 20)? else {
+        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
             return Ok(None);
         };
         let note: BootNote = json::parse(&bytes)

@@ -748,7 +748,7 @@ impl Appliance {
             "trust",
             format!(
                 "{} is trusted: root {}, timestamp {}, snapshot {}, targets {}",
-                mirrors.place(),
+                mirrors.name(),
                 v.root,
                 v.timestamp,
                 v.snapshot,
@@ -771,7 +771,7 @@ impl Appliance {
         };
         let noted = self.store.write_refreshed(&Refreshed {
             time: host::timestamp(clock.now()),
-            source: mirrors.place().to_string(),
+            source: mirrors.name(),
             freshness,
             clock: host::timestamp(clock.system()),
             trust: v,
@@ -998,7 +998,7 @@ impl Appliance {
             "channel": manifest.channel,
             "arch": manifest.arch,
             "released": manifest.released,
-            "release_notes": manifest.release_notes,
+            "release_notes": manifest.release_notes.chars().take(text::LINE).collect::<String>(),
             "manifest": candidate.digest,
             "components": manifest.components.iter().map(|c| serde_json::json!({
                 "name": c.name, "install_path": c.install_path, "sha256": c.sha256, "size_bytes": c.size_bytes,

@@ -27,6 +27,8 @@ mod services;
 mod sources;
 #[path = "cli/surroundings.rs"]
 mod surroundings;
+#[path = "cli/text.rs"]
+mod text;
 #[path = "cli/truth.rs"]
 mod truth;
 #[path = "cli/wall.rs"]

@@ -12,6 +12,7 @@ use qx_update::output;
 use qx_update::publish::{
     self, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team, Wanted,
 };
+use qx_update::text;
 use qx_update::trust::signing::{Scheme, Sign as _};
 use semver::Version;
 
@@ -668,7 +669,7 @@ fn sign(command: Sign, now: SystemTime) -> Result<String> {
             let mut text = signed.description;
             text += &format!(
                 "signed by {}, in {}\n",
-                signed.keys.join(", ").escape_debug(),
+                text::name(&signed.keys.join(", ")),
                 out.display()
             );
             for missing in &signed.missing {

@@ -14,6 +14,7 @@ use tar::EntryType;
 use super::Artifact;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::RelPath;
+use crate::text;
 
 /// A bundle has at most this many entries.
 const MAX_ENTRIES: usize = 10_000;
@@ -133,7 +134,7 @@ impl Bundle {
                 },
             };
             let name = String::from_utf8_lossy(&name);
-            let refuse = |why: &str| refused(&format!("its entry '{}' {why}", name.escape_debug()));
+            let refuse = |why: &str| refused(&format!("its entry '{}' {why}", text::name(&name)));
             match kind {
                 EntryType::Regular => {}
                 EntryType::Directory => continue,

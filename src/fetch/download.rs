@@ -11,6 +11,7 @@ use super::{Fault, Patience, Retries, options, wrong_length};
 use crate::digest::{Digest, Hasher};
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
+use crate::text;
 
 /// What is downloaded, and how.
 pub struct Download<'a> {
@@ -242,7 +243,7 @@ impl Download<'_> {
                     "fetching {}: the server answered with the range '{}' where bytes {have} to the end \
                      of {} were asked for",
                     self.url,
-                    given.escape_debug(),
+                    text::name(given),
                     self.length
                 ),
             )

@@ -14,6 +14,7 @@ use super::headers::Headers;
 use super::proxy::{Proxies, Proxy};
 #[cfg(feature = "https")]
 use super::tls;
+use crate::text;
 use crate::trust::clock::Clock;
 
 /// The status line and the headers of an answer are at most this long, in bytes.
@@ -35,15 +36,15 @@ pub struct Url {
 
 impl Url {
     /// Reads an absolute URL. The error is one sentence.
-    pub fn parse(text: &str) -> Result<Url, String> {
-        let bad = |why| Err(format!("'{}' {why}", text.escape_debug()));
-        let (https, rest) = match text.split_once("://") {
+    pub fn parse(given: &str) -> Result<Url, String> {
+        let bad = |why| Err(format!("'{}' {why}", text::url(given)));
+        let (https, rest) = match given.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             _ => return bad("is no http:// or https:// URL"),
         };
         // Whatever is not printable would end up in the request's head.
-        if text.len() > 8192 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        if given.len() > 8192 || !given.bytes().all(|b| b.is_ascii_graphic()) {
             return bad("is no URL: it is too long, or not all of it is printable ASCII");
         }
         let rest = rest.split('#').next().unwrap_or(rest);
@@ -143,6 +144,12 @@ impl Url {
         }
     }
 
+    /// All of it, for a proxy.
+    fn whole(&self) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.authority(), self.path)
+    }
+
     /// For the resolver: without an IPv6 address's brackets.
     pub fn bare_host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
@@ -150,9 +157,9 @@ impl Url {
 }
 
 impl fmt::Display for Url {
+    /// For people: without its query, which may be what gives a right to it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.path)
+        f.write_str(&text::url(&self.whole()))
     }
 }
 
@@ -252,7 +259,7 @@ impl Client {
         // What goes through TLS is between us and the server.
         let proxy = proxy.filter(|_| !url.https);
         let target = match proxy {
-            Some(_) => url.to_string(),
+            Some(_) => url.whole(),
             None => url.path.clone(),
         };
         // An encoded body would have another length and another digest.
@@ -739,8 +746,10 @@ mod tests {
             ("http://[::1]:8080/x#y", "http://[::1]:8080/x"),
             ("http://[::1]", "http://[::1]/"),
         ] {
-            assert_eq!(Url::parse(text).unwrap().to_string(), expected);
+            assert_eq!(Url::parse(text).unwrap().whole(), expected);
         }
+        let shown = Url::parse("https://h/x?token=S3CRET").unwrap().to_string();
+        assert_eq!(shown, "https://h/x?…");
         for bad in [
             "h",
             "ftp://h",

@@ -8,6 +8,7 @@ use super::{Artifact, Options, Source};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Context, Error, Exit, Result};
 use crate::repository::{Fetch, Target};
+use crate::text;
 
 /// Mirrors of one repository, in the order of the configuration.
 ///
@@ -34,6 +35,11 @@ impl Mirror {
             .get_or_init(|| Source::open(&self.place, &self.options))
             .as_ref()
             .map_err(|e| Error::with(e.exit, e.chain()))
+    }
+
+    /// For people.
+    fn name(&self) -> String {
+        text::place(&self.place)
     }
 
     fn is_web(&self) -> bool {
@@ -93,7 +99,7 @@ impl Mirrors {
                 Ok(refreshed) => return Ok(refreshed),
                 Err(e) if e.exit == Exit::Usage => return Err(e),
                 Err(e) if self.mirrors.len() == 1 => {
-                    return Err(e).doing(|| format!("refreshing trust from {}", mirror.place));
+                    return Err(e).doing(|| format!("refreshing trust from {}", mirror.name()));
                 }
                 Err(e) => self.failed(mirror, e, &mut failures),
             }
@@ -101,9 +107,9 @@ impl Mirrors {
         Err(all_failed("refreshing trust", failures))
     }
 
-    /// The mirror that refreshed.
-    pub fn place(&self) -> &str {
-        &self.mirrors[self.first.get()].place
+    /// The mirror that refreshed, for people.
+    pub fn name(&self) -> String {
+        self.mirrors[self.first.get()].name()
     }
 
     /// Whether [`Mirrors::artifact`] may copy what it gets to the downloads: directories and bundles are read in place.
@@ -167,7 +173,7 @@ impl Mirrors {
     }
 
     fn failed(&self, mirror: &Mirror, error: Error, failures: &mut Vec<Error>) {
-        let Err(error) = Err::<(), _>(error).doing(|| mirror.place.clone()) else {
+        let Err(error) = Err::<(), _>(error).doing(|| mirror.name()) else {
             return;
         };
         self.warnings.borrow_mut().push(error.chain());

@@ -176,7 +176,8 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Object<V> {
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
         let names = self.names;
-        self.visitor.visit_map(Members { names, map })
+        let last = None;
+        self.visitor.visit_map(Members { names, map, last })
     }
 }
 
@@ -184,6 +185,8 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Object<V> {
 struct Members<A> {
     names: &'static [&'static str],
     map: A,
+    /// The member whose value comes next, if it is one of them.
+    last: Option<u32>,
 }
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
@@ -196,6 +199,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
         let Some(name) = self.map.next_key_seed(NameIn(self.names))? else {
             return Ok(None);
         };
+        self.last = name.as_ref().ok().copied();
         // A number that is not known is refused by a struct that refuses names; the refusal is to tell the name.
         let at = name.as_ref().map_or(u64::MAX, |at| u64::from(*at));
         match (
@@ -208,7 +212,17 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.map.next_value_seed(Typed(seed))
+        let name = self.last.and_then(|at| self.names.get(at as usize));
+        self.map.next_value_seed(Typed(seed)).map_err(|e| {
+            let what = e.to_string();
+            match name {
+                // The place at its end is taken for what it is.
+                Some(name) if !what.starts_with(name) => {
+                    de::Error::custom(format_args!("{name}: {what}"))
+                }
+                _ => e,
+            }
+        })
     }
 }
 
@@ -332,7 +346,7 @@ mod tests {
             ),
             (
                 r#"{"first":1,"list":[["one"]]}"#,
-                "invalid type: sequence, expected struct Inner at line 1 column 19",
+                "list: invalid type: sequence, expected struct Inner at line 1 column 19",
             ),
             ("{}", "missing field `first` at line 1 column 2"),
             (
@@ -341,19 +355,19 @@ mod tests {
             ),
             (
                 r#"{"first":-1}"#,
-                "invalid value: integer `-1`, expected u64 at line 1 column 11",
+                "first: invalid value: integer `-1`, expected u64 at line 1 column 11",
             ),
             (
                 r#"{"first":1,"list":[{"type":"one","tpye":1}]}"#,
-                "unknown field `tpye`, expected `type` or `limit` at line 1 column 39",
+                "list: unknown field `tpye`, expected `type` or `limit` at line 1 column 39",
             ),
             (
                 r#"{"first":1,"list":[{"type":"three"}]}"#,
-                "unknown variant `three`, expected `one` or `two` at line 1 column 35",
+                "list: type: unknown variant `three`, expected `one` or `two` at line 1 column 35",
             ),
             (
                 r#"{"first":1,"list":[{"type":1}]}"#,
-                "invalid type: integer `1`, expected a name at line 1 column 28",
+                "list: type: invalid type: integer `1`, expected a name at line 1 column 28",
             ),
             (
                 r#"{"first":1} x"#,

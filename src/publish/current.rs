@@ -18,6 +18,7 @@ use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
 use crate::manifest::{Name, RelPath};
 use crate::repository::{self, target_path};
+use crate::text;
 use crate::trust::clock::Clock;
 use crate::trust::metadata::TargetFile;
 use crate::trust::{Limits, Role, TrustedSet};
@@ -228,11 +229,7 @@ impl Current {
         found.ok_or_else(|| {
             Error::with(
                 Exit::Usage,
-                format!(
-                    "{} has no role '{}'",
-                    self.dir.display(),
-                    role.escape_debug()
-                ),
+                format!("{} has no role '{}'", self.dir.display(), text::name(role)),
             )
         })
     }
@@ -246,11 +243,7 @@ impl Current {
         Authority::of_team(&targets.signed, role).ok_or_else(|| {
             Error::with(
                 Exit::Usage,
-                format!(
-                    "{} has no team '{}'",
-                    self.dir.display(),
-                    role.escape_debug()
-                ),
+                format!("{} has no team '{}'", self.dir.display(), text::name(role)),
             )
         })
     }

@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Manifest, RelPath};
 use crate::select::Offer;
+use crate::text;
 use crate::trust::delegation::matches;
 use crate::trust::metadata::TargetFile;
 
@@ -249,7 +250,7 @@ fn may_publish(named: &Value, name: &RelPath) -> bool {
 }
 
 fn check_pattern(pattern: &str) -> Result<()> {
-    let wrong = |why: &str| usage(&format!("the pattern '{}' {why}", pattern.escape_debug()));
+    let wrong = |why: &str| usage(&format!("the pattern '{}' {why}", text::name(pattern)));
     pattern
         .parse::<RelPath>()
         .map_err(|why| wrong(&format!("matches no target: {why}")))?;

@@ -13,6 +13,7 @@ use super::envelope::{Authority, Envelope, pretty, short};
 use super::keyring::Keyring;
 use crate::durable;
 use crate::error::{Context, Error, Exit, Result};
+use crate::text;
 
 /// Where they lie in a repository; readers see no name that starts with a dot.
 const DIRECTORY: &str = ".drafts";
@@ -164,11 +165,8 @@ impl Draft {
             "{} metadata, version {}, issued {}, valid until {}\n",
             self.role,
             self.envelope.version(),
-            signed["x-issued"]
-                .as_str()
-                .unwrap_or("at an unknown time")
-                .escape_debug(),
-            self.envelope.expires_text().escape_debug()
+            text::name(signed["x-issued"].as_str().unwrap_or("at an unknown time")),
+            text::name(self.envelope.expires_text())
         );
         let old = published
             .and_then(|current| current.role(&self.role).ok())
@@ -195,14 +193,14 @@ impl Draft {
                         });
                         describe_keys(
                             &mut text,
-                            &format!("team {}", team.escape_debug()),
+                            &format!("team {}", text::name(&team)),
                             &now,
                             then.as_ref(),
                         );
                     }
                     let paths = &super::envelope::delegation(signed, &team)
                         .map_or(Value::Null, |d| d["paths"].clone());
-                    let _ = writeln!(text, "    may publish {paths}");
+                    let _ = writeln!(text, "    may publish {}", text::line(&paths.to_string()));
                 }
             }
         }
@@ -241,8 +239,8 @@ fn describe_targets(text: &mut String, signed: &Value, old: Option<&Value>) {
             let _ = writeln!(
                 text,
                 "    {} {}",
-                name.escape_debug(),
-                target["hashes"]["sha256"]
+                text::name(name),
+                text::name(&target["hashes"]["sha256"].to_string())
             );
         }
         return;
@@ -253,13 +251,13 @@ fn describe_targets(text: &mut String, signed: &Value, old: Option<&Value>) {
             Some(before) if before == target => {}
             before => {
                 let word = if before.is_some() { "CHANGED" } else { "NEW" };
-                let digest = &target["hashes"]["sha256"];
-                let _ = writeln!(text, "    {} {digest}  {word}", name.escape_debug());
+                let digest = text::name(&target["hashes"]["sha256"].to_string());
+                let _ = writeln!(text, "    {} {digest}  {word}", text::name(name));
             }
         }
     }
     for name in then.keys().filter(|name| !now.contains_key(*name)) {
-        let _ = writeln!(text, "    {}  REMOVED", name.escape_debug());
+        let _ = writeln!(text, "    {}  REMOVED", text::name(name));
     }
 }
 
@@ -332,7 +330,7 @@ pub fn check_team_name(team: &str) -> Result<()> {
     let wrong = |why: &str| {
         Error::with(
             Exit::Usage,
-            format!("a team cannot be called '{}': {why}", team.escape_debug()),
+            format!("a team cannot be called '{}': {why}", text::name(team)),
         )
     };
     team.parse::<crate::manifest::Name>()

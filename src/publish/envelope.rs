@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::keyring::Keyring;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
+use crate::text;
 use crate::trust::canonical::canonical;
 use crate::trust::key::{Key, hex, unhex};
 use crate::trust::signing::Sign;
@@ -229,7 +230,7 @@ impl Authority {
             "{} of {} signatures that {} asks for, still missing {} of the keys {}",
             count,
             self.threshold,
-            self.by.escape_debug(),
+            text::name(&self.by),
             self.threshold - count,
             open.join(", ")
         )))
@@ -255,11 +256,7 @@ pub fn texts(list: &Value) -> impl Iterator<Item = &str> {
 
 /// The start of a key's id: enough to tell it by, and nothing that a terminal would obey.
 pub fn short(id: &str) -> String {
-    id.chars()
-        .take(12)
-        .collect::<String>()
-        .escape_debug()
-        .to_string()
+    text::name(&id.chars().take(12).collect::<String>())
 }
 
 /// What metadata say about other metadata.

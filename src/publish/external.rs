@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use super::pem;
 use crate::error::{Context, Error, Result};
+use crate::json;
+use crate::manifest::MAX_SECONDS;
 use crate::trust::signing::Scheme;
 
 /// The only format of the file.
@@ -60,9 +62,8 @@ impl External {
         if raw.command.first().is_none_or(String::is_empty) {
             return Err(wrong("command: it is empty".into()));
         }
-        if raw.timeout_s == Some(0) {
-            return Err(wrong("timeout_s: it must be at least 1".into()));
-        }
+        let timeout_s = raw.timeout_s.unwrap_or(TIMEOUT_S);
+        json::in_range("timeout_s", timeout_s, 1..=MAX_SECONDS).map_err(wrong)?;
         let text = if raw.public_key.trim_start().starts_with("-----BEGIN") {
             raw.public_key
         } else {
@@ -80,7 +81,7 @@ impl External {
         let external = External {
             file: file.to_owned(),
             command: raw.command,
-            timeout_s: raw.timeout_s.unwrap_or(TIMEOUT_S),
+            timeout_s,
         };
         Ok((external, public))
     }

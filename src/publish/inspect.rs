@@ -13,6 +13,7 @@ use super::envelope::{Envelope, delegation, short, texts};
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::manifest::Kind;
+use crate::text;
 
 /// What a repository offers. `docs/formats.md` describes the JSON.
 #[derive(Debug, Serialize)]
@@ -198,7 +199,7 @@ impl RoleLine {
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "product  {}", self.product)?;
+        writeln!(f, "product  {}", text::name(&self.product))?;
         let roles = self.roles.iter().map(|role| {
             [
                 role.role.clone(),
@@ -273,7 +274,7 @@ fn table<const N: usize>(
     heads: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> fmt::Result {
-    let mut rows: Vec<[String; N]> = rows.collect();
+    let mut rows: Vec<[String; N]> = rows.map(|row| row.map(|text| text::name(&text))).collect();
     if rows.is_empty() {
         return Ok(());
     }

@@ -16,6 +16,7 @@ use crate::digest::{Digest, Hasher, TreeDigest, TreeEntry};
 use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Kind, RelPath};
+use crate::text;
 use crate::tree;
 use crate::trust::metadata::TargetFile;
 
@@ -182,7 +183,7 @@ fn link_target(file: &PathBuf, path: &str) -> Result<String> {
     if !tree::link_stays_inside(path, &target) {
         return Err(odd(format!(
             "it points to '{}', outside of the component",
-            target.escape_debug()
+            text::name(&target)
         )));
     }
     Ok(target)

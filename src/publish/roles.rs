@@ -14,6 +14,7 @@ use super::envelope::{Authority, Envelope, short, texts};
 use super::keyring::Keyring;
 use super::newkeys::{NEW, NewKeys};
 use crate::error::{Context, Error, Exit, Result};
+use crate::text;
 
 /// The most keys that one role is given.
 pub const MAX_KEYS: usize = 32;
@@ -104,7 +105,7 @@ fn changed(
                         "{} keys of the role {} have an id that starts with '{}'; it has {}",
                         matching.len(),
                         rotation.role,
-                        start.escape_debug(),
+                        text::name(start),
                         old.keys
                             .keys()
                             .map(|id| short(id))

@@ -14,6 +14,7 @@ use super::current::{Current, DAY, SOON_DAYS, metadata_path};
 use super::delegate;
 use crate::error::{Context, Error, Result};
 use crate::repository::target_path;
+use crate::text;
 
 /// What was found. `docs/formats.md` describes the JSON.
 #[derive(Debug, Default, Serialize)]
@@ -163,7 +164,7 @@ impl fmt::Display for Verification {
             ("note", &self.notes),
         ] {
             for line in lines {
-                writeln!(f, "{kind}: {line}")?;
+                writeln!(f, "{kind}: {}", text::line(line))?;
             }
         }
         writeln!(
