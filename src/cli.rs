@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use crate::json;
 use crate::log::{self, Event, Level, Line, Log, Place};
 use crate::manifest::Manifest;
 use crate::output;
+use crate::process;
 use crate::recover;
 use crate::slot::{Set, Slot, Verdict};
 use crate::state::Phase;
@@ -413,7 +414,7 @@ fn follow(given: &[&str], store: &Store, screen: &mut Screen) -> Result<Exit> {
     let mut worker = Command::new(me)
         .arg("--worker")
         .args(given)
-        .stdin(Stdio::null())
+        .stdin(process::null()?)
         .stdout(to_us.try_clone().doing(starting)?)
         .stderr(to_us)
         .spawn()

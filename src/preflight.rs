@@ -37,6 +37,7 @@ pub fn check(
     store: &Store,
     running: Option<&Manifest>,
 ) -> Result<()> {
+    process::null()?;
     data_partition(host, store)?;
     users(host, config)?;
     descriptors(host, config)?;

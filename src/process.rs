@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -133,7 +134,7 @@ impl<'a> Program<'a> {
 
     /// Runs it with its output thrown away: what it starts may live on and keep writing.
     pub fn run_silently(&self) -> Result<Ended> {
-        let child = self.spawn(Stdio::null)?;
+        let child = self.spawn(|| null().map(Stdio::from))?;
         let (_, nothing) = mpsc::sync_channel(0);
         let mut running = Running::of(child, self, &nothing, false);
         running
@@ -146,7 +147,7 @@ impl<'a> Program<'a> {
         mut on_bytes: Option<&mut TakeBytes>,
         on_line: &mut dyn FnMut(Stream, &str),
     ) -> Result<Ended> {
-        let mut child = self.spawn(Stdio::piped)?;
+        let mut child = self.spawn(|| Ok(Stdio::piped()))?;
         // Bounded: a program that writes faster than its output is taken waits.
         let (sender, pieces) = mpsc::sync_channel(64);
         let whole = on_bytes.is_some();
@@ -198,16 +199,16 @@ impl<'a> Program<'a> {
         self.vector.first().map_or("", String::as_str)
     }
 
-    fn spawn(&self, output: fn() -> Stdio) -> Result<Child> {
+    fn spawn(&self, output: fn() -> Result<Stdio>) -> Result<Child> {
         let Some((program, arguments)) = self.vector.split_first() else {
             return Err(Error::new(
                 "running a program: the argument vector is empty",
             ));
         };
         let doing = || format!("running {program}");
-        let input = match self.input {
+        let input: Stdio = match self.input {
             Some(file) => file.try_clone().doing(doing)?.into(),
-            None => Stdio::null(),
+            None => null()?.into(),
         };
         let mut command = Command::new(program);
         command
@@ -219,13 +220,25 @@ impl<'a> Program<'a> {
             .env("LANG", "C")
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
             .stdin(input)
-            .stdout(output())
-            .stderr(output())
+            .stdout(output()?)
+            .stderr(output()?)
             .process_group(0);
         if let Some(user) = self.user {
             command.uid(user.uid).gid(user.gid);
         }
         command.spawn().doing(doing)
+    }
+}
+
+/// What programs read that have nothing to read, and write to where nobody listens. That it is missing, or a file that
+/// somebody made in its place, is told as such and not as a program's failure.
+pub fn null() -> Result<File> {
+    let doing = || "opening /dev/null, which every program is started with";
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.doing(doing)?;
+    match null.metadata().doing(doing)?.file_type().is_char_device() {
+        true => Ok(null),
+        false => Err(Error::new(format!("{}: it is no device", doing()))),
     }
 }
 

@@ -229,7 +229,9 @@ impl Recipe {
 
     fn check_bin(&self, source: &Source) -> Result<()> {
         let file = source.program(&source.source, &self.arch)?;
-        let runs = self.services.iter().any(|s| s.runs == source.install_path);
+        let path = &source.install_path;
+        let leaves = |service: &Service| service.leaves.iter().any(|p| p.in_set() == Some(path));
+        let runs = self.services.iter().any(|s| s.runs == *path || leaves(s));
         let uses = self.services.iter().any(|s| s.uses.contains(&source.name));
         let called = self.programs().any(|p| p == source.install_path.as_str());
         if !(runs || uses || called || source.tool) {

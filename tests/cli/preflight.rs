@@ -102,6 +102,29 @@ fn a_data_partition_that_is_not_there() {
     assert!(!appliance.data().exists());
 }
 
+/// No /dev/null: no program can be started, which says nothing of any.
+#[test]
+fn no_dev_null() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    appliance.told();
+    for device in ["rm /dev/null", "rm /dev/null && touch /dev/null"] {
+        for command in ["check", "apply"] {
+            let mut unshare = Command::new("unshare");
+            let script = format!(
+                "mount -t tmpfs none /dev && touch /dev/null && {device} && exec \"$0\" --root \"$1\" {command}"
+            );
+            unshare.args(["-m", "sh", "-c", &script, UPDATE]);
+            unshare.arg(&appliance.root);
+            let outcome = appliance.spawn(unshare).wait();
+            outcome.refused(1, &["/dev/null"]);
+        }
+    }
+    assert_eq!(appliance.told(), [""; 0]);
+    assert_eq!(appliance.answers(), ["1.0.0", "1.0.0"]);
+    assert_eq!(appliance.status()["refused"], json!([]));
+}
+
 /// Users that nobody has.
 #[test]
 fn users_that_are_not_there() {

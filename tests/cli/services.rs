@@ -337,7 +337,7 @@ fn what_is_left_on_purpose_lives_on() {
             write_program(&recipe.dir.join("qx-vm"), "vm", version, "deaf");
             let recipe = recipe.edit(|json| {
                 json["components"].as_array_mut().unwrap().push(json!(
-                    {"name": "qx-vm", "kind": "bin", "install_path": "bin/qx-vm", "source": "qx-vm", "tool": true}
+                    {"name": "qx-vm", "kind": "bin", "install_path": "bin/qx-vm", "source": "qx-vm", "tool": !declared}
                 ));
                 if declared {
                     json["services"][0]["leaves"] = json!(["bin/qx-vm"]);
