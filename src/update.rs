@@ -2,7 +2,7 @@
 //! them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use semver::Version;
@@ -554,10 +554,6 @@ impl Appliance {
             return self.switch_to_staged(op.clone(), request, record);
         }
         let idle = record.idle_when_ended();
-        if !request.dry_run {
-            let dropped = self.drop_other_downloads(&candidate, &repository, &mirrors);
-            self.remember(dropped, request, record)?;
-        }
         let able = self.preflight(idle.active.set);
         self.remember(able, request, record)?;
         let way = self.way(&candidate.manifest, request.repair, record)?;
@@ -871,7 +867,7 @@ impl Appliance {
         let outdated = self.outdated(idle.active.set, alternate)?;
         let restarts =
             |name: &Name| outdated.contains(name) || way.data.iter().any(|set| set.used_by(name));
-        let leftovers = protect::leftovers(&self.store)?;
+        let leftovers = self.leftovers(candidate, repository, mirrors)?;
         let mut sets = Vec::new();
         for set in [idle.active.set, Set::from(alternate), Set::Factory] {
             match self.store.manifest(set) {
@@ -929,39 +925,30 @@ impl Appliance {
         Ok(outdated)
     }
 
-    /// What an earlier release left half-fetched only takes space.
-    fn drop_other_downloads(
+    /// What nobody needs any more, the first to go first: what was fetched of other releases, then data that is kept aside.
+    fn leftovers(
         &self,
         candidate: &Candidate,
         repository: &Repository,
         mirrors: &Mirrors,
-    ) -> Result<()> {
+    ) -> Result<Vec<PathBuf>> {
         let mut wanted = Vec::new();
         for component in &candidate.manifest.components {
-            wanted.push(
-                plan::artifact(component, repository, mirrors)?
-                    .1
-                    .sha256
-                    .to_string(),
-            );
+            let artifact = plan::artifact(component, repository, mirrors)?.1;
+            wanted.push(artifact.sha256.to_string());
         }
         let directory = self.store.path("update/downloads");
-        for entry in
-            fs::read_dir(&directory).doing(|| format!("reading {}", directory.display()))?
-        {
-            let path = entry
-                .doing(|| format!("reading {}", directory.display()))?
-                .path();
-            let name = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if !wanted.contains(&name) {
-                durable::remove(&path)?;
+        let reading = || format!("reading {}", directory.display());
+        let mut leftovers = Vec::new();
+        for entry in fs::read_dir(&directory).doing(reading)? {
+            let path = entry.doing(reading)?.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            if !wanted.contains(&name.into_owned()) {
+                leftovers.push(path);
             }
         }
-        Ok(())
+        leftovers.extend(protect::leftovers(&self.store)?);
+        Ok(leftovers)
     }
 
     /// A new operation.

@@ -20,16 +20,20 @@ impl Mounted {
         Mounted(place.to_owned())
     }
 
-    /// A new file system of that kind and so many MB, in a file.
-    fn image(appliance: &Appliance, place: &Path, mkfs: &[&str], megabytes: u64) -> Mounted {
+    /// A data partition of 64 MB, in the place of the one that was there.
+    fn small(appliance: &Appliance) -> Mounted {
+        appliance.services("stop");
         let image = appliance.temp().join("image");
-        fs::File::create(&image)
-            .unwrap()
-            .set_len(megabytes << 20)
-            .unwrap();
-        let made = Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image).output();
-        assert!(made.unwrap().status.success(), "{mkfs:?}");
-        Mounted::over(place, &["-o", "loop", path(&image)])
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let mkfs = Command::new("mkfs.ext4")
+            .args(["-q", "-m", "0"])
+            .arg(&image)
+            .output();
+        assert!(mkfs.unwrap().status.success());
+        let small = Mounted::over(&appliance.data(), &["-o", "loop", path(&image)]);
+        appliance.update(&["recover"]).code(0);
+        appliance.services("start");
+        small
     }
 }
 
@@ -216,20 +220,18 @@ fn what_was_open_is_ended_and_then_what_was_asked_for_is_done() {
     }
 }
 
+/// So many MB that do not compress.
+fn noise(megabytes: u32, seed: u32) -> Vec<u8> {
+    let at = |n: u32| (n.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 13) as u8;
+    (0..megabytes << 20).map(at).collect()
+}
+
 /// Data that failed releases wrote is kept aside, on a small disk until its space is needed: the oldest goes, before there is no
 /// space.
 #[test]
 fn leftovers_go_before_there_is_no_space() {
     let appliance = Appliance::new();
-    appliance.services("stop");
-    let small = Mounted::image(
-        &appliance,
-        &appliance.data(),
-        &["mkfs.ext4", "-q", "-m", "0"],
-        64,
-    );
-    appliance.update(&["recover"]).code(0);
-    appliance.services("start");
+    let small = Mounted::small(&appliance);
     let discarded = appliance.data().join("update/discarded");
     for (number, megabytes) in [("1-aaaaaaaaaaaaaaaa", 20), ("2-bbbbbbbbbbbbbbbb", 20)] {
         let place = discarded.join(number);
@@ -237,10 +239,7 @@ fn leftovers_go_before_there_is_no_space() {
         fs::write(place.join("db"), vec![7; megabytes << 20]).unwrap();
     }
     let recipe = appliance.recipe("1.1.0");
-    let noise: Vec<u8> = (0..24_u32 << 20)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect();
-    fs::write(recipe.dir.join("www/large"), noise).unwrap();
+    fs::write(recipe.dir.join("www/large"), noise(24, 0)).unwrap();
     appliance.release(&recipe);
     appliance
         .update(&["apply", "--dry-run"])
@@ -261,25 +260,14 @@ fn leftovers_go_before_there_is_no_space() {
 #[test]
 fn what_runs_from_a_slot_that_has_to_go_is_restarted_first() {
     let appliance = Appliance::new();
-    appliance.services("stop");
-    let small = Mounted::image(
-        &appliance,
-        &appliance.data(),
-        &["mkfs.ext4", "-q", "-m", "0"],
-        64,
-    );
-    appliance.update(&["recover"]).code(0);
-    appliance.services("start");
+    let small = Mounted::small(&appliance);
     for number in 1..=4_u32 {
         let version = format!("1.{number}.0");
         let recipe = appliance
             .recipe(&version)
             .program("console", "1.1.0")
             .edit(|json| json["services"][1]["uses"] = json!([]));
-        let noise: Vec<u8> = (0..20_u32 << 20)
-            .map(|n| (n.wrapping_mul(2_654_435_761).wrapping_add(number) >> 13) as u8)
-            .collect();
-        fs::write(recipe.dir.join("www/large"), noise).unwrap();
+        fs::write(recipe.dir.join("www/large"), noise(20, number)).unwrap();
         appliance.release(&recipe);
         let apply = appliance.update(&["apply"]);
         apply.code(0).says(&["is proved healthy"]);

@@ -374,21 +374,23 @@ fn what_is_left_on_purpose_lives_on() {
     }
 }
 
+/// Another program of the image that answers on a port, in front of nothing.
+fn front(appliance: &Appliance) -> (Bystander, u16) {
+    let program = appliance.root.join("srv/front");
+    write_program(&program, "front", "7", "ok");
+    let port = crate::common::free_port();
+    let mut command = Command::new("setsid");
+    command.arg(&program).arg(port.to_string());
+    let front = Bystander::start(command.stderr(Stdio::null()));
+    wait_until("it answers", || answer(port).is_some());
+    (front, port)
+}
+
 /// A check that another program of the image answers: told before anything stops; declared, it counts as health.
 #[test]
 fn a_reverse_proxy_answers() {
     let appliance = Appliance::new();
-    // Another program of the image, in front of nothing.
-    let front = appliance.root.join("srv/front");
-    write_program(&front, "front", "7", "ok");
-    let port = crate::common::free_port();
-    let mut command = Command::new("setsid");
-    command
-        .arg(&front)
-        .arg(port.to_string())
-        .stderr(Stdio::null());
-    let _front = Bystander::start(&mut command);
-    wait_until("it answers", || answer(port).is_some());
+    let (_front, port) = front(&appliance);
     let recipe = |version: &str, by: &str| {
         appliance.recipe(version).edit(|json| {
             let url = format!("http://0.0.0.0:{port}/");
@@ -414,16 +416,7 @@ fn a_reverse_proxy_answers() {
 #[test]
 fn a_rule_that_is_broken_already_is_told_in_the_plan() {
     let appliance = Appliance::new();
-    let front = appliance.root.join("srv/front");
-    write_program(&front, "front", "7", "ok");
-    let port = crate::common::free_port();
-    let mut command = Command::new("setsid");
-    command
-        .arg(&front)
-        .arg(port.to_string())
-        .stderr(Stdio::null());
-    let _front = Bystander::start(&mut command);
-    wait_until("it answers", || answer(port).is_some());
+    let (_front, port) = front(&appliance);
     let recipe = |version: &str| {
         appliance.recipe(version).edit(|json| {
             let check = json!({"type": "tcp", "address": format!("127.0.0.1:{port}"), "interval_s": 1, "timeout_s": 60,
