@@ -157,6 +157,50 @@ fn a_plain_bin_is_what_runs() {
     assert!(plain.as_str().unwrap().ends_with("data/bin"), "{plain}");
 }
 
+/// A boot that was told to use the factory set: `confirm` does not say that the release runs, `status` names the kernel's word
+/// and the way out, and staying with the factory set is what was done last.
+#[test]
+fn a_boot_with_the_factory_set_says_so() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.services("stop");
+    fs::create_dir(appliance.root.join("proc")).unwrap();
+    fs::write(appliance.root.join("proc/cmdline"), "quiet qx.factory\n").unwrap();
+    appliance.update(&["recover"]).code(0);
+    appliance.services("start");
+    let confirm = appliance.update(&["confirm"]);
+    confirm
+        .code(0)
+        .says(&["qx.factory", "1.1.0 (slot a) is kept"]);
+    assert!(!confirm.stdout.contains("1.1.0 (slot a) runs"));
+    let status = appliance.update(&["status"]);
+    status.says(&[
+        "running   1.0.0 (factory set)",
+        "qx.factory on the kernel's command line",
+        "rollback --to factory",
+    ]);
+    assert!(
+        !status.stdout.contains("nothing to do"),
+        "{}",
+        status.stdout
+    );
+    appliance
+        .update(&["apply"])
+        .refused(10, &["qx.factory", "rollback --to factory"]);
+    appliance.update(&["rollback", "--to", "factory"]).code(0);
+    let last = appliance.status()["last"].clone();
+    assert_eq!(last["kind"], "factory", "{last:#}");
+    assert_eq!(last["from"]["version"], "1.1.0");
+    assert_eq!(last["to"]["set"], "factory");
+    let status = appliance.update(&["status"]);
+    status.says(&["done, not proved: this boot used the factory set already"]);
+    // It stays, whatever the next boot is told.
+    fs::remove_file(appliance.root.join("proc/cmdline")).unwrap();
+    appliance.update(&["recover"]).code(0);
+    assert_eq!(appliance.status()["running"]["set"], "factory");
+    appliance.update(&["apply"]).refused(5, &["1.1.0", "held"]);
+}
+
 /// What the link stage notes names paths as the appliance does, wherever its root was mounted then.
 #[test]
 fn notes_of_the_boot_name_the_appliances_own_paths() {

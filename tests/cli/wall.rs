@@ -150,6 +150,13 @@ fn dangling_links_stay_inside() {
     fs::write(file, with_log).unwrap();
 
     appliance.update(&["recover"]).code(0);
+    // Where nothing is, no data partition is mounted.
+    appliance
+        .update(&["apply"])
+        .refused(1, &["is the data partition mounted?"]);
+    assert!(!away.exists(), "{}", appliance.tree());
+    fs::create_dir_all(inside(&away.join("data"))).unwrap();
+    appliance.update(&["recover"]).code(0);
     appliance.update(&["apply"]).code(0);
     appliance.update(&["status"]).code(0).says(&["1.1.0"]);
     assert!(!away.exists(), "{}", appliance.tree());
