@@ -367,6 +367,11 @@ fn with_attempt(record: &Record, op: &Operation, why: &str, now: &str) -> Record
     Record {
         last: Some(attempt),
         failure: None,
+        // What it had stopped is not forgotten with it.
+        stopped: match op.ran.is_empty() {
+            true => record.stopped.clone(),
+            false => Some(Box::new(op.clone())),
+        },
         ..record.clone()
     }
 }

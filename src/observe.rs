@@ -1,7 +1,7 @@
 //! What runs: which processes are a service's own, and which file they execute. The proof, `status`, and whoever stops
 //! services ask the same.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::manifest::{Manifest, Name, ProgramPath, Service};
@@ -24,12 +24,15 @@ pub struct Census<'a> {
 /// A service's processes.
 struct Whose {
     name: Name,
-    /// The files that it executes in one of the sets.
+    /// The files that it executes in one of the sets, and where they lie.
     programs: Vec<FileId>,
+    places: Vec<PathBuf>,
     /// The process that it is, then those that came from it.
     own: Vec<u32>,
     /// Processes that outlive it, as its release declares.
     left: Vec<u32>,
+    /// What its pidfile names, and executes none of its programs.
+    foreign: Option<u32>,
     /// Whether something says which processes are its own; otherwise they are known by what they execute.
     known: bool,
 }
@@ -78,8 +81,10 @@ impl<'a> Census<'a> {
                 leaves.push(Vec::new());
                 census.add(service.name.clone())
             });
-            let programs = programs(service, manifests, store);
-            census.services[at].programs.extend(programs);
+            let whose = &mut census.services[at];
+            whose.places.extend(places(service, manifests, store));
+            let files = whose.places.iter().filter_map(|path| FileId::of(path).ok());
+            whose.programs = files.collect();
             leaves[at].extend(&service.leaves);
         }
         for name in besides {
@@ -96,8 +101,10 @@ impl<'a> Census<'a> {
         self.services.push(Whose {
             name,
             programs: Vec::new(),
+            places: Vec::new(),
             own: Vec::new(),
             left: Vec::new(),
+            foreign: None,
             known: false,
         });
         self.services.len() - 1
@@ -114,29 +121,94 @@ impl<'a> Census<'a> {
         let is_main = |pid: u32| mains.contains(&Main::Process(pid));
         for (at, leaves) in leaves.iter().enumerate().filter(|(_, l)| !l.is_empty()) {
             let left = self.processes.iter().map(Process::pid);
-            let left = left.filter(|pid| !is_main(*pid) && self.is_one_of(*pid, leaves));
-            self.services[at].left = left.collect();
+            let left: Vec<u32> = left
+                .filter(|pid| !is_main(*pid) && self.is_one_of(*pid, leaves))
+                .collect();
+            // What they started is no more the service's than they are.
+            self.services[at].left = self.families(&left, &[], &is_main);
         }
         for (at, main) in mains.iter().enumerate() {
             let whose = &self.services[at];
-            let labelled = self.processes.iter().filter(|p| {
-                self.manager.started_for(&whose.name, p) && !whose.left.contains(&p.pid())
-            });
-            let mut roots: Vec<u32> = labelled.map(Process::pid).collect();
+            let others = |pid: u32| {
+                (is_main(pid) && *main != Main::Process(pid)) || self.is_anothers(pid, whose)
+            };
+            let family = |root: u32| self.families(&[root], &whose.left, &others);
+            let mut own: Vec<u32> = Vec::new();
+            let mut foreign = None;
             if let Main::Process(pid) = main {
-                roots.insert(0, *pid);
+                let family = family(*pid);
+                match self.is_recognised(*pid, &family, whose) {
+                    true => own.extend(family),
+                    false => foreign = Some(*pid),
+                }
             }
-            let others = |pid: u32| is_main(pid) && *main != Main::Process(pid);
-            let own = self.families(&roots, &whose.left, &others);
+            for process in &self.processes {
+                let pid = process.pid();
+                if own.contains(&pid)
+                    || whose.left.contains(&pid)
+                    || !self.manager.started_for(&whose.name, process)
+                {
+                    continue;
+                }
+                // What it was started for it may only say itself, and hand on to others.
+                let family = family(pid);
+                if self.is_recognised(pid, &family, whose) {
+                    own.extend(
+                        family
+                            .into_iter()
+                            .filter(|pid| !own.contains(pid))
+                            .collect::<Vec<_>>(),
+                    );
+                }
+            }
             let whose = &mut self.services[at];
             whose.known = *main != Main::Unknown || !own.is_empty();
             whose.own = own;
+            whose.foreign = foreign;
         }
         self.assign_by_program();
     }
 
+    /// Whether a process is what it is said to be: ids are given again, and pidfiles outlive who wrote them. It, or one that
+    /// came from it, executes a program of the service; or it supervises the service, or is in its control group.
+    fn is_recognised(&self, root: u32, family: &[u32], whose: &Whose) -> bool {
+        let Some(process) = self.processes.iter().find(|p| p.pid() == root) else {
+            return false;
+        };
+        // Of what no release has nothing more is known.
+        whose.programs.is_empty()
+            || family.iter().any(|pid| self.executes(*pid, whose))
+            || self.manager.is_in_group(&whose.name, process)
+            || self.supervises(root, &whose.name)
+    }
+
+    fn executes(&self, pid: u32, whose: &Whose) -> bool {
+        let process = self.processes.iter().find(|p| p.pid() == pid);
+        let file = process.and_then(|p| p.file);
+        file.is_some_and(|file| whose.programs.contains(&file))
+            // One that was replaced where it lay.
+            || (self.manager.host().proc().executable_path(pid))
+                .is_some_and(|path| whose.places.contains(&path))
+    }
+
+    /// Whether a process executes what only other services do.
+    fn is_anothers(&self, pid: u32, whose: &Whose) -> bool {
+        !self.executes(pid, whose)
+            && self
+                .services
+                .iter()
+                .any(|other| other.name != whose.name && self.executes(pid, other))
+    }
+
+    fn supervises(&self, pid: u32, name: &Name) -> bool {
+        let proc = self.manager.host().proc();
+        let path = proc.executable_path(pid);
+        path.is_some_and(|path| path.file_name() == Some(SUPERVISOR.as_ref()))
+            && proc.has_argument(pid, name.as_str())
+    }
+
     /// Services of which nothing tells the processes. Those that share a program get one of its processes each, the oldest
-    /// first: which is whose cannot be told, but whether there are enough can.
+    /// first, as far as the service manager says that they run: which is whose cannot be told, but whether there are enough can.
     fn assign_by_program(&mut self) {
         let taken: Vec<u32> = self
             .services
@@ -151,7 +223,7 @@ impl<'a> Census<'a> {
             let mut running: Vec<&Process> = self
                 .processes
                 .iter()
-                .filter(|p| p.file.is_some_and(|file| whose.programs.contains(&file)))
+                .filter(|p| self.executes(p.pid(), whose))
                 .filter(|p| !taken.contains(&p.pid()))
                 .collect();
             running.sort_by_key(|p| p.identity);
@@ -164,14 +236,17 @@ impl<'a> Census<'a> {
             let alike = |other: &&Whose| {
                 !other.known && other.programs.iter().any(|f| whose.programs.contains(f))
             };
-            let alike: Vec<&Whose> = self.services.iter().filter(alike).collect();
+            let mut alike: Vec<&Whose> = self.services.iter().filter(alike).collect();
+            if alike.len() > 1 && roots.len() < alike.len() {
+                alike.retain(|w| self.manager.runs(&w.name).is_ok());
+            }
             let mine: Vec<u32> = match alike.iter().position(|w| w.name == whose.name) {
                 // The last one also has what is left over.
                 Some(place) if place + 1 == alike.len() => {
                     roots.get(place..).unwrap_or_default().to_vec()
                 }
                 Some(place) => roots.get(place).copied().into_iter().collect(),
-                None => roots,
+                None => Vec::new(),
             };
             let own = self.families(&mine, &whose.left, &|_| false);
             self.services[at].own = own;
@@ -230,27 +305,6 @@ impl<'a> Census<'a> {
         self.services.iter().any(|whose| whose.left.contains(&pid))
     }
 
-    /// The processes that execute one of these files and are nobody's: no service's own, not left on purpose, and not of
-    /// whoever runs this program. They have no terminal and have lost their parent, as what a daemon leaves behind has;
-    /// what a person runs is not among them.
-    pub fn strays(&self, files: &[FileId]) -> Vec<Identity> {
-        let callers = self.manager.host().proc().ancestors();
-        let session = |pid: u32| {
-            let process = self.processes.iter().find(|p| p.pid() == pid);
-            process.map(|p| p.session)
-        };
-        let stray = |p: &&Process| {
-            p.file.is_some_and(|file| files.contains(&file))
-                && self.owner(p.pid()).is_none()
-                && !self.is_left(p.pid())
-                && !callers.contains(&p.pid())
-                && !p.terminal
-                && (p.parent <= 1 || session(p.parent) != Some(p.session))
-        };
-        let strays = self.processes.iter().filter(stray);
-        strays.map(|p| p.identity).collect()
-    }
-
     fn identities(&self, pids: &[u32]) -> Vec<Identity> {
         let of = |pid: &u32| self.processes.iter().find(|p| p.pid() == *pid);
         pids.iter().filter_map(of).map(|p| p.identity).collect()
@@ -286,12 +340,11 @@ impl<'a> Census<'a> {
                 why: None,
             };
         }
-        let supervisor = |p: &&Identity| {
-            let path = proc.executable_path(p.pid);
-            path.is_some_and(|path| path.file_name() == Some(SUPERVISOR.as_ref()))
-        };
+        let supervisor = |p: &&Identity| self.supervises(p.pid, &service.name);
         // A supervisor's child is the service; a lone process is itself.
-        let process = own.iter().find(|p| !supervisor(p));
+        let foreign = self.whose(&service.name).and_then(|whose| whose.foreign);
+        let foreign = foreign.and_then(|pid| proc.identity(pid));
+        let process = own.iter().find(|p| !supervisor(p)).or(foreign.as_ref());
         match (process, own.first()) {
             (Some(process), _) => Seen {
                 state: State::Other,
@@ -322,7 +375,8 @@ impl<'a> Census<'a> {
         let proc = self.manager.host().proc();
         let found = self.processes.iter().find_map(|process| {
             let runs = proc.executable_path(process.pid())?;
-            let same = runs.file_name() == path.file_name();
+            let same = runs.file_name() == path.file_name()
+                && runs.starts_with(self.manager.host().root());
             (same && self.owner(process.pid()).is_none()).then(|| {
                 let name = proc.executable_name(process.pid());
                 format!("; process {} runs {name}", process.pid())
@@ -334,7 +388,10 @@ impl<'a> Census<'a> {
     /// A process that executes a service's program, and is nobody's: where its pidfile is wrong, it is that service.
     pub fn unclaimed(&self, name: &Name) -> Option<Identity> {
         let whose = self.whose(name)?;
-        self.strays(&whose.programs).first().copied()
+        let unclaimed = |p: &&Process| {
+            self.executes(p.pid(), whose) && self.owner(p.pid()).is_none() && !self.is_left(p.pid())
+        };
+        self.processes.iter().find(unclaimed).map(|p| p.identity)
     }
 
     /// The processes that execute a file.
@@ -350,14 +407,19 @@ impl<'a> Census<'a> {
     }
 }
 
-/// The files that a service executes, wherever a set has its program.
-fn programs(service: &Service, manifests: &[&Manifest], store: &Store) -> Vec<FileId> {
+/// Where the program of a service lies in one set or another, as the kernel calls it: without links.
+fn places(service: &Service, manifests: &[&Manifest], store: &Store) -> Vec<PathBuf> {
     let components = manifests.iter().filter_map(|m| m.at(&service.runs));
     let places = components.flat_map(|component| store.places(component));
-    let mut files: Vec<FileId> = places.filter_map(|path| FileId::of(&path).ok()).collect();
-    files.sort_unstable();
-    files.dedup();
-    files
+    let mut places: Vec<PathBuf> = places
+        .filter_map(|path| {
+            let directory = std::fs::canonicalize(path.parent()?).ok()?;
+            Some(directory.join(path.file_name()?))
+        })
+        .collect();
+    places.sort();
+    places.dedup();
+    places
 }
 
 /// The digest of the file that a process executes.

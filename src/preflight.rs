@@ -17,6 +17,7 @@ use crate::observe::Census;
 use crate::process::{self, User};
 use crate::service::{Main, Manager};
 use crate::store::Store;
+use crate::text;
 
 /// File systems of which nothing is left after a reboot (statfs(2)).
 const VOLATILE: [(u64, &str); 3] = [
@@ -40,6 +41,7 @@ pub fn check(
     process::null()?;
     data_partition(host, store)?;
     users(host, config)?;
+    data_commands(config)?;
     descriptors(host, config)?;
     let manager = Manager::new(&config.services, host, config.service_timeout());
     if manager.controls() {
@@ -155,6 +157,33 @@ fn commands(how: &Services) -> Result<()> {
                 Exit::Usage,
                 format!("using services.{field} of the configuration: {program} is no program"),
             ));
+        }
+    }
+    Ok(())
+}
+
+/// The commands of data sets: without them, services would be stopped before it is known that nothing can be saved.
+fn data_commands(config: &Config) -> Result<()> {
+    for set in &config.data {
+        for (field, vector) in [
+            ("save", &set.save),
+            ("restore", &set.restore),
+            ("check", &set.check),
+            ("clone", &set.clone),
+            ("drop", &set.drop),
+        ] {
+            if let Some(program) = vector.first()
+                && !is_program(program)
+            {
+                return Err(Error::with(
+                    Exit::Usage,
+                    format!(
+                        "using the data {}: {field} of the configuration: {} is no program",
+                        set.name,
+                        text::clean(program, 200)
+                    ),
+                ));
+            }
         }
     }
     Ok(())

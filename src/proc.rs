@@ -217,6 +217,13 @@ impl Proc {
         })
     }
 
+    /// Whether this is one of a process's arguments.
+    pub fn has_argument(&self, pid: u32, argument: &str) -> bool {
+        let arguments = fs::read(self.of(pid, "cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|b| *b == 0);
+        arguments.any(|given| given == argument.as_bytes())
+    }
+
     /// The processes whose environment has this entry, `NAME=VALUE`.
     pub fn marked(&self, entry: &str) -> Vec<Identity> {
         let has = |pid: &u32| {
@@ -239,9 +246,10 @@ impl Proc {
         line
     }
 
-    /// The processes that hold a TCP socket which listens where a connection to this address of this machine arrives.
+    /// The processes that hold a TCP socket which listens where a connection to this address of this machine arrives. Of several
+    /// sockets it is the one that is bound most precisely.
     pub fn listeners(&self, address: SocketAddr) -> Vec<u32> {
-        let sockets: Vec<Vec<u8>> = ["net/tcp", "net/tcp6"]
+        let mut found: Vec<(Precision, String)> = ["net/tcp", "net/tcp6"]
             .into_iter()
             .filter_map(|table| fs::read(self.root.join(table)).ok())
             .flat_map(|table| {
@@ -250,7 +258,12 @@ impl Proc {
                     .filter_map(|line| listening_inode(line, address))
                     .collect::<Vec<_>>()
             })
-            .map(|inode| format!("socket:[{inode}]").into_bytes())
+            .collect();
+        let best = found.iter().map(|(precision, _)| *precision).max();
+        found.retain(|(precision, _)| Some(*precision) == best);
+        let sockets: Vec<Vec<u8>> = found
+            .iter()
+            .map(|(_, inode)| format!("socket:[{inode}]").into_bytes())
             .collect();
         if sockets.is_empty() {
             return Vec::new();
@@ -274,6 +287,57 @@ impl Proc {
                 Some(Use { process, path })
             })
             .collect()
+    }
+
+    /// The places at which something in one of these directories is mounted, in whichever mount namespace, and a process that
+    /// sees it there. Whoever uses it is not found by its path.
+    pub fn mounted(&self, directories: &[PathBuf]) -> Vec<Use> {
+        let mine = self.mounts(std::process::id());
+        // Where on which file system a directory lies: the last mount over it counts.
+        let lies = |directory: &PathBuf| {
+            let over = mine.iter().filter(|m| directory.starts_with(&m.point));
+            let over = over.max_by_key(|m| m.point.as_os_str().len())?;
+            let below = directory.strip_prefix(&over.point).ok()?;
+            Some((over.device.clone(), over.root.join(below)))
+        };
+        let directories: Vec<(Vec<u8>, PathBuf)> = directories.iter().filter_map(lies).collect();
+        let mut namespaces = Vec::new();
+        let mut found = Vec::new();
+        for process in self.all().into_iter().filter_map(|pid| self.identity(pid)) {
+            let namespace = fs::read_link(self.of(process.pid, "ns/mnt")).ok();
+            if namespace.is_some() && namespaces.contains(&namespace) {
+                continue;
+            }
+            namespaces.push(namespace);
+            let mounts = self.mounts(process.pid).into_iter();
+            let inside = mounts.filter(|mount| {
+                let same = directories
+                    .iter()
+                    .filter(|(device, _)| *device == mount.device);
+                same.into_iter()
+                    .any(|(_, path)| mount.root.starts_with(path))
+            });
+            found.extend(inside.map(|mount| Use {
+                process,
+                path: mount.point,
+            }));
+        }
+        found
+    }
+
+    /// `id parent major:minor root point …`, in which a space is written as `\040`.
+    fn mounts(&self, pid: u32) -> Vec<Mount> {
+        let bytes = fs::read(self.of(pid, "mountinfo")).unwrap_or_default();
+        let lines = bytes.split(|b| *b == b'\n');
+        let mounts = lines.filter_map(|line| {
+            let mut fields = line.split(|b| *b == b' ').skip(2);
+            Some(Mount {
+                device: fields.next()?.to_vec(),
+                root: unescaped(fields.next()?),
+                point: unescaped(fields.next()?),
+            })
+        });
+        mounts.collect()
     }
 
     fn used(&self, pid: u32, directories: &[PathBuf]) -> Option<PathBuf> {
@@ -329,6 +393,28 @@ impl Proc {
     }
 }
 
+/// A mount, as far as it matters here.
+struct Mount {
+    device: Vec<u8>,
+    /// What of the file system is mounted.
+    root: PathBuf,
+    /// Where.
+    point: PathBuf,
+}
+
+/// A path in which some bytes are written as a backslash and three octal digits.
+fn unescaped(text: &[u8]) -> PathBuf {
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some((byte, more)) = rest.split_first() {
+        let digits = more.get(..3).filter(|_| *byte == b'\\');
+        let code = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        out.push(code.unwrap_or(*byte));
+        rest = if code.is_some() { &more[3..] } else { more };
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
 struct Stat {
     state: char,
     parent: u32,
@@ -352,38 +438,49 @@ fn undeleted(path: PathBuf) -> PathBuf {
     }
 }
 
+/// How precisely a socket is bound to an address; more is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Precision {
+    /// To all of both kinds.
+    Any,
+    /// To all of its kind.
+    Kind,
+    /// To just this one.
+    Exact,
+}
+
 /// `sl local_address rem_address st … uid timeout inode`: state 0A listens.
-fn listening_inode(line: &str, address: SocketAddr) -> Option<String> {
+fn listening_inode(line: &str, address: SocketAddr) -> Option<(Precision, String)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (bound, port) = fields.get(1)?.rsplit_once(':')?;
     let listens = *fields.get(3)? == "0A" && u16::from_str_radix(port, 16).ok()? == address.port();
-    (listens && serves(bound, address.ip())).then(|| fields.get(9).map(|i| (*i).to_owned()))?
+    let precision = serves(bound, address.ip()).filter(|_| listens)?;
+    Some((precision, (*fields.get(9)?).to_owned()))
 }
 
-/// Whether a socket bound to the first address gets what is sent to the second. The kernel prints an address as 32-bit
-/// words, each as a number of the machine's own byte order.
-fn serves(bound: &str, address: IpAddr) -> bool {
+/// Whether a socket bound to the first address gets what is sent to the second, and how precisely it is bound. The kernel
+/// prints an address as 32-bit words, each as a number of the machine's own byte order.
+fn serves(bound: &str, address: IpAddr) -> Option<Precision> {
     let words = bound
         .as_bytes()
         .chunks(8)
         .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
-    let Some(words) = words.collect::<Option<Vec<u32>>>() else {
-        return false;
-    };
+    let words = words.collect::<Option<Vec<u32>>>()?;
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let address = address.to_canonical();
-    if let Ok(four) = <[u8; 4]>::try_from(bytes.as_slice()) {
-        let bound = Ipv4Addr::from(four);
-        return IpAddr::from(bound) == address || (bound.is_unspecified() && address.is_ipv4());
-    }
-    let Ok(sixteen) = <[u8; 16]>::try_from(bytes.as_slice()) else {
-        return false;
+    let bound: IpAddr = match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(four) => Ipv4Addr::from(four).into(),
+        Err(_) => Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?).into(),
     };
-    let bound = Ipv6Addr::from(sixteen);
-    // One that is bound to no address in particular takes both kinds.
-    let any = bound.is_unspecified()
-        || (address.is_ipv4() && bound.to_ipv4_mapped() == Some(Ipv4Addr::UNSPECIFIED));
-    any || IpAddr::from(bound).to_canonical() == address
+    match (bound, bound.to_canonical()) {
+        (_, bound) if bound == address => Some(Precision::Exact),
+        (_, bound) if bound.is_unspecified() && bound.is_ipv4() == address.is_ipv4() => {
+            Some(Precision::Kind)
+        }
+        // One that is bound to no address in particular takes both kinds, unless it was told not to: nothing here says which.
+        (IpAddr::V6(bound), _) if bound.is_unspecified() => Some(Precision::Any),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -422,9 +519,11 @@ mod tests {
                 IpAddr::V6(a) => text(&a.octets()),
             };
             let asked = asked.parse().unwrap();
-            assert_eq!(serves(&hex, asked), reached, "{bound} as {hex}, {asked}");
+            let serves = serves(&hex, asked);
+            assert_eq!(serves.is_some(), reached, "{bound} as {hex}, {asked}");
         }
-        assert!(!serves("not hex", Ipv4Addr::LOCALHOST.into()));
+        assert!(serves("not hex", Ipv4Addr::LOCALHOST.into()).is_none());
+        assert!(Precision::Exact > Precision::Kind && Precision::Kind > Precision::Any);
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Claim<'a> {
     pub services: Vec<&'a Service>,
     /// Files that must not be running any more, and what they belong to.
     pub old: Vec<(FileId, PathBuf)>,
+    /// Whether this is the set that ran before: it is held to nothing that it did not do then.
+    pub way_back: bool,
     /// The services that did not run before the switch.
     pub idle: &'a [Name],
     /// The checks that failed before the switch already.
@@ -107,6 +109,7 @@ pub fn baseline(
         other: None,
         services: manifest.services.iter().collect(),
         old: Vec::new(),
+        way_back: false,
         idle: &[],
         failed_before: &[],
     };
@@ -215,15 +218,14 @@ fn run_the_files(
     }
 }
 
-/// A process of the services in question, or one that they left behind, that still executes an old file.
+/// A process of the services in question that still executes an old file.
 fn old_process(claim: &Claim, census: &Census) -> Option<(u32, PathBuf)> {
     let concerned = |name: &Name| claim.services.iter().any(|s| s.name == *name);
     claim.old.iter().find_map(|(file, path)| {
-        let own = census
+        let process = census
             .executing(*file)
             .into_iter()
-            .find(|process| census.owner(process.pid).is_some_and(concerned));
-        let process = own.or_else(|| census.strays(&[*file]).first().copied())?;
+            .find(|process| census.owner(process.pid).is_some_and(concerned))?;
         Some((process.pid, path.clone()))
     })
 }
@@ -347,7 +349,7 @@ fn excuse(check: &Check, how: &str, claim: &Claim) -> Option<String> {
         return Some("and what it asks did not run before the switch".into());
     }
     let same = before.into_iter().any(|before| before.check == *check);
-    (same && !check.required).then(|| "as it did before the switch".into())
+    (same && !(check.required && !claim.way_back)).then(|| "as it did before the switch".into())
 }
 
 /// Step two: every check passes within its patience, and goes on passing; every proved process stays the same, and goes on
@@ -430,6 +432,15 @@ fn try_check(check: &Check, claim: &Claim, store: &Store, manager: &Manager) -> 
     }
     let proc = manager.host().proc();
     let owners = proc.listeners(address);
+    if owners.is_empty() {
+        return Err(Fault::alike(
+            "nobody listens",
+            format!(
+                "port {} answers, and no process of this machine is seen to listen there",
+                address.port()
+            ),
+        ));
+    }
     let ours = claim.census(store, manager);
     let stranger = owners
         .iter()
@@ -577,6 +588,7 @@ mod tests {
             other: None,
             services: manifest.services.iter().collect(),
             old,
+            way_back: false,
             idle: &[],
             failed_before: &[],
         }
@@ -588,7 +600,8 @@ mod tests {
         let _new = Sleeper::at(&store.slot(crate::slot::Slot::A).join("bin/node"));
         let how = commands(None);
         let manager = Manager::new(&how, &host, Duration::from_secs(60));
-        let old_path = directory.path().join("old");
+        std::fs::create_dir_all(directory.path().join("usr/bin")).unwrap();
+        let old_path = directory.path().join("usr/bin/node");
         let old = Sleeper::at(&old_path);
         let claim = claim(
             &manifest,
@@ -596,7 +609,7 @@ mod tests {
         );
         let why = run_the_files(&claim, &store, &manager, &mut log()).unwrap_err();
         assert!(
-            why.contains("still runs the old") && why.contains("/old"),
+            why.contains("still runs the old") && why.contains("usr/bin/node"),
             "{why}"
         );
         drop(old);

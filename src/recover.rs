@@ -165,15 +165,20 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     if let Err(e) = store.write_boot_note(&note) {
         log.warning("recover", e.chain());
     }
+    let left = decision.record.stopped.as_deref().cloned();
     let interrupted = match loaded {
         Loaded::Record(record)
             if matches!(record.phase, Phase::Staging { .. } | Phase::Staged { .. } | Phase::Switching { .. })
                 // On the way back the data comes first.
                 && !matches!(decision.record.phase, Phase::Reverting { .. }) =>
         {
-            record.operation().cloned()
+            record
+                .operation()
+                .filter(|op| !op.ran.is_empty())
+                .cloned()
+                .or(left)
         }
-        _ => None,
+        _ => left,
     };
     Ok(Outcome {
         record: decision.record,

@@ -138,8 +138,12 @@ impl<'a> Manager<'a> {
     /// Whether a process says that it was started for this service.
     pub fn started_for(&self, name: &Name, process: &Process) -> bool {
         let is = |value: &Option<Vec<u8>>, name: &str| value.as_deref() == Some(name.as_bytes());
-        is(&process.mark, &self.mark(name))
-            || (self.host.is_running_system() && is(&process.group, name.as_str()))
+        is(&process.mark, &self.mark(name)) || self.is_in_group(name, process)
+    }
+
+    /// Whether a process is in the control group that OpenRC made for this service.
+    pub fn is_in_group(&self, name: &Name, process: &Process) -> bool {
+        self.host.is_running_system() && process.group.as_deref() == Some(name.as_str().as_bytes())
     }
 
     /// Stops a service; afterwards none of its `own` processes lives. Says whether its stop command succeeded.

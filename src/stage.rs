@@ -15,7 +15,7 @@ use crate::plan::{self, Origin, Plan, Reserve};
 use crate::repository::Repository;
 use crate::select::Candidate;
 use crate::slot::Slot;
-use crate::state::{Operation, Phase, Record};
+use crate::state::{Operation, Phase, Record, exit_of_return_to};
 use crate::store::{self, Store};
 use crate::{tree, unpack};
 
@@ -35,6 +35,8 @@ pub struct Stage<'a> {
     pub repository: &'a Repository,
     /// Where it is fetched from.
     pub mirrors: &'a Mirrors,
+    /// Whether services were restarted for it already: what fails is told as after any other stop.
+    pub restarted: bool,
 }
 
 impl Stage<'_> {
@@ -48,6 +50,10 @@ impl Stage<'_> {
         self.store
             .save(&record.with(Phase::Staging { op: op.clone() }))?;
         if let Err(e) = self.fill(slot) {
+            let e = match self.restarted {
+                true => e.exiting(exit_of_return_to(op.from().set)),
+                false => e,
+            };
             self.undo(&op, record, &e);
             return Err(e);
         }

@@ -41,6 +41,9 @@ pub struct Record {
     pub failure: Option<Failure>,
     /// The schema number of each data set, as the last confirmed release left it.
     pub schemas: BTreeMap<Name, u64>,
+    /// An operation that was cut short after it had stopped services: whoever comes next on the running system starts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Box<Operation>>,
 }
 
 /// The phases. Their order in an update is the order here.
@@ -458,6 +461,7 @@ impl Record {
             last: None,
             failure: None,
             schemas: BTreeMap::new(),
+            stopped: None,
         }
     }
 
@@ -554,6 +558,7 @@ impl Record {
             last: Some(attempt),
             failure: None,
             schemas: self.schemas.clone(),
+            stopped: None,
         }
     }
 }
@@ -656,6 +661,7 @@ struct Members {
     failure: Option<Failure>,
     #[serde(default)]
     schemas: BTreeMap<Name, u64>,
+    stopped: Option<Box<Operation>>,
 }
 
 impl TryFrom<Members> for Record {
@@ -681,6 +687,7 @@ impl TryFrom<Members> for Record {
             last,
             failure,
             schemas,
+            stopped,
         } = members;
         // An earlier version took any number. A wait of that long cannot be told from one that is longer.
         let op = op.map(|mut op| {
@@ -727,6 +734,7 @@ impl TryFrom<Members> for Record {
             last,
             failure,
             schemas,
+            stopped,
         })
     }
 }
@@ -881,6 +889,7 @@ mod tests {
                 reason: hostile,
             }),
             schemas: BTreeMap::new(),
+            stopped: None,
         }
     }
 

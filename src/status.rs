@@ -45,6 +45,8 @@ pub struct Status {
     pub plain: Option<PathBuf>,
     /// Whether this boot was told to use the factory set.
     pub factory_boot: bool,
+    /// Whether an operation that was cut short may have left services stopped.
+    pub stopped: bool,
     /// Since when it runs (RFC 3339), where the record knows.
     pub since: Option<String>,
     /// What the appliance is in the middle of: `idle`, `staging`, `staged`, `switching`, `trial`, `reverting`, or
@@ -226,6 +228,7 @@ impl Status {
             running,
             plain,
             factory_boot,
+            stopped: record.is_some_and(|record| record.stopped.is_some()),
             phase: record.map_or("unknown", |r| r.phase.name()),
             operation: record.and_then(open),
             fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
@@ -445,12 +448,20 @@ fn advice(status: &Status) -> Vec<String> {
         return advice;
     }
     match status.phase {
+        // In such a boot nothing is concluded.
+        _ if status.factory_boot => {}
         "trial" | "reverting" | "switching" | "staging" => advice.push(format!(
             "an operation was interrupted while {}: `qx-update confirm` takes it up again (so does the next boot)",
             status.phase
         )),
         "staged" => advice.push("a release is staged: `qx-update apply` switches to it".into()),
         _ => {}
+    }
+    if status.stopped {
+        advice.push(
+            "an operation was cut short after it had stopped services: `qx-update confirm` starts them"
+                .into(),
+        );
     }
     if status.factory_boot {
         advice.push(format!(
@@ -486,6 +497,9 @@ fn advice(status: &Status) -> Vec<String> {
     if let Some(failure) = &status.failure {
         advice.push(match failure.result {
             Exit::NoSpace => "make room in the data directory, then `qx-update apply`".into(),
+            Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {
+                "mend what the failed attempt names, then `qx-update confirm`".into()
+            }
             _ => "mend what the failed attempt names, then `qx-update apply`: nothing was changed by it".into(),
         });
     }

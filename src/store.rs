@@ -521,7 +521,12 @@ impl Store {
         let real: Vec<PathBuf> = real.collect();
         match real.is_empty() {
             true => Vec::new(),
-            false => self.host.proc().users(&real),
+            false => {
+                let proc = self.host.proc();
+                let mut users = proc.users(&real);
+                users.extend(proc.mounted(&real));
+                users
+            }
         }
     }
 

@@ -205,10 +205,14 @@ impl<'a> Switch<'a> {
         let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
         let mut ran = manager.started(&names);
         ran.extend(self.other_users(manager, &ran));
-        // What only the new set has is to be started; of a set without a manifest nobody knows what it has. What an attempt
-        // that was cut short has stopped ran before; and what was held had no chance to run.
+        // What only the new set has is to be started. What an attempt that was cut short has stopped ran before; and what was
+        // held had no chance to run.
         let held = recover::fit(self.store, self.home.set, &record.schemas).obstacle();
-        let new = |name: &Name| self.home.manifest.is_none() || !self.home.has(name);
+        let new = |name: &Name| {
+            self.home.manifest.is_some()
+                && !self.home.has(name)
+                && self.is_gone(name, &self.home, &self.to)
+        };
         let wanted = names.iter().filter(|name| held.is_some() || new(name));
         let wanted: Vec<Name> = self.op.ran.iter().chain(wanted).cloned().collect();
         for name in wanted {
@@ -758,27 +762,45 @@ impl<'a> Switch<'a> {
         )
     }
 
-    /// Stops the services that ran; of their processes, and of what they left behind, none remains.
+    /// Stops the services that ran, and looks whether they have stopped: of their own processes none remains. What is no
+    /// release's is not ours to kill.
     fn stop_services(&mut self, manager: &Manager) -> Result<()> {
         let census = self.census(manager);
+        let ours = |name: &Name| self.to.has(name) || self.home.has(name);
         for name in self.op.ran.iter().rev() {
-            let own = census.own(name);
-            let ours = self.to.has(name) || self.home.has(name);
-            // What is no release's is not ours to kill: its word has to do.
-            let seen = own.filter(|_| ours);
-            let told = manager.stop(name, seen.clone().unwrap_or_default(), self.log)?;
-            if !told && seen.is_none() && self.op.uses_data(name) {
+            let own = census.own(name).filter(|_| ours(name));
+            let told = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
+            if !told && own.is_none() && self.op.uses_data(name) {
                 return Err(Error::new(format!(
                     "stopping services: {name} uses the data, its stop command failed, and it may still run"
                 )));
             }
         }
-        let sides = [&self.home, &self.to].into_iter();
-        let programs: Vec<FileId> = sides
-            .flat_map(|side| self.programs(side))
-            .map(|(_, file, _)| file)
-            .collect();
-        manager.end(self.census(manager).strays(&programs), self.log)
+        // Something may have started one of them again meanwhile. It is ended once more; that is all that can be done.
+        for again in [true, false] {
+            let census = self.census(manager);
+            let mut left = Vec::new();
+            for name in &self.op.ran {
+                let own = census.own(name).unwrap_or_default();
+                let Some(process) = own.first() else {
+                    continue;
+                };
+                let (pid, runs) = (process.pid, self.host.proc().executable_name(process.pid));
+                let what = format!(
+                    "stopping services: {name} still runs, or runs again: process {pid} ({runs})"
+                );
+                match (ours(name), again) {
+                    (true, true) => left.extend(own),
+                    (false, _) if !self.op.uses_data(name) => {}
+                    _ => return Err(Error::new(what)),
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+            manager.end(left, self.log)?;
+        }
+        Ok(())
     }
 
     /// Starts the services that ran, as far as this set has them. Whether one runs already is told by its processes, where they
@@ -788,7 +810,7 @@ impl<'a> Switch<'a> {
         let manager = self.manager(&how);
         let (mine, other) = sides(set, &self.to, &self.home);
         for name in &self.op.ran {
-            let gone = mine.manifest.is_some() && other.has(name) && !mine.has(name);
+            let gone = self.is_gone(name, mine, other);
             let runs = match self.census(&manager).own(name) {
                 Some(own) => !own.is_empty(),
                 None => manager.runs(name).is_ok(),
@@ -828,8 +850,14 @@ impl<'a> Switch<'a> {
                 old,
                 idle: &self.op.idle,
                 failed_before: &self.op.failed_before,
+                way_back: set == self.home.set,
             };
             remarks = prove::prove(&claim, self.store, &manager, self.log)?;
+            if manifest.services.is_empty() && manifest.health.is_empty() {
+                let what = format!("{set} names no service and no health check");
+                self.log.warning("prove", what.clone());
+                remarks.push(what);
+            }
         } else {
             let what = format!("{set} has no manifest: nothing can be proved of its files");
             self.log.warning("prove", what.clone());
@@ -839,13 +867,32 @@ impl<'a> Switch<'a> {
             .op
             .ran
             .iter()
-            .filter(|name| manager.controls() && (mine.has(name) || !other.has(name)));
+            .filter(|name| manager.controls() && !self.is_gone(name, mine, other));
         for name in along {
             manager
                 .runs(name)
                 .map_err(|why| format!("service {name} does not run: {why}"))?;
         }
         Ok(remarks)
+    }
+
+    /// Whether a service of the other set has nothing to run in this one. It is enough that there is a program: an image's
+    /// manifest need not list what its init scripts start.
+    fn is_gone(&self, name: &Name, mine: &Side, other: &Side) -> bool {
+        let theirs = other.services().iter().find(|s| s.name == *name);
+        let (Some(service), Some(manifest)) = (theirs, &mine.manifest) else {
+            return false;
+        };
+        if mine.has(name) {
+            return false;
+        }
+        let of_other = other.manifest.as_ref().and_then(|m| m.at(&service.runs));
+        let places = [manifest.at(&service.runs), of_other].into_iter().flatten();
+        let in_image = |component| self.store.component(Set::Factory, component);
+        let there = places
+            .filter_map(|c| in_image(c).ok())
+            .any(|path| path.exists());
+        manifest.removed.contains(&service.runs) || !there
     }
 
     /// Whether a service is restarted because of its files.

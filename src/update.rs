@@ -79,10 +79,11 @@ pub struct Apply {
 impl Appliance {
     /// Installs the highest eligible release, and proves it.
     pub fn apply(&mut self, request: &Apply) -> Result<Exit> {
-        let (_lock, record) = self.begin("apply")?;
-        if self.factory_boot() && running(&record).set != Set::Factory {
+        // Nothing that is installed would be used in this boot.
+        if self.factory_boot() {
             return Err(self.told_to_use_the_factory_set("applying an update"));
         }
+        let (_lock, record) = self.begin("apply")?;
         // What was open is ended, well or badly; then what was asked for now has its turn.
         let (record, ended) = match self.resume(record)? {
             Resumed::Ready(record) => (*record, None),
@@ -127,6 +128,9 @@ impl Appliance {
 
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
     pub fn check(&mut self, from: Option<&str>) -> Result<Exit> {
+        if self.factory_boot() {
+            return Err(self.told_to_use_the_factory_set("looking for an update"));
+        }
         self.store.prepare()?;
         let _lock = self.lock("check")?;
         let record = self.current_record();
@@ -376,6 +380,7 @@ impl Appliance {
                 trouble: None,
                 ..
             }) = &record.phase
+            && record.stopped.is_none()
             && self.image_operation(&record)?.is_none()
         {
             self.log
@@ -477,7 +482,11 @@ impl Appliance {
             wait_for_runlevel(&op.manager, &self.host, &mut self.log);
             self.going(op).start_services(outcome.show);
         }
-        Ok((lock, outcome.record))
+        let mut record = outcome.record;
+        if record.stopped.take().is_some() {
+            self.store.save(&record)?;
+        }
+        Ok((lock, record))
     }
 
     /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end.
@@ -586,9 +595,9 @@ impl Appliance {
             );
             durable::remove_any(leftover)?;
         }
-        let op = match plan.needs_the_fallbacks_space {
+        let (op, restarted) = match plan.needs_the_fallbacks_space {
             true => self.vacate(op, record)?,
-            false => op,
+            false => (op, false),
         };
         let (op, staged) = Stage {
             host: &self.host,
@@ -598,20 +607,22 @@ impl Appliance {
             plan: &plan,
             repository: &repository,
             mirrors: &mirrors,
+            restarted,
         }
         .run(op, record)?;
         self.switch(op, &staged)
     }
 
-    /// The slot has to go before the new release comes: what still runs from there is restarted from the active set first.
-    fn vacate(&mut self, op: Operation, record: &Record) -> Result<Operation> {
+    /// The slot has to go before the new release comes: what still runs from there is restarted from the active set first. Says
+    /// whether anything was.
+    fn vacate(&mut self, op: Operation, record: &Record) -> Result<(Operation, bool)> {
         let place = self.store.slot(op.from().set.alternate());
         let users = self.store.users(&[place]);
         if users.is_empty() {
-            return Ok(op);
+            return Ok((op, false));
         }
         leave_caller(&mut self.log);
-        self.going(op).vacate(&users, record)
+        Ok((self.going(op).vacate(&users, record)?, true))
     }
 
     fn switch_to_staged(

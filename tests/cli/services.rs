@@ -55,7 +55,7 @@ fn service<'a>(status: &'a Value, name: &str) -> &'a Value {
     services.iter().find(|s| s["name"] == name).unwrap()
 }
 
-/// A process that is no service's, in a session of its own; ended when dropped.
+/// A process that is no service's, in a process group of its own; ended when dropped.
 struct Bystander(Child);
 
 impl Bystander {
@@ -379,8 +379,8 @@ fn front(appliance: &Appliance) -> (Bystander, u16) {
     let program = appliance.root.join("srv/front");
     write_program(&program, "front", "7", "ok");
     let port = crate::common::free_port();
-    let mut command = Command::new("setsid");
-    command.arg(&program).arg(port.to_string());
+    let mut command = Command::new(&program);
+    command.arg(port.to_string());
     let front = Bystander::start(command.stderr(Stdio::null()));
     wait_until("it answers", || answer(port).is_some());
     (front, port)
@@ -449,8 +449,11 @@ fn a_crash_loop_is_called_one() {
     appliance.install("1.1.0");
     appliance.service("stop", "node");
     let supervisor = appliance.root.join("usr/bin/supervise-daemon");
-    fs::copy("/bin/sleep", &supervisor).unwrap();
-    let supervisor = Bystander::start(Command::new(&supervisor).arg("1000"));
+    // Of the name of OpenRC's own, and called as that is: with the service's name among its arguments.
+    fs::copy("/usr/bin/tail", &supervisor).unwrap();
+    let mut command = Command::new(&supervisor);
+    command.args(["-f", "/dev/null", "node"]);
+    let supervisor = Bystander::start(command.stderr(Stdio::null()));
     let pid = supervisor.0.id().to_string();
     fs::write(appliance.root.join("run/node.pid"), &pid).unwrap();
     wait_until("it runs", || {
@@ -461,4 +464,215 @@ fn a_crash_loop_is_called_one() {
     appliance
         .update(&["status"])
         .says(&["node: NOT RUNNING", "ends whenever it is started", &pid]);
+}
+
+/// A service crashed, and its pidfile names somebody else by now: neither that process nor its children are touched.
+#[test]
+fn a_stale_pidfile_names_a_stranger() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    let console = appliance.pid("console").unwrap();
+    kill(console, Signal::KILL);
+    let mut stranger = Command::new("sh");
+    stranger.args(["-c", "sleep 100 & wait"]);
+    let stranger = Bystander::start(stranger.stderr(Stdio::null()));
+    let pid = stranger.0.id();
+    fs::write(appliance.root.join("run/console.pid"), pid.to_string()).unwrap();
+    // A manager that believes what stands there, and whose stop touches no stranger.
+    edit_svc(
+        &appliance,
+        "running() { [ -n \"$pid\" ] &&",
+        "running() { [ \"$1\" = stop ] || [ -n \"$pid\" ] &&",
+    );
+    edit_svc(
+        &appliance,
+        "[ -n \"$pid\" ] && kill",
+        "case $(readlink /proc/$pid/exe) in *qx-*) ;; *) rm -f \"$pidfile\"; exit 0 ;; esac\n\t[ -n \"$pid\" ] && kill",
+    );
+    appliance.publish_release("1.2.0");
+    appliance.update(&["apply"]).code(0);
+    assert!(exe(pid).is_some(), "the stranger was killed");
+    assert!(!killed_anybody(&appliance), "{}", appliance.tree());
+}
+
+/// Somebody's own second instance of the program, detached as a daemon is: it runs on, and `status` shows from where.
+#[test]
+fn a_second_instance_is_left_alone() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    let mut second = Command::new("sh");
+    let program = appliance.data().join("bin/qx-node");
+    let port = crate::common::free_port().to_string();
+    second.args(["-c", "setsid \"$0\" \"$1\" >/dev/null 2>&1 & echo $!"]);
+    let second = second.arg(&program).arg(&port).output().unwrap();
+    let pid: u32 = String::from_utf8_lossy(&second.stdout)
+        .trim()
+        .parse()
+        .unwrap();
+    for version in ["1.2.0", "1.3.0"] {
+        appliance.publish_release(version);
+        appliance.update(&["apply"]).code(0);
+        assert!(exe(pid).is_some(), "{version}: it was killed");
+        let elsewhere = appliance.status()["elsewhere"].clone();
+        assert!(
+            elsewhere.to_string().contains(&format!("\"pid\":{pid}")),
+            "{elsewhere:#}"
+        );
+    }
+    assert!(!killed_anybody(&appliance));
+    kill(pid, Signal::KILL);
+}
+
+/// The updater is killed with services stopped, and `recover` comes first: what was stopped is started all the same.
+#[test]
+fn what_was_stopped_is_not_forgotten() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.install("1.2.0");
+    // The stop of the last service takes its time.
+    edit_svc(
+        &appliance,
+        "stop)\n",
+        "stop)\n\t[ $2 = node ] && while [ ! -e $root/out/go ]; do sleep 0.05; done\n",
+    );
+    let rollback = appliance.start(&["rollback"]);
+    let log = appliance.root.join("out/svc.log");
+    wait_until("node is being stopped", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("stop node"))
+    });
+    appliance.kill_updater();
+    rollback.wait();
+    fs::write(appliance.root.join("out/go"), "").unwrap();
+    wait_until("both are stopped", || appliance.pid("node").is_none());
+    appliance.update(&["recover"]).code(0);
+    assert_eq!(appliance.status()["stopped"], true);
+    appliance
+        .update(&["status"])
+        .says(&["`qx-update confirm` starts them"]);
+    appliance.update(&["confirm"]).code(0);
+    appliance.runs("1.2.0");
+    assert_eq!(appliance.status()["stopped"], false);
+}
+
+/// An image whose manifest names no services, though its init scripts start them: they run again after a release that failed,
+/// and after going back to it; and that is not called proved.
+#[test]
+fn a_factory_manifest_without_services() {
+    let appliance = Appliance::new();
+    let factory = appliance.recipe("1.0.0").edit(|json| {
+        json["services"] = json!([]);
+        json["health"] = json!([]);
+        for component in json["components"].as_array_mut().unwrap() {
+            if component["kind"] == "bin" {
+                component["tool"] = json!(true);
+            }
+        }
+    });
+    appliance.services("stop");
+    appliance.factory(&factory);
+    appliance.services("start");
+    appliance.update(&["recover"]).code(0);
+    appliance.release(&appliance.recipe("1.1.0").behaviour("node", "crash"));
+    appliance.update(&["apply"]).code(9);
+    assert_eq!(appliance.answers(), ["1.0.0", "1.0.0"]);
+    appliance.install("1.2.0");
+    let rollback = appliance.update(&["rollback", "--to", "factory"]);
+    rollback.code(0).says(&["not proved"]);
+    wait_until("the image's own run", || {
+        appliance.answers() == ["1.0.0", "1.0.0"]
+    });
+}
+
+/// A directory of a slot is mounted elsewhere, as containers do: what a process has of it there does not go away.
+#[test]
+fn a_mounted_directory_keeps_its_files() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    let www = appliance.root.join("srv/www");
+    fs::create_dir(&www).unwrap();
+    let from = appliance.data().join("share/www");
+    let mount = Command::new("mount")
+        .arg("--bind")
+        .args([&from, &www])
+        .output();
+    assert!(mount.unwrap().status.success());
+    for version in ["1.2.0", "1.3.0", "1.4.0"] {
+        appliance.publish_release(version);
+        appliance.update(&["apply"]).code(0);
+        assert_eq!(
+            text(&www.join("index.html")),
+            "This is 1.1.0.\n",
+            "{version}"
+        );
+    }
+    assert!(
+        appliance.status()["elsewhere"]
+            .to_string()
+            .contains("srv/www")
+    );
+    assert!(Command::new("umount").arg(&www).status().unwrap().success());
+    appliance.install("1.5.0");
+    let slots = fs::read_dir(appliance.data().join("slots")).unwrap();
+    assert_eq!(slots.count(), 2, "{}", appliance.tree());
+}
+
+/// One service's start also starts the other, which so inherits what the first one was started with.
+#[test]
+fn a_service_that_another_one_starts() {
+    let appliance = Appliance::new();
+    without_pidfiles(&appliance);
+    edit_svc(
+        &appliance,
+        "start)\n",
+        "start)\n\t[ $2 = node ] && \"$0\" start console\n",
+    );
+    for version in ["1.1.0", "1.2.0"] {
+        appliance.publish_release(version);
+        appliance
+            .update(&["apply"])
+            .code(0)
+            .says(&["is proved healthy"]);
+        appliance.runs(version);
+    }
+}
+
+/// A check that is required of new releases, and fails in the set that runs: the release is not taken, and what ran before is
+/// none the worse.
+#[test]
+fn what_is_required_is_not_required_of_the_way_back() {
+    let appliance = Appliance::new();
+    let recipe = |version: &str| {
+        appliance.recipe(version).edit(|json| {
+            let check = json!({"type": "tcp", "address": "127.0.0.1:1", "required": true, "interval_s": 1,
+                               "timeout_s": 1, "retries": 0, "start_period_s": 0, "stable_s": 0});
+            json["health"].as_array_mut().unwrap().push(check);
+        })
+    };
+    appliance.services("stop");
+    appliance.factory(&recipe("1.0.0"));
+    appliance.services("start");
+    appliance.release(&recipe("1.1.0"));
+    appliance.update(&["apply"]).refused(9, &["127.0.0.1:1"]);
+    assert_eq!(appliance.status()["needs_person"], false);
+    assert_eq!(appliance.answers(), ["1.0.0", "1.0.0"]);
+}
+
+/// Something starts the old program again while it is to be stopped: that is ended too, or nothing is switched; the release is
+/// not to blame.
+#[test]
+fn what_is_started_again_while_it_is_stopped() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    // Whoever looks after it starts it again at once, each time.
+    edit_svc(
+        &appliance,
+        "	rm -f \"$pidfile\"\n",
+        "	rm -f \"$pidfile\"\n\t[ $2 = node ] && [ ! -e $root/out/calm ] && setsid sh -c '\n\t\twhile [ ! -e '$root'/out/calm ]; do\n\t\t\tpid=$(cat '$pidfile' 2>/dev/null)\n\t\t\t[ -n \"$pid\" ] && readlink /proc/$pid/exe >/dev/null || { setsid '$root'/data/bin/qx-node $(cat '$root'/ports/node) >/dev/null 2>\\&1 & echo $! >'$pidfile'; }\n\t\t\tsleep 0.05\n\t\tdone' >/dev/null 2>&1 &\n",
+    );
+    appliance.publish_release("1.2.0");
+    let apply = appliance.update(&["apply"]);
+    assert!(matches!(apply.code, 8 | 10), "{}", apply.code);
+    apply.error_says(&["node still runs, or runs again"]);
+    assert_eq!(appliance.status()["refused"], json!([]), "not its fault");
+    fs::write(appliance.root.join("out/calm"), "").unwrap();
 }
