@@ -349,7 +349,8 @@ fn excuse(check: &Check, how: &str, claim: &Claim) -> Option<String> {
         return Some("and what it asks did not run before the switch".into());
     }
     let same = before.into_iter().any(|before| before.check == *check);
-    (same && !(check.required && !claim.way_back)).then(|| "as it did before the switch".into())
+    let held = check.required && !claim.way_back;
+    (same && !held).then(|| "as it did before the switch".into())
 }
 
 /// Step two: every check passes within its patience, and goes on passing; every proved process stays the same, and goes on
