@@ -299,8 +299,12 @@ fn found(store: &Store) -> Found {
     let reachable = |slot: Slot| {
         let seen = store.followed("bin").ok();
         let seen = seen.and_then(|path| FileId::of(&path).ok());
-        let there = FileId::of(&store.slot(slot).join("bin")).ok();
-        there.is_none() || seen == there
+        let directory = store.slot(slot);
+        match FileId::of(&directory.join("bin")).ok() {
+            Some(there) => seen == Some(there),
+            // A release of pages alone has none; where its manifest is gone too, another file system lies over the slot.
+            None => !store::is_absent(&store::manifest_path(&directory)),
+        }
     };
     let set = match store.link() {
         Link::To(slot) if !plain && reachable(slot) => Set::from(slot),

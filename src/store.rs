@@ -847,7 +847,7 @@ impl Store {
 }
 
 /// Whether nothing is there for certain.
-fn is_absent(path: &Path) -> bool {
+pub fn is_absent(path: &Path) -> bool {
     let found = fs::symlink_metadata(path);
     found.is_err_and(|e| {
         matches!(

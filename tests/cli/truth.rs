@@ -201,6 +201,31 @@ fn a_boot_with_the_factory_set_says_so() {
     appliance.update(&["apply"]).refused(5, &["1.1.0", "held"]);
 }
 
+/// A slot over which an empty file system lies, as the link stage hides one that it cannot unlink: the factory set runs.
+#[test]
+fn a_slot_that_is_hidden_does_not_run() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    let slot = appliance.data().join(appliance.link());
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=4k,mode=755,ro", "none"])
+        .arg(&slot)
+        .status();
+    assert!(mount.unwrap().success());
+    let running = appliance.status()["running"].clone();
+    assert!(
+        Command::new("umount")
+            .arg("-l")
+            .arg(&slot)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(running["set"], "factory", "{running:#}");
+    assert_eq!(running["version"], "1.0.0");
+    assert_eq!(appliance.status()["running"]["version"], "1.1.0");
+}
+
 /// What the link stage notes names paths as the appliance does, wherever its root was mounted then.
 #[test]
 fn notes_of_the_boot_name_the_appliances_own_paths() {
