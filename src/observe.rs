@@ -288,13 +288,7 @@ impl<'a> Census<'a> {
         tells.then(|| self.identities(&whose.own))
     }
 
-    /// Processes that a service left behind, as its release declares.
-    pub fn left(&self, name: &Name) -> Vec<Identity> {
-        self.whose(name)
-            .map_or_else(Vec::new, |whose| self.identities(&whose.left))
-    }
-
-    /// Whether a process is one of the services', or was left by one.
+    /// The service whose own process this is.
     pub fn owner(&self, pid: u32) -> Option<&Name> {
         let whose = self.services.iter().find(|whose| whose.own.contains(&pid));
         whose.map(|whose| &whose.name)

@@ -51,8 +51,6 @@ pub struct Process {
     pub parent: u32,
     /// The session that it belongs to.
     pub session: u32,
-    /// Whether it has a controlling terminal.
-    pub terminal: bool,
     /// The file that it executes; none of a kernel's thread.
     pub file: Option<FileId>,
     /// The service that OpenRC started it for, by its control group.
@@ -186,7 +184,6 @@ impl Proc {
             },
             parent: stat.parent,
             session: stat.session,
-            terminal: stat.terminal != 0,
             file: self.file(pid),
             group: self.group(pid),
             mark: self.mark(pid),
@@ -386,7 +383,6 @@ impl Proc {
             state: fields.first()?.chars().next()?,
             parent: fields.get(1)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
-            terminal: fields.get(4)?.parse().ok()?,
             flags: fields.get(6)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
         })
@@ -419,7 +415,6 @@ struct Stat {
     state: char,
     parent: u32,
     session: u32,
-    terminal: i32,
     flags: u32,
     started: u64,
 }

@@ -810,12 +810,14 @@ impl<'a> Switch<'a> {
         let manager = self.manager(&how);
         let (mine, other) = sides(set, &self.to, &self.home);
         for name in &self.op.ran {
-            let gone = self.is_gone(name, mine, other);
+            if self.is_gone(name, mine, other) {
+                continue;
+            }
             let runs = match self.census(&manager).own(name) {
                 Some(own) => !own.is_empty(),
                 None => manager.runs(name).is_ok(),
             };
-            if gone || runs {
+            if runs {
                 continue;
             }
             if let Err(e) = manager.start(name, self.log) {
