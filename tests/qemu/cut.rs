@@ -8,10 +8,9 @@ use crate::built;
 use crate::release::{Release, Repository};
 use crate::vm::Appliance;
 
-/// Intent: the kernel goes while a release is being staged, and again when it lies staged: v1 runs each time, and the
-/// next `apply` succeeds.
+/// Intent: the kernel goes while a release is being staged: v1 runs, and the next `apply` succeeds.
 #[test]
-fn the_kernel_goes_while_staging_and_when_staged() {
+fn the_kernel_goes_while_staging() {
     let (v1, v2) = (Release::named("v1"), Release::named("v2"));
     let repository = Repository::with_v1("cut-staging-repository", &[&v2]);
     let mut appliance = Appliance::with_v1("cut-staging").options(&["--repo", &repository.url]);
@@ -25,20 +24,7 @@ fn the_kernel_goes_while_staging_and_when_staged() {
     assert_eq!(status["phase"], "idle", "{status:#}");
     appliance.assert_runs(&v1);
     appliance.ok("! ls -d /data/slots/*.next");
-
-    // A control plane that is frozen holds the update between the two records, at the baseline.
-    appliance.ok("kill -STOP $(cat /run/quantix-controlplane.pid)");
-    let _cut = appliance.spawn("qx-update apply");
-    wait_phase(&appliance, "staged");
-    appliance.kill();
-    assert_eq!(phase_on_disk(&appliance), "staged");
-    appliance.boot();
-    let status = appliance.settled();
-    assert_eq!(status["phase"], "staged", "{status:#}");
-    appliance.assert_runs(&v1);
-
-    let said = appliance.qx_update("apply", 0);
-    assert!(said.contains("is staged and verified already"), "{said}");
+    appliance.qx_update("apply", 0);
     appliance.assert_runs(&v2);
 }
 
@@ -173,8 +159,9 @@ fn resumed_by(command: &str, code: i32) {
     let worker = &appliance.status()["busy"]["pid"];
     assert!(worker.is_u64(), "nobody is at work");
     appliance.ok(&format!("kill -KILL {worker}"));
-    let said = killed.exits(1);
-    assert!(said.contains("qx-update status"), "{said}");
+    // Services were stopped: somebody has to look, or to end what was begun.
+    let said = killed.exits(10);
+    assert!(said.contains("qx-update confirm"), "{said}");
     let status = appliance.status();
     assert_eq!(status["phase"], "trial", "{status:#}");
     assert_eq!(status["busy"], Value::Null, "{status:#}");

@@ -132,13 +132,15 @@ fn a_database_moves_with_its_release_and_comes_back() {
     appliance.ok("! ls -d /data/rehearsal /data/update/snapshot");
 }
 
-/// Intent: the kernel goes while the data is half migrated: the next boot restores it before its users start, and the old
-/// release goes on. It goes in the trial of the next try: the release is proved on the data that it migrated.
+/// Intent: the kernel goes in the rehearsal: the release lies staged, the data is untouched, and the next `apply` goes on from
+/// there. It goes while the data is half migrated: the next boot restores it before its users start, and the old release goes
+/// on. It goes in the trial of the next try: the release is proved on the data that it migrated.
 #[test]
 fn the_kernel_goes_while_the_data_is_migrated() {
     let slow = Release::derived("data-slow", "data-v2", "1.5.0", |recipe, dir| {
         let script = "#!/bin/sh\nhere=$(dirname \"$0\")\n\
             \"$here/../quantix-migrate\" --url \"sqlite:$1\" --migrations-dir \"$here\" --no-dump-schema up || exit\n\
+            case $1 in */rehearsal/*)\n[ -e /data/db/rehearsed ] && exit\ntouch /data/db/rehearsed\nsync\nsleep 86400;; esac\n\
             [ -e /data/db/seen ] && exit\ntouch /data/db/seen\nsync\nsleep 86400\n";
         let path = dir.join("migrations/slow");
         std::fs::write(&path, script).unwrap();
@@ -147,12 +149,24 @@ fn the_kernel_goes_while_the_data_is_migrated() {
         // The script runs it.
         recipe["components"][4]["tool"] = json!(true);
         recipe["migrate"]["run"] = json!(["migrations/sql/slow", "{data:inventory}"]);
-        recipe["migrate"]["rehearse"] = json!(false);
         recipe["migrate"]["timeout_s"] = json!(86400);
     });
     let repository = Repository::with("data-cut-repository", &[&slow]);
     let mut appliance = with_inventory("data-cut", &repository);
     let schema = dump(&appliance);
+    let _cut = appliance.spawn("qx-update apply");
+    appliance.wait_for("the rehearsal", |a| {
+        (a.run("[ -e /data/db/rehearsed ]").code == 0).then_some(())
+    });
+    assert_eq!(appliance.phase(), "staged");
+    appliance.kill();
+    appliance.boot();
+    let status = appliance.settled();
+    assert_eq!(status["phase"], "staged", "{status:#}");
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    assert_eq!(dump(&appliance), schema);
+    writes(&appliance, "1.0.0");
+
     let _cut = appliance.spawn("qx-update apply");
     appliance.wait_for("the migration", |a| {
         (a.run("[ -e /data/db/seen ]").code == 0).then_some(())
