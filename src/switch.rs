@@ -809,11 +809,25 @@ impl<'a> Switch<'a> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         let (mine, other) = sides(set, &self.to, &self.home);
+        let programs = self.programs(other);
+        let old = |own: &[Identity]| {
+            let file = |process: &Identity| self.host.proc().file(process.pid);
+            own.iter()
+                .filter_map(file)
+                .any(|file| programs.iter().any(|(_, old, _)| *old == file))
+        };
         for name in &self.op.ran {
             if self.is_gone(name, mine, other) {
                 continue;
             }
             let runs = match self.census(&manager).own(name) {
+                Some(own) if old(&own) => {
+                    // The switch had stopped it: somebody has started the old program again.
+                    if let Err(e) = manager.stop(name, own, self.log) {
+                        self.log.warning("services", e.chain());
+                    }
+                    false
+                }
                 Some(own) => !own.is_empty(),
                 None => manager.runs(name).is_ok(),
             };

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 
 use crate::common::server::{Answer, Server};
-use crate::common::{Appliance, Outcome, json_file, path, text};
+use crate::common::{Appliance, Outcome, copy_executable, json_file, path, text};
 
 const SECRET: &str = "S3CRET";
 
@@ -211,7 +212,7 @@ fn names_forge_no_line() {
     let kept = appliance.data().join("slots/a.kept-1/bin");
     fs::create_dir_all(&kept).unwrap();
     let name = "x\nforged   good\u{1b}[2J\u{9b}2J\u{202e}";
-    fs::copy("/bin/sleep", kept.join(name)).unwrap();
+    copy_executable(Path::new("/bin/sleep"), &kept.join(name));
     let child = Command::new(kept.join(name)).arg("1000").spawn().unwrap();
     let process = Running(child);
     let status = appliance.update(&["status"]);

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::common::{Appliance, UPDATE, json_file, text};
+use crate::common::{Appliance, UPDATE, copy_executable, json_file, text};
 
 /// A factory manifest that cannot be read: nothing is installed beside it, for nobody knows which paths a release must have, and
 /// data is not put under a set that may not accept it. Everything says which file.
@@ -75,7 +75,7 @@ fn who_may_not_read_is_told_so() {
     fs::set_permissions(appliance.temp(), fs::Permissions::from_mode(0o755)).unwrap();
     // Where that user may read it.
     let program = appliance.temp().join("qx-update");
-    fs::copy(UPDATE, &program).unwrap();
+    copy_executable(Path::new(UPDATE), &program);
     let as_nobody = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.arg("--root").arg(&appliance.root).args(arguments);

@@ -10,6 +10,7 @@ pub mod signer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -98,7 +99,7 @@ impl Appliance {
             .unwrap();
         }
         let svc = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/svc");
-        fs::copy(svc, appliance.root.join("svc")).unwrap();
+        copy_executable(Path::new(svc), &appliance.root.join("svc"));
         let (repo, keys) = (path(&appliance.repo), path(&appliance.keys));
         appliance
             .publish(&[
@@ -899,13 +900,26 @@ pub fn write_program(to: &Path, name: &str, version: &str, behaviour: &str) {
         )
         .bytes(),
     );
-    fs::write(to, bytes).unwrap();
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+    write_executable(to, bytes);
 }
 
 pub fn write_script(to: &Path, script: &str) {
-    fs::write(to, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+    write_executable(to, format!("#!/bin/sh\n{script}\n"));
+}
+
+/// Writes a file that is executed afterwards. Another process does it: a child that another test starts meanwhile would
+/// hold a descriptor of ours open until it executes its program, and who executes the file then is told that it is busy.
+pub fn write_executable(to: &Path, content: impl AsRef<[u8]>) {
+    let mut source = tempfile::NamedTempFile::new().unwrap();
+    source.write_all(content.as_ref()).unwrap();
+    copy_executable(source.path(), to);
+}
+
+/// The same, of what is in a file.
+pub fn copy_executable(from: &Path, to: &Path) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).args([from, to]);
+    assert!(install.status().unwrap().success(), "{install:?}");
 }
 
 /// The version that is answered on a port.
