@@ -163,6 +163,29 @@ fn a_service_manager_that_is_not_there() {
     appliance.update(&["apply"]).code(0);
 }
 
+/// Commands of a data set that cannot be run: with the services down, its data could neither be saved nor brought back.
+#[test]
+fn commands_of_data_that_are_not_there() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    let plain = appliance.root.join("srv/dump");
+    fs::create_dir_all(plain.parent().unwrap()).unwrap();
+    fs::write(&plain, "not to be run").unwrap();
+    for field in ["save", "restore", "check", "clone", "drop"] {
+        for program in ["/nowhere/dump", "qx-nowhere", path(&plain)] {
+            appliance.edit_config(|config| {
+                config["data"] = json!([{
+                    "name": "db", "protect": "command", "place": "app", "clone_place": "copy",
+                    "save": ["true"], "restore": ["true"], "check": ["true"], "clone": ["true"], "drop": ["true"],
+                }]);
+                config["data"][0][field][0] = json!(program);
+            });
+            let words = [&format!("the data db: {field}"), program, "is no program"];
+            told_before_anything_stops(&appliance, 2, &words);
+        }
+    }
+}
+
 /// Data in more directories within each other than files may be open.
 #[test]
 fn data_that_is_too_deep() {

@@ -25,7 +25,7 @@ fn nothing_inherited_decides() {
     let appliance = Appliance::new();
     let seen = appliance.root.join("out/seen");
     let script = format!(
-        "exec >{}; cat /proc/self/status; echo mask $(umask); echo nice $(nice); pwd; env; for d in 3 4 5 9 15 22; do [ -e /proc/self/fd/$d ] && readlink /proc/self/fd/$d; done; :",
+        "exec >{}; cat /proc/self/status; echo updater $(grep SigBlk: /proc/$PPID/status); echo works in $(readlink /proc/$PPID/cwd); echo mask $(umask); echo nice $(nice); pwd; env; for d in 3 4 5 9 15 22; do [ -e /proc/self/fd/$d ] && readlink /proc/self/fd/$d; done; :",
         path(&seen)
     );
     appliance.release(&appliance.recipe("1.1.0").migration(&script, 100));
@@ -52,6 +52,10 @@ fn nothing_inherited_decides() {
     let ignored = u64::from_str_radix(&field("SigIgn:"), 16).unwrap();
     assert_eq!(ignored & !(3 << 31), 0, "{seen}");
     assert_eq!(field("SigBlk:"), "0000000000000000", "{seen}");
+    // Programs are started with an empty mask in any case; the updater must hear signals itself.
+    assert_eq!(field("updater SigBlk:"), "0000000000000000", "{seen}");
+    // Nor does it keep somebody's directory in use for as long as it works.
+    assert_eq!(field("works in "), "/", "{seen}");
     assert_eq!(field("mask "), "0022");
     if rustix::process::getuid().is_root() {
         assert_eq!(field("nice "), "0");
