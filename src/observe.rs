@@ -248,7 +248,9 @@ impl<'a> Census<'a> {
                 Some(place) => roots.get(place).copied().into_iter().collect(),
                 None => Vec::new(),
             };
-            let own = self.families(&mine, &whose.left, &|_| false);
+            // What it started may be another service, and is that one's then.
+            let others = |pid: u32| taken.contains(&pid) || self.is_anothers(pid, whose);
+            let own = self.families(&mine, &whose.left, &others);
             self.services[at].own = own;
         }
     }

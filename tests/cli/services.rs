@@ -637,6 +637,42 @@ fn a_service_that_another_one_starts() {
     }
 }
 
+/// One service's process started the other service, and is its parent: to stop the one is not to end the other.
+#[test]
+fn a_service_that_is_anothers_child() {
+    for pidfiles in [true, false] {
+        let appliance = Appliance::new();
+        if !pidfiles {
+            without_pidfiles(&appliance);
+        }
+        appliance.services("stop");
+        edit_svc(
+            &appliance,
+            "setsid \"$program\"",
+            "export root\n\tsetsid sh -c '\n\t\t[ $1 = node ] && mkdir \"$root/out/once\" 2>/dev/null && {\n\t\t\t\
+             setsid \"$root/usr/bin/qx-console\" \"$(cat \"$root/ports/console\")\" &\n\t\t\t\
+             echo $! >\"$root/run/console.pid\"\n\t\t}\n\t\tshift\n\t\texec \"$@\"' sh \"$2\" \"$program\"",
+        );
+        appliance.service("start", "node");
+        wait_until("both answer", || appliance.answers() == ["1.0.0", "1.0.0"]);
+        let console = appliance.pid("console").unwrap();
+        let status = text(Path::new(&format!("/proc/{console}/status")));
+        let parent = format!("PPid:\t{}\n", appliance.pid("node").unwrap());
+        assert!(status.contains(&parent), "{status}");
+        for version in ["1.1.0", "1.2.0"] {
+            let recipe = appliance.recipe(version).program("console", "1.0.0");
+            appliance.release(&recipe.edit(|json| json["services"][1]["uses"] = json!([])));
+            appliance
+                .update(&["apply"])
+                .code(0)
+                .says(&["services to restart: node\n", "is proved healthy"]);
+            assert_eq!(appliance.answers(), [version, "1.0.0"]);
+            assert_eq!(appliance.pid("console"), Some(console), "{version}");
+        }
+        assert!(!killed_anybody(&appliance), "{}", appliance.tree());
+    }
+}
+
 /// A check that is required of new releases, and fails in the set that runs: the release is not taken, and what ran before is
 /// none the worse.
 #[test]
