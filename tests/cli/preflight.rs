@@ -71,6 +71,27 @@ fn a_data_partition_without_exec() {
     appliance.runs("1.1.0");
 }
 
+/// On the running system: nothing is installed into memory, which a data partition that was not mounted would be.
+#[test]
+fn a_data_partition_in_memory() {
+    let appliance = Appliance::new();
+    appliance.publish_release("1.1.0");
+    appliance.edit_config(|config| config["services"] = json!({"manager": "none"}));
+    fs::copy(UPDATE, appliance.root.join("qx-update")).unwrap();
+    // The appliance's root as the root of all, with what a program takes to run.
+    let script = "for place in lib lib64 proc dev; do
+            [ -d /$place ] && mkdir -p \"$0/$place\" && mount --rbind \"$(realpath /$place)\" \"$0/$place\"
+        done
+        mount -t tmpfs -o mode=755 none \"$0/data\" && exec chroot \"$0\" /qx-update \"$@\"";
+    for arguments in [&["check"][..], &["apply", "--dry-run"], &["apply"]] {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["-m", "sh", "-c", script]);
+        unshare.arg(&appliance.root).args(arguments);
+        let outcome = appliance.spawn(unshare).wait();
+        outcome.refused(1, &["/data/slots", "tmpfs", "after a reboot"]);
+    }
+}
+
 /// A file system that has no links (vfat), or cannot exchange two directories.
 #[test]
 fn a_data_partition_without_links() {
