@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::{Appliance, UPDATE, path, wait_until};
+use crate::common::{Appliance, UPDATE, copy_executable, path, wait_until};
 
 /// A file system over a directory of the appliance; taken away when dropped.
 struct Mounted(std::path::PathBuf);
@@ -77,7 +77,7 @@ fn a_data_partition_in_memory() {
     let appliance = Appliance::new();
     appliance.publish_release("1.1.0");
     appliance.edit_config(|config| config["services"] = json!({"manager": "none"}));
-    fs::copy(UPDATE, appliance.root.join("qx-update")).unwrap();
+    copy_executable(Path::new(UPDATE), &appliance.root.join("qx-update"));
     // The appliance's root as the root of all, with what a program takes to run.
     let script = "for place in lib lib64 proc dev; do
             [ -d /$place ] && mkdir -p \"$0/$place\" && mount --rbind \"$(realpath /$place)\" \"$0/$place\"
