@@ -16,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use qx_update::durable;
-use qx_update::error::{Context, Error, Exit, Result};
+use qx_release::durable;
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::RelPath;
+use qx_release::trust::Limits;
+use qx_release::trust::clock::Clock;
+use qx_update::fetch::port::Fetch;
 use qx_update::fetch::{Options, Source};
-use qx_update::manifest::RelPath;
-use qx_update::repository::{Fetch, Repository};
-use qx_update::trust::Limits;
-use qx_update::trust::clock::Clock;
+use qx_update::repository::Repository;
 
 fn main() -> ExitCode {
     match run() {

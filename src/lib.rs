@@ -2,92 +2,76 @@
 //!
 //! A release goes into the alternate of two slots under `/data`. One rename of one link, `/data/current`, makes init
 //! scripts find it: they look at `/data/bin/NAME` first, which leads through that link, and at the image's own
-//! `/usr/bin/NAME` second. The release is *good* only when its services were seen to run its files and to be healthy;
+//! `/usr/bin/NAME` second. A release is *good* only when its services were seen to run its files and to be healthy;
 //! otherwise the appliance goes back by itself.
 //!
 //! # The way of an update through the code
 //!
-//! [`cli`] parses and starts the worker; [`update`] owns the order of the steps:
+//! [`cli`] parses the command line and starts the worker; [`command`] owns the order of the steps:
 //!
-//! 1. **Begin.** Take the lock and load the record ([`store`]); let recovery end what was left open ([`recover`], which
-//!    carries out what [`decision`] decides; [`update`] takes up a trial or a way back).
-//! 2. **Choose.** Refresh trust ([`repository`] over the rules of [`trust`], bytes from [`fetch`]); pick the highest
-//!    eligible release ([`select`], over a [`manifest`]).
-//! 3. **Plan.** Whether the appliance itself can do it ([`preflight`]); what is fetched, what is reused, which services stop,
-//!    what happens to the data ([`dataset`]), how much space all of it takes, the data's way back included; reserve it
-//!    ([`plan`]). **Baseline**: the health checks are tried on the old set, before anything is touched ([`prove`]): what failed
-//!    before does not condemn the new one by failing just so.
-//! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs ([`state`]).
-//! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`stage`], [`fetch`], [`unpack`]);
-//!    sync; verify what lies on the medium ([`tree`]); seal; exchange for the slot. Record `Staged`.
-//! 6. **Rehearse** the migration on a clone of the data, while everything runs ([`protect`]); a release that fails here is
-//!    rejected without downtime.
+//! 1. **Begin.** Take the lock and load the record ([`store`]); let recovery end what was left open
+//!    ([`recovery::link`], which carries out what [`recovery::decide`] decides); take up an open trial or way back.
+//! 2. **Choose.** Refresh trust ([`repository`] over the rules of [`qx_release::trust`], bytes from [`fetch`]); pick the
+//!    highest eligible release ([`acquire::select`]).
+//! 3. **Plan.** Whether the appliance itself can do it ([`proof::preflight`]); what is fetched, what is reused, which
+//!    services stop, what happens to the data ([`model::dataset`]), how much space all of it takes, the data's way back
+//!    included ([`acquire::plan`]). **Baseline**: the health checks are tried on the old set, before anything is touched
+//!    ([`proof::prove`]): a check that failed before does not condemn the new set by failing in the same way.
+//! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs
+//!    ([`model::record`]).
+//! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`acquire::stage`],
+//!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
+//! 6. **Rehearse** the migration on a clone of the data, while everything runs ([`data::protect`]); a release that fails
+//!    here is rejected without downtime.
 //! 7. **Stop.** Leave the caller's session and control group; record `Switching` with the services that ran; stop them
-//!    ([`switch`], [`service`]); save the data ([`protect`], [`snapshot`]) and record that; run the migration
-//!    ([`migrate`]). If anything fails here, the link has not moved.
+//!    ([`switch`], [`system::service`]); save the data ([`data::snapshot`]) and record that; run the migration
+//!    ([`data::migrate`]). If anything fails here, the link has not moved.
 //! 8. **Switch.** Rename the link. Record `Trial`. Start the services that ran.
-//! 9. **Prove.** Each service's own process ([`observe`], over [`proc`]) runs the installed file and goes on doing so, nothing
-//!    runs the old one, what answers belongs to the services, and the health checks pass for as long as the release asks
-//!    ([`prove`], [`health`]).
-//! 10. **Confirm**: record `Idle` on the new set, drop the snapshot. **Or go back**: record `Reverting`, stop, set the data
-//!     aside and restore it, record that, link back, start, prove the old set, quarantine the release with its reason,
-//!     record `Idle`.
+//! 9. **Prove.** Each service's own process ([`proof::observe`], over [`system::proc`]) runs the installed file and goes
+//!    on doing so, nothing runs the old one, what answers belongs to the services, and the health checks pass for as
+//!    long as the release asks ([`proof::prove`], [`proof::health`]).
+//! 10. **Confirm**: record `Idle` on the new set, drop the snapshot. **Or go back**: record `Reverting`, stop, set the
+//!     data aside and restore it, record that, link back, start, prove the old set, quarantine the release with its
+//!     reason, record `Idle`.
 //!
 //! At boot the order is: `qx-update recover --stage link` before anything is started (files only); `qx-update recover
-//! --stage data` before what uses the data is ([`datastage`]); the runlevel; `qx-update confirm` in the background (step 9
-//! and 10 of an open trial). `docs/recovery.md` has the table of what is done in which case.
+//! --stage data` before what uses the data is ([`recovery::data`]); the runlevel; `qx-update confirm` in the background
+//! (steps 9 and 10 of an open trial). `docs/recovery.md` has the table of what is done in which case.
 //!
-//! # Where things are
+//! # The rooms
 //!
-//! *Core*, values in and values out: [`json`], [`manifest`], [`config`], [`dataset`], [`slot`], [`state`], [`decision`], [`select`], [`trust`],
-//! [`digest`], [`text`], [`error`]. *Ports*, which touch the world: [`host`] (paths, clock, boot), [`store`] (what is under
-//! `/data`), [`durable`] (the only syncs and renames), [`fetch`], [`repository`], [`unpack`], [`tree`], [`process`],
-//! [`proc`] (what the kernel tells of processes), [`service`], [`health`], [`snapshot`] (data sets), [`migrate`], [`log`], [`follower`], [`output`], [`surroundings`]. Above both: [`observe`], [`preflight`], [`plan`], [`stage`], [`protect`],
-//! [`prove`], [`switch`], [`recover`], [`datastage`], [`status`], [`update`], and [`cli`] on top. [`publish`] is what `qx-publish` does: the other side, which makes the
-//! releases.
+//! From the ground up; a room uses those above it in this list, and no other (`tests/layers.rs` holds it to that):
 //!
-//! Files that others depend on (configuration, recipe, manifest, repository, record, `status --json`) are described in
-//! `docs/formats.md`.
+//! | room | what is in it |
+//! |---|---|
+//! | [`qx_release`] | what the maker of a release and the appliance agree on; a crate of its own |
+//! | [`model`] | what is known, as values: configuration, record, slots, data sets |
+//! | [`system`] | the machine: paths and clock, processes, services, space, the log |
+//! | [`store`] | what lies under `/data`: lock, record, link, slots, seals |
+//! | [`fetch`] | bytes: web servers, directories, bundles, mirrors |
+//! | [`repository`] | what is published, and whom to believe it |
+//! | [`data`] | data that moves with a release: saved, migrated, restored |
+//! | [`proof`] | what runs, and whether it is healthy |
+//! | [`acquire`] | from a repository to a verified slot |
+//! | [`switch`] | from one set to another, and back |
+//! | [`recovery`] | what a boot makes of what it finds |
+//! | [`status`] | what a person is told |
+//! | [`command`] | the order of the steps |
+//! | [`cli`] | arguments, worker and screen: the only printing |
+//!
+//! The other side, which makes the releases, is the crate `qx-publish`. Files that others depend on (configuration,
+//! recipe, manifest, repository, record, `status --json`) are described in `docs/formats.md`.
 
+pub mod acquire;
 pub mod cli;
-pub mod config;
-pub mod dataset;
-pub mod datastage;
-pub mod decision;
-pub mod digest;
-pub mod durable;
-pub mod error;
+pub mod command;
+pub mod data;
 pub mod fetch;
-pub mod follower;
-pub mod health;
-pub mod host;
-pub mod json;
-pub mod log;
-pub mod manifest;
-pub mod migrate;
-pub mod observe;
-pub mod output;
-pub mod plan;
-pub mod preflight;
-pub mod proc;
-pub mod process;
-pub mod protect;
-pub mod prove;
-pub mod publish;
-pub mod recover;
+pub mod model;
+pub mod proof;
+pub mod recovery;
 pub mod repository;
-pub mod select;
-pub mod service;
-pub mod slot;
-pub mod snapshot;
-pub mod stage;
-pub mod state;
 pub mod status;
 pub mod store;
-pub mod surroundings;
 pub mod switch;
-pub mod text;
-pub mod tree;
-pub mod trust;
-pub mod unpack;
-pub mod update;
+pub mod system;

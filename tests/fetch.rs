@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use qx_update::digest::Digest;
-use qx_update::error::{Error, Exit};
+use qx_release::digest::Digest;
+use qx_release::error::{Error, Exit};
+use qx_release::trust::clock::Clock;
 use qx_update::fetch::{self, Options, Patience, Source};
-use qx_update::trust::clock::Clock;
 
 /// What a request asked for: its path, and the first byte of its range.
 #[derive(Debug, Clone, PartialEq, Eq)]

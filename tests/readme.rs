@@ -26,7 +26,8 @@ fn the_quick_start_works_as_it_is_written() {
         commands.replace("8080", &port)
     );
     let directory = tempfile::tempdir().unwrap();
-    let binaries = Path::new(env!("CARGO_BIN_EXE_qx-update")).parent().unwrap();
+    // Both programs are there.
+    let binaries = Path::new(crate::common::publisher()).parent().unwrap();
     let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("sh");
     for name in ["http_proxy", "https_proxy", "all_proxy"] {

@@ -6,10 +6,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use qx_update::digest::Digest;
-use qx_update::error::{Error, Exit};
-use qx_update::manifest::{Component, Kind, Mode};
-use qx_update::{tree, unpack};
+use qx_release::digest::Digest;
+use qx_release::error::{Error, Exit};
+use qx_release::manifest::{Component, Kind, Mode};
+use qx_release::tree;
+use qx_update::acquire::unpack;
 
 /// A tar archive that says what it is told to say.
 #[derive(Default, Clone)]

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use qx_update::publish::pem;
-use qx_update::trust::signing::Sign;
-use qx_update::trust::{Role, canonical};
+use qx_publish::pem;
+use qx_release::trust::signing::Sign;
+use qx_release::trust::{Role, canonical};
 use qx_update_fuzz::{
     ALIAS, DAMAGED, HONEST, OTHER, SIGN, delegations, honest, honest_file, key, key_objects,
     speakers,

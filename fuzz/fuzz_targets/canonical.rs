@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::trust::{Limits, canonical};
+use qx_release::trust::{Limits, canonical};
 use qx_update_fuzz::{bounded, naive_canonical, naive_value};
 use serde_json::Value;
 

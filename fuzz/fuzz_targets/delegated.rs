@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::error::{Error, Result};
-use qx_update::manifest::RelPath;
-use qx_update::trust::Limits;
-use qx_update::trust::delegation::{Delegation, by_pattern, search};
-use qx_update::trust::metadata::Targets;
+use qx_release::error::{Error, Result};
+use qx_release::manifest::RelPath;
+use qx_release::trust::Limits;
+use qx_release::trust::delegation::{Delegation, by_pattern, search};
+use qx_release::trust::metadata::Targets;
 use qx_update_fuzz::{Asked, Frame, Offer, bounded, stays_inside, verifiers};
 use serde_json::Value;
 

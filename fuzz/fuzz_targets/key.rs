@@ -7,9 +7,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::publish::pem::{self, Private};
-use qx_update::trust::key::{Key, hex, unhex};
-use qx_update::trust::signing::{Sign, ed25519_public};
+use qx_publish::pem::{self, Private};
+use qx_release::trust::key::{Key, hex, unhex};
+use qx_release::trust::signing::{Sign, ed25519_public};
 use qx_update_fuzz::bounded;
 
 fuzz_target!(|text: &str| {

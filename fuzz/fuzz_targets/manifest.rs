@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::manifest::{MAX_ENTRIES, MAX_ITEMS, MAX_SECONDS, Manifest, Probe};
+use qx_release::manifest::{MAX_ENTRIES, MAX_ITEMS, MAX_SECONDS, Manifest, Probe};
 use qx_update_fuzz::{bounded, stays_inside};
 
 fuzz_target!(|data: &[u8]| {

@@ -9,9 +9,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::manifest::{Name, RelPath};
-use qx_update::trust::delegation::{RoleName, matches};
-use qx_update::trust::{Limits, Role};
+use qx_release::manifest::{Name, RelPath};
+use qx_release::trust::delegation::{RoleName, matches};
+use qx_release::trust::{Limits, Role};
 use qx_update_fuzz::{bounded, stays_inside};
 
 fuzz_target!(|text: &str| {

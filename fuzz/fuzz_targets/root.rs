@@ -6,9 +6,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::trust::clock::Clock;
-use qx_update::trust::metadata::{Parse, Root};
-use qx_update::trust::{Limits, Role, TrustedSet};
+use qx_release::trust::clock::Clock;
+use qx_release::trust::metadata::{Parse, Root};
+use qx_release::trust::{Limits, Role, TrustedSet};
 use qx_update_fuzz::{Asked, bounded, now, offer, set_before};
 
 fuzz_target!(|data: &[u8]| {

@@ -6,8 +6,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::trust::key::Key;
-use qx_update::trust::signing::Sign;
+use qx_release::trust::key::Key;
+use qx_release::trust::signing::Sign;
 use qx_update_fuzz::{bounded, key};
 
 fuzz_target!(|data: &[u8]| {

@@ -7,8 +7,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::trust::metadata::{Parse, Snapshot};
-use qx_update::trust::{Limits, Role};
+use qx_release::trust::metadata::{Parse, Snapshot};
+use qx_release::trust::{Limits, Role};
 use qx_update_fuzz::{Asked, bounded, now, offer, set_before};
 
 fuzz_target!(|data: &[u8]| {

@@ -7,9 +7,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qx_update::manifest::RelPath;
-use qx_update::trust::metadata::Targets;
-use qx_update::trust::{Limits, Role};
+use qx_release::manifest::RelPath;
+use qx_release::trust::metadata::Targets;
+use qx_release::trust::{Limits, Role};
 use qx_update_fuzz::{Asked, bounded, now, offer, set_before, stays_inside, verifiers};
 
 fuzz_target!(|data: &[u8]| {

@@ -6,11 +6,11 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use peak_alloc::PeakAlloc;
-use qx_update::publish::pem::{self, Private};
-use qx_update::trust::clock::Clock;
-use qx_update::trust::key::{Key, Keys, Verifiers, hex, unhex};
-use qx_update::trust::signing::{SecretKey, Sign};
-use qx_update::trust::{Limits, Role, TrustedSet, canonical};
+use qx_publish::pem::{self, Private};
+use qx_release::trust::clock::Clock;
+use qx_release::trust::key::{Key, Keys, Verifiers, hex, unhex};
+use qx_release::trust::signing::{SecretKey, Sign};
+use qx_release::trust::{Limits, Role, TrustedSet, canonical};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use tar::EntryType;
 
 use super::Artifact;
-use crate::error::{Context, Error, Exit, Result};
-use crate::manifest::RelPath;
-use crate::text;
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::RelPath;
+use qx_release::text;
 
 /// A bundle has at most this many entries.
 const MAX_ENTRIES: usize = 10_000;

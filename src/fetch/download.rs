@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::http::{Client, Response, Url};
 use super::{Fault, Patience, Retries, options, wrong_length};
-use crate::digest::{Digest, Hasher};
-use crate::durable;
-use crate::error::{Context, Error, Exit, Result};
-use crate::text;
+use qx_release::digest::{Digest, Hasher};
+use qx_release::durable;
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::text;
 
 /// What is downloaded, and how.
 pub struct Download<'a> {

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, Exit, Result};
 
 /// The file is at most this long, in bytes.
 const MAX_BYTES: u64 = 16 * 1024;

@@ -14,8 +14,8 @@ use super::headers::Headers;
 use super::proxy::{Proxies, Proxy};
 #[cfg(feature = "https")]
 use super::tls;
-use crate::text;
-use crate::trust::clock::Clock;
+use qx_release::text;
+use qx_release::trust::clock::Clock;
 
 /// The status line and the headers of an answer are at most this long, in bytes.
 const HEAD_LIMIT: u64 = 64 * 1024;

@@ -5,10 +5,10 @@ use std::io;
 use std::path::Path;
 
 use super::{Artifact, Options, Source};
-use crate::digest::{Digest, Hasher};
-use crate::error::{Context, Error, Exit, Result};
-use crate::repository::{Fetch, Target};
-use crate::text;
+use crate::fetch::port::{Fetch, Target};
+use qx_release::digest::{Digest, Hasher};
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::text;
 
 /// Mirrors of one repository, in the order of the configuration.
 ///

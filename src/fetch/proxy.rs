@@ -5,7 +5,7 @@ use std::fmt;
 use ct_codecs::{Base64, Encoder};
 
 use super::http::Url;
-use crate::error::{Error, Exit, Result};
+use qx_release::error::{Error, Exit, Result};
 
 /// The proxies of both schemes. Without any, everything is asked directly.
 #[derive(Debug, Clone, Default)]

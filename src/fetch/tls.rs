@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 
-use crate::trust::clock::Clock;
+use qx_release::trust::clock::Clock;
 
 /// The system's bundle, on Alpine and on most others.
 const CA_FILES: [&str; 3] = [

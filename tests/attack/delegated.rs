@@ -4,10 +4,10 @@ use std::fs;
 
 use serde_json::{Map, Value, json};
 
+use super::scene::Scene;
 use crate::common::path;
 use crate::common::server::{Answer, Server};
 use crate::common::signer::{Signer, sha256};
-use crate::scene::Scene;
 
 const ARCH: &str = std::env::consts::ARCH;
 

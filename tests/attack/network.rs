@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::scene::Scene;
 use crate::common::json_file;
 use crate::common::server::{Answer, Server};
-use crate::scene::Scene;
 
 /// Serves this metadata file in place of that one.
 fn swap(evil: &Path, file: &str, by: &Path) {

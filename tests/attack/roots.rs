@@ -4,8 +4,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use super::scene::Scene;
 use crate::common::signer::Signer;
-use crate::scene::Scene;
 
 /// The root is signed by two keys, both of which it takes.
 fn two_root_keys() -> Scene {

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::scene::Scene;
 use crate::common::server::Server;
 use crate::common::signer::{Signer, sha256};
-use crate::scene::Scene;
 
 /// Signs a timestamp of that version for a snapshot of that version: the attacker's file, where it has one.
 fn timestamp(attacker: &Signer, version: u64, snapshot: u64) {

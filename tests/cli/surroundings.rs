@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::common::{Appliance, PUBLISH, UPDATE, exe, kill, path, text, wait_until, walk};
+use crate::common::{Appliance, UPDATE, exe, kill, path, publisher, text, wait_until, walk};
 
 /// A program that leaves behind all that one process can leave another.
 fn thoughtless(appliance: &Appliance) -> PathBuf {
@@ -111,7 +111,9 @@ fn a_repository_is_readable_whatever_was_inherited() {
     let appliance = Appliance::new();
     let (repo, keys) = (appliance.temp().join("r2"), appliance.temp().join("k2"));
     let mut command = Command::new(thoughtless(&appliance));
-    command.arg(appliance.temp().join("cron.lock")).arg(PUBLISH);
+    command
+        .arg(appliance.temp().join("cron.lock"))
+        .arg(publisher());
     command.args([
         "init",
         "--repo",
@@ -315,7 +317,7 @@ fn an_answer_that_cannot_be_written_is_an_error() {
     ];
     let update =
         update.map(|(arguments, code)| (UPDATE, [&["--root", root], arguments].concat(), code));
-    let publish = publish.map(|(arguments, code)| (PUBLISH, arguments.to_vec(), code));
+    let publish = publish.map(|(arguments, code)| (publisher(), arguments.to_vec(), code));
     for (program, arguments, code) in update.into_iter().chain(publish) {
         let run = |out: Stdio, err: Stdio| {
             let mut command = Command::new(program);
@@ -342,7 +344,7 @@ fn an_answer_that_cannot_be_written_is_an_error() {
     assert_eq!(status.unwrap().code(), Some(0));
     appliance.runs("1.2.0");
     // A command that fails does not fail worse.
-    let status = Command::new(PUBLISH)
+    let status = Command::new(publisher())
         .args(["inspect", "--repo", "/none"])
         .stderr(full())
         .status();

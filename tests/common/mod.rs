@@ -24,7 +24,6 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub const UPDATE: &str = env!("CARGO_BIN_EXE_qx-update");
-pub const PUBLISH: &str = env!("CARGO_BIN_EXE_qx-publish");
 
 /// What the services are called; the service NAME is the program `bin/qx-NAME`.
 pub const SERVICES: [&str; 2] = ["node", "console"];
@@ -347,7 +346,7 @@ impl Appliance {
     /// Runs qx-publish to its end.
     #[track_caller]
     pub fn publish(&self, arguments: &[&str]) -> Outcome<'_> {
-        let mut command = Command::new(PUBLISH);
+        let mut command = Command::new(publisher());
         command.args(arguments);
         self.spawn(command).wait()
     }
@@ -865,6 +864,27 @@ impl Recipe {
         )
         .unwrap();
     }
+}
+
+/// The publisher's program. Cargo builds the programs of the tests' own package; this one is built by whoever asks first.
+pub fn publisher() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let profile = Path::new(UPDATE).parent().unwrap();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo.args([
+            "build",
+            "--quiet",
+            "--package",
+            "qx-publish",
+            "--target-dir",
+        ]);
+        cargo.arg(profile.parent().unwrap());
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.args(profile.ends_with("release").then_some("--release"));
+        assert!(cargo.status().unwrap().success(), "{cargo:?}");
+        path(&profile.join("qx-publish")).to_owned()
+    })
 }
 
 /// An HTTP check that is quick to pass, and patient with a busy machine.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-use qx_update::digest::Digest;
+use qx_release::digest::Digest;
 use serde_json::{Value, json};
 
 use crate::built;

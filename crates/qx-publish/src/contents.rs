@@ -1,0 +1,196 @@
+//! What a published repository holds: its metadata as a client takes them, and its releases.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::current::{Current, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_file, metadata_path};
+use qx_release::digest::Hasher;
+use qx_release::error::{Context, Error, Result};
+use qx_release::manifest::{MAX_BYTES, Manifest, RelPath};
+use qx_release::offer::Offer;
+use qx_release::trust::clock::Clock;
+use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::{Limits, TrustedSet};
+
+/// A release that appliances find.
+pub struct Release {
+    /// What its name says.
+    pub offer: Offer,
+    /// The role that lists its manifest.
+    pub role: String,
+    /// Its manifest's file.
+    pub file: TargetFile,
+    /// What it says.
+    pub manifest: Manifest,
+    /// Its components' artifacts.
+    pub artifacts: BTreeMap<RelPath, TargetFile>,
+}
+
+/// The releases that appliances find, sorted by channel, architecture and version.
+pub fn offers(current: &Current) -> Vec<Offer> {
+    let mut offers: Vec<Offer> = listed(current)
+        .filter(|(role, name)| current.search(name).is_some_and(|found| found.0 == *role))
+        .filter_map(|(_, name)| Offer::of(&name))
+        .collect();
+    offers.sort_by(|a, b| {
+        let key = |o: &Offer| (o.channel.clone(), o.arch.clone(), o.version.clone());
+        key(a).cmp(&key(b))
+    });
+    offers
+}
+
+/// Every target that a role lists, whether appliances find it there or not. Names that are no relative path are left out,
+/// as appliances leave them out.
+pub fn listed(current: &Current) -> impl Iterator<Item = (&str, RelPath)> {
+    current.all().flat_map(|(role, envelope)| {
+        let targets = envelope.signed["targets"].as_object();
+        let names = targets.into_iter().flat_map(|targets| targets.keys());
+        names.filter_map(move |name| Some((role, name.parse().ok()?)))
+    })
+}
+
+/// Reads a release and finds its artifacts. Their files are not looked at.
+pub fn release(current: &Current, offer: &Offer) -> Result<Release> {
+    let doing = || format!("reading {}", offer.target);
+    let wrong = |why: String| Error::new(format!("{}: {why}", doing()));
+    let (role, file) = current
+        .search(&offer.target)
+        .ok_or_else(|| wrong("it is not published".into()))?;
+    if file.length > MAX_BYTES {
+        return Err(wrong(format!("it is longer than {MAX_BYTES} bytes")));
+    }
+    let bytes = fs::read(current.target_file(&offer.target, &file)).doing(doing)?;
+    file.check(offer.target.as_str(), &bytes).doing(doing)?;
+    let manifest = Manifest::parse(&bytes).map_err(wrong)?;
+    let named = (&offer.product, &offer.channel, &offer.arch, &offer.version);
+    let says = (
+        &manifest.product,
+        &manifest.channel,
+        &manifest.arch,
+        &manifest.version,
+    );
+    if named != says {
+        return Err(wrong("what it says is not what its name says".into()));
+    }
+    let mut artifacts = BTreeMap::new();
+    for component in &manifest.components {
+        let found = component
+            .artifact
+            .as_ref()
+            .and_then(|name| Some((name, current.search(name)?)));
+        let (name, (_, file)) = found.ok_or_else(|| {
+            wrong(format!(
+                "the artifact of {} is not published",
+                component.name
+            ))
+        })?;
+        artifacts.insert(name.clone(), file);
+    }
+    Ok(Release {
+        offer: offer.clone(),
+        role: role.to_owned(),
+        file,
+        manifest,
+        artifacts,
+    })
+}
+
+/// The files of all current metadata and of every root, by their paths in the repository.
+pub fn metadata(current: &Current) -> BTreeMap<String, PathBuf> {
+    let roots = (1..)
+        .zip(&current.roots)
+        .map(|(version, _)| (ROOT, version));
+    let others = current
+        .all()
+        .map(|(role, envelope)| (role, envelope.version()));
+    roots
+        .chain(others)
+        .map(|(role, version)| {
+            let path = metadata_path(role, version);
+            let file = current.dir.join(&path);
+            (path, file)
+        })
+        .collect()
+}
+
+/// Takes the metadata as a client does that knows the first root only. Stricter than [`Current::load`], which lets the
+/// publisher mend things.
+pub fn check_as_client(current: &Current, now: SystemTime) -> Result<()> {
+    let read = |role, version| {
+        let file = metadata_file(&current.dir, role, version);
+        let bytes = fs::read(&file).doing(|| format!("reading {}", file.display()))?;
+        Ok::<_, Error>((bytes, format!("verifying {}", file.display())))
+    };
+    let (root, doing) = read(ROOT, 1)?;
+    let mut set =
+        TrustedSet::new(&root, Clock::new(now, now), &Limits::default()).doing(|| doing)?;
+    for version in 2..=current.roots.len() as u64 {
+        let (root, doing) = read(ROOT, version)?;
+        set.update_root(&root).doing(|| doing)?;
+    }
+    let version = |role| current.role(role).map(|envelope| envelope.version());
+    let (bytes, doing) = read(TIMESTAMP, 0)?;
+    set.update_timestamp(&bytes).doing(|| doing)?;
+    let (bytes, doing) = read(SNAPSHOT, version(SNAPSHOT)?)?;
+    set.update_snapshot(&bytes, false).doing(|| doing)?;
+    let (bytes, doing) = read(TARGETS, version(TARGETS)?)?;
+    set.update_targets(bytes).doing(|| doing)?;
+    for (role, envelope) in current.all() {
+        // The signatures of teams were checked when they were read.
+        if envelope.expires() <= now {
+            return Err(Error::new(format!(
+                "version {} of the {role} metadata expired at {}",
+                envelope.version(),
+                envelope.expires_text()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A target's file, read to its end: more or less bytes than signed, or others, are an error of the last read.
+pub struct Checked {
+    file: io::Take<File>,
+    expected: TargetFile,
+    hasher: Hasher,
+}
+
+impl Checked {
+    /// Opens it.
+    pub fn open(current: &Current, name: &RelPath, expected: TargetFile) -> io::Result<Checked> {
+        let file = File::open(current.target_file(name, &expected))?;
+        Ok(Checked {
+            file: file.take(expected.length + 1),
+            expected,
+            hasher: Hasher::default(),
+        })
+    }
+}
+
+impl Read for Checked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        let wrong = |why: String| Err(io::Error::other(why));
+        let TargetFile { length, sha256 } = self.expected;
+        let seen = self.hasher.bytes();
+        if seen > length {
+            return wrong(format!(
+                "it has more than the {length} bytes that were signed"
+            ));
+        }
+        if read == 0 && !buffer.is_empty() {
+            if seen < length {
+                return wrong(format!("it has {seen} bytes instead of {length}"));
+            }
+            let found = self.hasher.clone().digest();
+            if found != sha256 {
+                return wrong(format!("its digest is {found} instead of {sha256}"));
+            }
+        }
+        Ok(read)
+    }
+}

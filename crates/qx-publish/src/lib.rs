@@ -1,0 +1,204 @@
+//! What `qx-publish` does: makes a repository, publishes releases in it, looks after its roles and keys, shows and
+//! serves it.
+//!
+//! What is to be published is put together aside first, and everything is checked; [`change`] tells in which order it
+//! then comes under its final names, so that no reader ever sees a part of it.
+
+mod bundle;
+mod change;
+mod contents;
+mod current;
+mod delegate;
+mod draft;
+mod elf;
+mod envelope;
+mod external;
+mod init;
+mod inspect;
+mod keyring;
+mod newkeys;
+mod pack;
+mod passphrase;
+pub mod pem;
+mod recipe;
+mod roles;
+mod serve;
+mod verify;
+mod versions;
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub use bundle::{Bundle, Wanted, bundle};
+pub use change::{Done, Store, Waiting};
+pub use current::Current;
+pub use delegate::{Team, delegate, remove as remove_team};
+pub use draft::{Signed, sign};
+pub use init::{Made, init};
+pub use inspect::{Inspection, inspect};
+pub use keyring::{Keyring, PublicKey, Signer, create_key};
+pub use newkeys::NewKeys;
+pub use passphrase::Passphrase;
+pub use roles::{Refreshed, Rotation, collect, refresh, rotate, set_lifetime};
+pub use serve::serve;
+pub use verify::{Verification, verify};
+pub use versions::doubts;
+
+use current::TARGETS;
+use pack::Artifact;
+use qx_release::durable;
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::{Manifest, Name, RelPath};
+use recipe::Recipe;
+
+/// A release, or components, that were published.
+#[derive(Debug)]
+pub struct Published {
+    /// The targets that name them: the release's manifest, or the artifacts.
+    pub targets: Vec<RelPath>,
+    /// What was published.
+    pub manifest: Manifest,
+    /// Bytes of all artifacts, those of earlier releases included.
+    pub artifact_bytes: u64,
+    /// Bytes of those artifacts that no earlier release has published.
+    pub new_bytes: u64,
+    /// The metadata, and the drafts if signatures are missing.
+    pub done: Done,
+}
+
+/// Packs what a recipe names and publishes it on a channel, signed by the targets role or by a team. `released` goes into
+/// the manifest, `now` is what the metadata's expiry is counted from. Without a channel, only the components are
+/// published, for releases that others make.
+///
+/// # Errors
+/// [`Exit::Usage`] for a recipe that is wrong in itself, [`Exit::Busy`] if another publisher holds the repository,
+/// [`Exit::Failed`] for a component that is missing or unfit, for a version that is published already, and for what the
+/// team may not publish. The repository then offers what it offered before.
+pub fn release(
+    recipe: &Path,
+    repo: &Path,
+    keys: &Keyring,
+    channel: Option<&Name>,
+    team: Option<&str>,
+    released: SystemTime,
+    now: SystemTime,
+) -> Result<Published> {
+    let recipe = Recipe::read(recipe)?;
+    let nowhere: Name = "none".parse().map_err(Error::new)?;
+    let mut manifest = recipe.manifest(channel.unwrap_or(&nowhere), released)?;
+    let mut store = Store::open(repo, now)?;
+    let role = team.unwrap_or(TARGETS);
+    store.current.authority(role)?;
+    let ours = &store.current.about.product;
+    if manifest.product != *ours {
+        return Err(Error::with(
+            Exit::Usage,
+            format!(
+                "the recipe {} is for {}, and the repository {} is {ours}'s",
+                recipe.path.display(),
+                manifest.product,
+                repo.display(),
+            ),
+        ));
+    }
+    let may = |store: &Store, target: &RelPath| match team {
+        Some(team) => delegate::check_target(&store.current.roles, team, target),
+        None => Ok(()),
+    };
+    let mut targets = Vec::new();
+    if let Some(channel) = channel {
+        let Manifest {
+            product,
+            arch,
+            version,
+            ..
+        } = &manifest;
+        let target: RelPath = format!("{product}/{channel}/{arch}/{version}/release.json")
+            .parse()
+            .map_err(|why: String| Error::with(Exit::Usage, why))?;
+        if store.current.search(&target).is_some() {
+            return Err(Error::new(format!(
+                "{product} {version} for {arch} is published on {channel} already; a published version never changes"
+            )));
+        }
+        may(&store, &target)?;
+        targets.push(target);
+    }
+    recipe.check_sources()?;
+    let mut body = store.body(role);
+    let staging = store.stage()?;
+    let (mut artifact_bytes, mut new_bytes) = (0, 0);
+    for (source, component) in recipe.components.iter().zip(&mut manifest.components) {
+        let file = staging.join(format!("{}.tar.gz", source.name));
+        let Artifact { packed, target } = pack::artifact(source, &file)?;
+        component.sha256 = packed.digest;
+        component.size_bytes = packed.bytes;
+        component.entries = packed.entries;
+        artifact_bytes += target.length;
+        let (name, new) = store.artifact_name(&manifest.product, component, &target)?;
+        if new {
+            may(&store, &name)?;
+            new_bytes += target.length;
+            delegate::list_target(&mut body, &name, &target);
+        }
+        store.add(name.clone(), target, file);
+        if channel.is_none() {
+            targets.push(name.clone());
+        }
+        component.artifact = Some(name);
+    }
+    if channel.is_some() {
+        let file = staging.join("release.json");
+        let info = change::staged(&file, &manifest_bytes(&manifest)?)?;
+        delegate::list_target(&mut body, &targets[0], &info);
+        store.add(targets[0].clone(), info, file);
+    }
+    let done = if channel.is_none() && new_bytes == 0 {
+        Done::default()
+    } else {
+        store.propose(role, body)?;
+        store.commit(keys)?
+    };
+    Ok(Published {
+        targets,
+        manifest,
+        artifact_bytes,
+        new_bytes,
+        done,
+    })
+}
+
+/// Writes the manifest of the factory set that a recipe describes, measured where the image build has its files.
+pub fn factory(recipe: &Path, out: &Path, released: SystemTime) -> Result<Manifest> {
+    let recipe = Recipe::read(recipe)?;
+    let channel: Name = "factory".parse().map_err(Error::new)?;
+    let mut manifest = recipe.manifest(&channel, released)?;
+    recipe.check_sources()?;
+    for (source, component) in recipe.components.iter().zip(&mut manifest.components) {
+        let packed = pack::measure(source)?;
+        component.sha256 = packed.digest;
+        component.size_bytes = packed.bytes;
+        component.entries = packed.entries;
+        component.factory_path.clone_from(&source.factory_path);
+    }
+    durable::write_with_mode(out, &manifest_bytes(&manifest)?, 0o644)?;
+    Ok(manifest)
+}
+
+/// The manifest as it is published, after the appliance's own parser has accepted it.
+fn manifest_bytes(manifest: &Manifest) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(manifest).doing(|| "writing the manifest")?;
+    bytes.push(b'\n');
+    Manifest::parse(&bytes)
+        .map_err(|why| Error::with(Exit::Usage, format!("checking the manifest: {why}")))?;
+    Ok(bytes)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).doing(|| format!("resolving {}", path.display()))
+}
+
+/// A line for each role of a repository that expires soon.
+pub fn warnings(repo: &Path, now: SystemTime) -> Result<Vec<String>> {
+    Ok(Current::load(repo)?.warnings(now))
+}

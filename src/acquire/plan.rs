@@ -1,0 +1,327 @@
+//! The plan of an install: what is fetched and what is reused, which services stop, how much space it takes at worst.
+
+use crate::model::changes::changed_services;
+use crate::system::space;
+use std::fs::{self};
+use std::path::PathBuf;
+
+use crate::fetch::port::{Fetch, Target};
+use crate::model::slot::Set;
+use crate::repository::Repository;
+use qx_release::error::{Error, Exit, Result};
+use qx_release::manifest::{Component, Manifest, Name};
+
+/// Room for directories, the manifest, the seal and the records, in bytes.
+const MARGIN: u64 = 1 << 20;
+/// A file takes up to one block more than its length; with its inode this is a safe measure.
+const PER_ENTRY: u64 = 8192;
+
+/// Where a component comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The same bytes are installed already.
+    Reuse {
+        /// In this set.
+        set: Set,
+        /// As this component.
+        component: Component,
+    },
+    /// From the repository.
+    Fetch {
+        /// Bytes of its artifact.
+        length: u64,
+        /// Bytes of it that an earlier attempt left.
+        there: u64,
+    },
+}
+
+/// What the plan depends on.
+pub struct Ground<'a> {
+    /// The installed sets with a manifest, the preferred one first.
+    pub sets: &'a [(Set, Manifest)],
+    /// What runs.
+    pub active: Set,
+    /// Whether artifacts are copied to the data directory before they are unpacked.
+    pub copies_artifacts: bool,
+    /// Where they are copied to.
+    pub downloads: PathBuf,
+    /// The largest release allowed, in bytes.
+    pub release_bytes: u64,
+    /// The directory of the slots.
+    pub slots: PathBuf,
+    /// The slot that the release goes to.
+    pub alternate: PathBuf,
+    /// Whether a service is restarted even if its files stay the same: it uses data that is changed, or runs from a slot that is
+    /// given to the release.
+    pub restarts: &'a dyn Fn(&Name) -> bool,
+    /// Leftovers of earlier operations that nobody needs, the oldest first: they go before there is no space.
+    pub leftovers: &'a [PathBuf],
+    /// The most bytes that saving, rehearsing and restoring the data takes beside the slots.
+    pub data_bytes: u64,
+}
+
+/// What will be done.
+#[derive(Debug)]
+pub struct Plan {
+    /// For each component, in the manifest's order.
+    pub origins: Vec<Origin>,
+    /// The names of the services that will be stopped.
+    pub services: Vec<String>,
+    /// The most bytes that staging takes.
+    pub bytes: u64,
+    /// The most inodes that staging takes.
+    pub entries: u64,
+    /// Leftovers that have to go first.
+    pub drops: Vec<PathBuf>,
+    /// Whether the old content of the alternate slot has to go first.
+    pub needs_the_fallbacks_space: bool,
+    data_bytes: u64,
+    names: Vec<String>,
+    copies_artifacts: bool,
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// [`Exit::NoSpace`] if it does not fit; [`Exit::Refused`] if the release is larger than allowed, or names an artifact
+/// that the repository does not offer.
+pub fn plan(
+    manifest: &Manifest,
+    ground: &Ground,
+    repository: &Repository,
+    source: &dyn Fetch,
+) -> Result<Plan> {
+    let size = manifest.size_bytes();
+    if size > ground.release_bytes {
+        return Err(Error::with(
+            Exit::Refused,
+            format!(
+                "planning {}: it takes {size} bytes, and limits.release_bytes allows {}",
+                manifest.version, ground.release_bytes
+            ),
+        ));
+    }
+    let mut origins = Vec::new();
+    for component in &manifest.components {
+        origins.push(match installed_already(component, ground.sets) {
+            Some(origin) => origin,
+            None => fetched(component, ground, repository, source)?,
+        });
+    }
+    let active = ground
+        .sets
+        .iter()
+        .find(|(set, _)| *set == ground.active)
+        .map(|(_, manifest)| manifest);
+    let mut plan = Plan {
+        services: changed_services(active, Some(manifest), ground.restarts)
+            .iter()
+            .map(|s| s.name.to_string())
+            .collect(),
+        names: manifest
+            .components
+            .iter()
+            .map(|c| c.name.to_string())
+            .collect(),
+        origins,
+        bytes: 0,
+        entries: 0,
+        drops: Vec::new(),
+        needs_the_fallbacks_space: false,
+        data_bytes: ground.data_bytes,
+        copies_artifacts: ground.copies_artifacts,
+    };
+    plan.add_up(manifest);
+    let (mut free, mut inodes) = space::free_space(&ground.slots)?;
+    let mut leftovers = ground.leftovers.iter();
+    while plan.bytes > free || plan.entries > inodes {
+        let Some(oldest) = leftovers.next() else {
+            break;
+        };
+        let (bytes, entries) = space::used(oldest);
+        free = free.saturating_add(bytes);
+        inodes = inodes.saturating_add(entries);
+        plan.drops.push(oldest.clone());
+    }
+    if plan.bytes <= free && plan.entries <= inodes {
+        return Ok(plan);
+    }
+    // Without what the alternate slot holds: nothing can be reused from there then.
+    let (old_bytes, old_entries) = space::used(&ground.alternate);
+    plan.needs_the_fallbacks_space = true;
+    for (component, origin) in manifest.components.iter().zip(&mut plan.origins) {
+        if matches!(origin, Origin::Reuse { set, .. } if *set == Set::from(ground.active.alternate()))
+        {
+            *origin = fetched(component, ground, repository, source)?;
+        }
+    }
+    plan.add_up(manifest);
+    if plan.bytes <= free.saturating_add(old_bytes)
+        && plan.entries <= inodes.saturating_add(old_entries)
+    {
+        return Ok(plan);
+    }
+    Err(Error::with(
+        Exit::NoSpace,
+        format!(
+            "planning {}: it takes up to {} bytes{} and {} files in {}, and {free} bytes and {inodes} files are free",
+            manifest.version,
+            plan.bytes,
+            plan.of_data(),
+            plan.entries,
+            ground.slots.display()
+        ),
+    ))
+}
+
+fn fetched(
+    component: &Component,
+    ground: &Ground,
+    repository: &Repository,
+    source: &dyn Fetch,
+) -> Result<Origin> {
+    let target = artifact(component, repository, source)?.1;
+    let left =
+        |name: String| fs::metadata(ground.downloads.join(name)).map_or(0, |meta| meta.len());
+    let there = left(target.sha256.to_string()).max(left(format!("{}.part", target.sha256)));
+    Ok(Origin::Fetch {
+        length: target.length,
+        there: there.min(target.length),
+    })
+}
+
+impl Plan {
+    /// The most bytes that staging this component takes.
+    pub fn share_of(&self, component: &Component, origin: &Origin) -> u64 {
+        let artifact = match origin {
+            Origin::Fetch { length, there } if self.copies_artifacts => length - there,
+            _ => 0,
+        };
+        component
+            .size_bytes
+            .saturating_add(component.entries.saturating_mul(PER_ENTRY))
+            .saturating_add(artifact)
+    }
+
+    /// For people, a line each.
+    pub fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (name, origin) in self.names.iter().zip(&self.origins) {
+            lines.push(match origin {
+                Origin::Reuse { set, .. } => format!("{name}: reuse from {set}"),
+                Origin::Fetch { length, there: 0 } => format!("{name}: fetch {length} bytes"),
+                Origin::Fetch { length, there } => {
+                    format!("{name}: fetch {length} bytes, {there} of them are there")
+                }
+            });
+        }
+        lines.push(match self.services.as_slice() {
+            [] => "no service is restarted".into(),
+            services => format!("services to restart: {}", services.join(", ")),
+        });
+        lines.extend(
+            self.drops
+                .iter()
+                .map(|path| format!("for its space, {} is deleted", path.display())),
+        );
+        lines.push(format!(
+            "space: at most {} bytes{} and {} files",
+            self.bytes,
+            self.of_data(),
+            self.entries
+        ));
+        lines
+    }
+
+    fn of_data(&self) -> String {
+        match self.data_bytes {
+            0 => String::new(),
+            bytes => format!(", {bytes} of them for the data's way back,"),
+        }
+    }
+
+    fn add_up(&mut self, manifest: &Manifest) {
+        self.bytes = MARGIN.saturating_add(self.data_bytes);
+        self.entries = 16;
+        for (component, origin) in manifest.components.iter().zip(&self.origins) {
+            self.bytes = self.bytes.saturating_add(self.share_of(component, origin));
+            self.entries = self
+                .entries
+                .saturating_add(component.entries)
+                .saturating_add(4);
+        }
+    }
+}
+
+/// The TUF target that a component comes in: its name, and where it is.
+pub fn artifact(
+    component: &Component,
+    repository: &Repository,
+    source: &dyn Fetch,
+) -> Result<(String, Target)> {
+    let refused =
+        |why: &str| Error::with(Exit::Refused, format!("planning {}: {why}", component.name));
+    let name = component
+        .artifact
+        .as_ref()
+        .ok_or_else(|| refused("its manifest names no artifact"))?;
+    let target = repository
+        .target(source, name)?
+        .ok_or_else(|| refused(&format!("the repository does not offer {name}")))?;
+    Ok((name.to_string(), target))
+}
+
+fn installed_already(wanted: &Component, sets: &[(Set, Manifest)]) -> Option<Origin> {
+    sets.iter().find_map(|(set, manifest)| {
+        let same = |c: &&Component| {
+            (c.kind, c.sha256, c.size_bytes, c.entries, c.mode)
+                == (
+                    wanted.kind,
+                    wanted.sha256,
+                    wanted.size_bytes,
+                    wanted.entries,
+                    wanted.mode,
+                )
+        };
+        let component = manifest.components.iter().find(same)?.clone();
+        Some(Origin::Reuse {
+            set: *set,
+            component,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A release of two programs with this content.
+    fn manifest(node: &str, console: &str) -> Manifest {
+        let component = |name: &str, content: &str| {
+            json!({"name": name, "kind": "bin", "install_path": format!("bin/{name}"), "mode": "0755",
+                   "sha256": qx_release::digest::Digest::of(content.as_bytes()), "size_bytes": 1, "entries": 1})
+        };
+        let text = json!({
+            "format": 1, "product": "os", "version": "1.0.0", "arch": "x86_64", "channel": "stable", "released": "",
+            "components": [component("node", node), component("console", console)],
+        });
+        Manifest::parse(&serde_json::to_vec(&text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_same_bytes_are_reused_whatever_their_name() {
+        let old = manifest("1", "1");
+        let new = manifest("2", "1");
+        let sets = [(Set::A, old)];
+        assert_eq!(
+            installed_already(&new.components[0], &sets),
+            None,
+            "node changed"
+        );
+        assert!(matches!(
+            installed_already(&new.components[1], &sets),
+            Some(Origin::Reuse { set: Set::A, .. })
+        ));
+    }
+}

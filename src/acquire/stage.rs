@@ -1,0 +1,191 @@
+//! Steps 4 and 5: from a plan to a complete, verified and sealed release in the alternate slot. The set that runs is
+//! never touched; the old content of the slot is given up only when the new one is verified.
+
+use crate::system::space::Reserve;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::acquire::plan::{self, Origin, Plan};
+use crate::acquire::unpack;
+use crate::fetch::Mirrors;
+use crate::model::record::{Operation, Phase, Record, exit_of_return_to};
+use crate::model::slot::Slot;
+use crate::repository::Candidate;
+use crate::repository::Repository;
+use crate::store::{self, Store};
+use crate::system::host::Host;
+use crate::system::log::Log;
+use qx_release::durable;
+use qx_release::error::{Context, Error, Result};
+use qx_release::manifest::{Component, Kind};
+use qx_release::tree;
+
+/// Where a release comes from and goes to.
+pub struct Stage<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// Where it goes.
+    pub store: &'a Store,
+    /// The update log.
+    pub log: &'a mut Log,
+    /// What it is.
+    pub candidate: &'a Candidate,
+    /// What is fetched and what is reused.
+    pub plan: &'a Plan,
+    /// Where it is described.
+    pub repository: &'a Repository,
+    /// Where it is fetched from.
+    pub mirrors: &'a Mirrors,
+    /// Whether services were restarted for it already: what fails is told as after any other stop.
+    pub restarted: bool,
+}
+
+impl Stage<'_> {
+    /// Stages the release for `op`. Returns the record, in `Staged`; after an error it is back in `Idle`, durably.
+    pub fn run(mut self, mut op: Operation, record: &Record) -> Result<(Operation, Record)> {
+        let slot = op.from().set.alternate();
+        if self.plan.needs_the_fallbacks_space {
+            // P6: from here on the record says that the factory set is the fallback; then the old one may go.
+            op.before.fallback = None;
+        }
+        self.store
+            .save(&record.with(Phase::Staging { op: op.clone() }))?;
+        if let Err(e) = self.fill(slot) {
+            let e = match self.restarted {
+                true => e.exiting(exit_of_return_to(op.from().set)),
+                false => e,
+            };
+            self.undo(&op, record, &e);
+            return Err(e);
+        }
+        let staged = record.with(Phase::Staged { op: op.clone() });
+        self.store.save(&staged)?;
+        // What the slot held before.
+        self.store.drop_leftovers()?;
+        let version = &self.candidate.manifest.version;
+        self.log.info(
+            "stage",
+            format!("{version} is staged and verified in slot {slot}"),
+        );
+        Ok((op, staged))
+    }
+
+    fn undo(&mut self, op: &Operation, record: &Record, error: &Error) {
+        let now = self.host.timestamp();
+        let ended = op.attempt(error.exit, Some(error.chain()), &now);
+        let undone = self
+            .store
+            .drop_leftovers()
+            .and_then(|()| self.store.save(&record.ended(op.before.clone(), ended)));
+        if let Err(e) = undone {
+            // The next operation or boot does it again.
+            self.log.error("stage", e.chain());
+        }
+    }
+
+    fn fill(&mut self, slot: Slot) -> Result<()> {
+        let next = self.store.next(slot);
+        self.store.drop_leftovers()?;
+        if self.plan.needs_the_fallbacks_space {
+            let what =
+                format!("slot {slot} is given up for its space; the factory set is the fallback");
+            self.log.warning("stage", what);
+            durable::remove_tree(&self.store.slot(slot))?;
+        }
+        durable::create_dir(&next, 0o755)?;
+        let manifest = &self.candidate.manifest;
+        let mut reserve = Reserve::new(&next, self.plan.bytes)?;
+        for (component, origin) in manifest.components.iter().zip(&self.plan.origins) {
+            reserve.release(self.plan.share_of(component, origin))?;
+            if !self.reuse(component, origin, &next)? {
+                self.fetch(component, &next)?;
+            }
+        }
+        for path in &manifest.removed {
+            write_stub(&next.join(path))?;
+        }
+        // The margin is left for the manifest, and for what follows.
+        drop(reserve);
+        let path = store::manifest_path(&next);
+        fs::write(&path, &self.candidate.bytes).doing(|| format!("writing {}", path.display()))?;
+        durable::sync_file_system(&next)?;
+        self.log.info("stage", "verifying what lies on the medium");
+        self.store.verify_staged(slot, manifest)?;
+        let versions = self.repository.versions();
+        self.store
+            .seal(slot, manifest, self.candidate.digest, versions)?;
+        let place = self.store.slot(slot);
+        if place.exists() {
+            durable::exchange(&next, &place)
+        } else {
+            durable::rename(&next, &place)
+        }
+    }
+
+    /// Whether the component could be taken from a set that has it.
+    fn reuse(&mut self, component: &Component, origin: &Origin, next: &Path) -> Result<bool> {
+        let Origin::Reuse {
+            set,
+            component: old,
+        } = origin
+        else {
+            return Ok(false);
+        };
+        let place = next.join(&component.install_path);
+        let reused = self
+            .store
+            .component(*set, old)
+            .and_then(|from| tree::copy(component, &from, &place))
+            .map_err(|e| e.chain())
+            .and_then(|()| tree::matches(component, &place));
+        let Err(why) = reused else {
+            self.log
+                .info("stage", format!("{} is reused from {set}", component.name));
+            return Ok(true);
+        };
+        let what = format!(
+            "{} cannot be reused from {set} and is fetched: {why}",
+            component.name
+        );
+        self.log.warning("stage", what);
+        match component.kind {
+            Kind::Bin => durable::remove(&place)?,
+            Kind::Tree => durable::remove_tree(&place)?,
+        }
+        Ok(false)
+    }
+
+    fn fetch(&mut self, component: &Component, next: &Path) -> Result<()> {
+        let (name, target) = plan::artifact(component, self.repository, self.mirrors)?;
+        let total = target.length;
+        let what = component.name.to_string();
+        let downloads = self.store.path("update/downloads");
+        let log = &mut *self.log;
+        log.info("fetch", format!("fetching {name} ({total} bytes)"));
+        let artifact = self.mirrors.artifact(&target, &downloads, &mut |done| {
+            log.progress(&what, done, total);
+        });
+        for warning in self.mirrors.take_warnings() {
+            log.warning("fetch", warning);
+        }
+        let artifact = artifact?;
+        unpack::unpack(
+            component,
+            artifact,
+            total,
+            &target.sha256,
+            next,
+            &mut |_| {},
+        )
+    }
+}
+
+fn write_stub(path: &Path) -> Result<()> {
+    let put = || {
+        fs::create_dir_all(path.parent().unwrap_or(path))?;
+        fs::write(path, store::STUB)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+    };
+    put().doing(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,468 @@
+//! From an artifact to an installed component, as a stream: limit, hash, inflate, untar, write.
+//!
+//! An archive is hostile until its digest is known, and that is known last. So every entry is checked
+//! before anything is made of it: what it is, where it goes, how much of it there is. Whatever is not
+//! plainly a file, a directory or a link inside of the component's own place is refused.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::GzDecoder;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use qx_release::digest::{Digest, Hasher};
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::{Component, Kind, RelPath};
+use qx_release::tree;
+
+const BUFFER: usize = 128 * 1024;
+/// A header that carries a long name or other attributes of the next entry is at most this long, in bytes.
+const EXTENSION_LIMIT: u64 = 4096;
+/// What an archive may hold beside the files' bytes: for each entry its header, padding, and extensions.
+const OVERHEAD_PER_ENTRY: u64 = 16 * 1024;
+/// What an archive may end with: archivers fill up their last record.
+const OVERHEAD: u64 = 64 * 1024;
+
+/// Unpacks a component's artifact (`.tar.gz`, exactly `length` bytes with this digest) into the slot
+/// `staging`. Memory does not depend on its size. `progress` is told how much of the artifact is read.
+///
+/// Nothing is synced, and it is not checked that what was installed has the manifest's digest: that is
+/// for [`tree::matches_medium`], when it is synced. After an error `staging` holds a part.
+///
+/// # Errors
+/// [`Exit::Refused`] if the artifact is not what it should be, one sentence that names component and
+/// entry; [`Exit::NoSpace`]; else it could not be read or written.
+pub fn unpack(
+    component: &Component,
+    artifact: impl Read,
+    length: u64,
+    sha256: &Digest,
+    staging: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let artifact = Artifact {
+        // One more shows that there is more.
+        inner: artifact.take(length.saturating_add(1)),
+        hasher: Hasher::default(),
+        progress,
+    };
+    let mut artifact = BufReader::with_capacity(BUFFER, artifact);
+    let mut unpacked = Unpacker::new(component, staging)?.run(&mut artifact);
+    if unpacked
+        .as_ref()
+        .err()
+        .is_some_and(|e| e.exit != Exit::Refused)
+    {
+        return unpacked;
+    }
+    let name = &component.name;
+    let rest = io::copy(&mut artifact, &mut io::sink())
+        .doing(|| format!("reading the artifact of {name}"))?;
+    if rest > 0 && unpacked.is_ok() {
+        unpacked = Err(refused(name, "something follows the compressed archive"));
+    }
+    // If the digest is wrong then that is why, whatever was odd inside.
+    let hasher = &artifact.get_ref().hasher;
+    if hasher.bytes() > length {
+        return Err(refused(
+            name,
+            format!("the artifact is longer than {length} bytes"),
+        ));
+    }
+    if hasher.bytes() < length {
+        let bytes = hasher.bytes();
+        return Err(refused(
+            name,
+            format!("the artifact ends after {bytes} of {length} bytes"),
+        ));
+    }
+    if hasher.digest() != *sha256 {
+        let found = hasher.digest();
+        return Err(refused(
+            name,
+            format!("the artifact's digest is {found} instead of {sha256}"),
+        ));
+    }
+    unpacked
+}
+
+/// Hashes what is read of the artifact.
+struct Artifact<'a, R> {
+    inner: io::Take<R>,
+    hasher: Hasher,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Artifact<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.inner.read(into) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+                Ok(n) => {
+                    self.hasher.update(&into[..n]);
+                    (self.progress)(self.hasher.bytes());
+                    return Ok(n);
+                }
+            }
+        }
+    }
+}
+
+/// Stops a bomb, whatever it is made of.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(into)?;
+        match self.left.checked_sub(n as u64) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(io::Error::other(
+                    "it inflates to more than the manifest says",
+                ));
+            }
+        }
+        Ok(n)
+    }
+}
+
+/// What extension headers say of the entry that follows them.
+#[derive(Default)]
+struct Extensions {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
+struct Unpacker<'a> {
+    component: &'a Component,
+    staging: &'a Path,
+    root: OwnedFd,
+    /// The directory that the last entry went to: mostly the next one goes there too.
+    directory: Option<(String, OwnedFd)>,
+    /// Directories that their owner could put nothing into; they get their bits at the end.
+    closed: Vec<(PathBuf, u32)>,
+    entries: u64,
+    bytes: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Unpacker<'a> {
+    fn new(component: &'a Component, staging: &'a Path) -> Result<Unpacker<'a>> {
+        tree::make_parents(&staging.join(&component.install_path))?;
+        let root = open_directory(CWD, staging)
+            .doing(|| format!("opening the directory {}", staging.display()))?;
+        Ok(Unpacker {
+            component,
+            staging,
+            root,
+            directory: None,
+            closed: Vec::new(),
+            entries: 0,
+            bytes: 0,
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    fn run(mut self, artifact: &mut impl BufRead) -> Result<()> {
+        let component = self.component;
+        let overhead = component
+            .entries
+            .saturating_mul(OVERHEAD_PER_ENTRY)
+            .saturating_add(OVERHEAD);
+        let mut archive = tar::Archive::new(Bounded {
+            inner: GzDecoder::new(artifact),
+            left: component.size_bytes.saturating_add(overhead),
+        });
+        let unreadable = |error: io::Error| archive_error(component, error);
+        let mut extensions = Extensions::default();
+        // Raw: left to itself the reader would take long names of any length into memory.
+        for entry in archive.entries().map_err(unreadable)?.raw(true) {
+            let mut entry = entry.map_err(unreadable)?;
+            match entry.header().entry_type() {
+                EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader => {
+                    self.extend(&mut extensions, &mut entry)?;
+                }
+                kind => self.entry(kind, std::mem::take(&mut extensions), &mut entry)?,
+            }
+        }
+        // What follows the archive inside of the compressed stream counts too, and the stream's own
+        // checksum is checked at its end.
+        io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(unreadable)?;
+        for (what, found, said) in [
+            ("entries", self.entries, component.entries),
+            ("bytes of files", self.bytes, component.size_bytes),
+        ] {
+            if found != said {
+                let why = format!("it holds {found} {what} instead of {said}");
+                return Err(refused(&component.name, why));
+            }
+        }
+        for (path, mode) in self.closed.iter().rev() {
+            fs::set_permissions(path, fs::Permissions::from_mode(*mode))
+                .doing(|| format!("setting the mode of {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn extend(&self, known: &mut Extensions, entry: &mut tar::Entry<impl Read>) -> Result<()> {
+        let component = self.component;
+        let refuse = |why: &str| refused(&component.name, why);
+        if entry.size() > EXTENSION_LIMIT {
+            return Err(refuse("a name or an attribute in the archive is over-long"));
+        }
+        let mut data = Vec::new();
+        entry
+            .read_to_end(&mut data)
+            .map_err(|e| archive_error(component, e))?;
+        let mut set = |is_path: bool, value: &[u8]| {
+            let place = if is_path {
+                &mut known.path
+            } else {
+                &mut known.link
+            };
+            match place.replace(value.to_owned()) {
+                None => Ok(()),
+                Some(_) => Err(refuse("an entry of the archive has two names")),
+            }
+        };
+        let kind = entry.header().entry_type();
+        if kind != EntryType::XHeader {
+            let name = data.strip_suffix(b"\0").unwrap_or(&data);
+            return set(kind == EntryType::GNULongName, name);
+        }
+        for pair in tar::PaxExtensions::new(&data) {
+            let pair = pair.map_err(|e| archive_error(component, e))?;
+            match pair.key_bytes() {
+                b"path" => set(true, pair.value_bytes())?,
+                b"linkpath" => set(false, pair.value_bytes())?,
+                // Owners and times do not count.
+                b"mtime" | b"atime" | b"ctime" | b"uid" | b"gid" | b"uname" | b"gname" => {}
+                key => {
+                    let key = shown(key);
+                    let why =
+                        format!("the archive has an attribute '{key}', which is not supported");
+                    return Err(refuse(&why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        extensions: Extensions,
+        entry: &mut tar::Entry<impl Read>,
+    ) -> Result<()> {
+        let header = entry.header();
+        let raw = extensions
+            .path
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let refuse = |why: &str| {
+            let why = format!("entry '{}' {why}", shown(&raw));
+            refused(&self.component.name, why)
+        };
+        let name = std::str::from_utf8(&raw).map_err(|_| refuse("is not UTF-8"))?;
+        let name = match kind {
+            EntryType::Directory => name.strip_suffix('/').unwrap_or(name),
+            _ => name,
+        };
+        let path: RelPath = name
+            .parse()
+            .map_err(|why: String| refuse(&format!("is refused: {why}")))?;
+        let place = &self.component.install_path;
+        let Some(relative) = path.below(place) else {
+            return Err(refuse(&format!("is outside of {place}")));
+        };
+        match (kind, self.component.kind) {
+            (EntryType::Regular, Kind::Bin) if !relative.is_empty() => {
+                return Err(refuse(&format!("is below {place}, which is a bin")));
+            }
+            (EntryType::Regular, Kind::Tree) if relative.is_empty() => {
+                return Err(refuse("is a file, and the component is a tree"));
+            }
+            (EntryType::Regular, _) | (EntryType::Directory | EntryType::Symlink, Kind::Tree) => {}
+            (EntryType::Directory | EntryType::Symlink, Kind::Bin) => {
+                return Err(refuse("is no file, and the component is a bin"));
+            }
+            (EntryType::Link, _) => return Err(refuse("is a hard link")),
+            (EntryType::Char | EntryType::Block | EntryType::Fifo, _) => {
+                return Err(refuse("is a device or a pipe"));
+            }
+            (EntryType::GNUSparse, _) => return Err(refuse("is a sparse file")),
+            (other, _) => {
+                let kind = shown(&[other.as_byte()]);
+                return Err(refuse(&format!("is of an unknown type ('{kind}')")));
+            }
+        }
+        // The bits above are the file's type, which some archivers repeat here.
+        let mode = header.mode().map_err(|_| refuse("has no mode"))? & 0o7777;
+        if mode > 0o777 {
+            return Err(refuse(&format!(
+                "has a set-user-id, set-group-id or sticky bit (mode {mode:o})"
+            )));
+        }
+        if self.entries == self.component.entries {
+            let entries = self.component.entries;
+            return Err(refuse(&format!(
+                "is one more than the {entries} of the manifest"
+            )));
+        }
+        let size = entry.size();
+        if kind == EntryType::Regular && size > self.component.size_bytes - self.bytes {
+            let most = self.component.size_bytes;
+            return Err(refuse(&format!(
+                "is larger than the manifest's {most} bytes allow"
+            )));
+        }
+        let target = match kind {
+            EntryType::Symlink => {
+                let target = extensions
+                    .link
+                    .or_else(|| header.link_name_bytes().map(|t| t.into_owned()))
+                    .unwrap_or_default();
+                let inside = std::str::from_utf8(&target)
+                    .is_ok_and(|target| tree::link_stays_inside(relative, target));
+                if !inside || relative.is_empty() {
+                    return Err(refuse(&format!(
+                        "is a link to '{}', which is not inside of the component",
+                        shown(&target)
+                    )));
+                }
+                target
+            }
+            _ => Vec::new(),
+        };
+
+        let full = self.staging.join(&path);
+        let directory = match self.directory_of(&path) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT) => return Err(refuse("comes before its directory")),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Err(refuse("leads through something that is no directory"));
+            }
+            Err(e) => {
+                return Err(e).doing(|| format!("opening the directory of {}", full.display()));
+            }
+        };
+        let file_name = path.file_name();
+        // Nothing that is there is ever opened or replaced.
+        let made = match kind {
+            EntryType::Directory => {
+                make_directory(directory, file_name, mode | 0o700).map(|()| None)
+            }
+            EntryType::Symlink => {
+                rustix::fs::symlinkat(&target[..], directory, file_name).map(|()| None)
+            }
+            _ => create_file(directory, file_name).map(Some),
+        };
+        let file = match made {
+            Ok(file) => file,
+            Err(Errno::EXIST) => return Err(refuse("is there already")),
+            Err(e) => return Err(e).doing(|| format!("creating {}", full.display())),
+        };
+        if kind == EntryType::Directory && mode & 0o700 != 0o700 {
+            self.closed.push((full.clone(), mode));
+        }
+        self.entries += 1;
+        if let Some(mut file) = file {
+            self.bytes += size;
+            self.write(entry, size, &mut file, &full)?;
+            file.set_permissions(fs::Permissions::from_mode(mode))
+                .doing(|| format!("setting the mode of {}", full.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        entry: &mut impl Read,
+        size: u64,
+        file: &mut File,
+        path: &Path,
+    ) -> Result<()> {
+        let mut left = size;
+        while left > 0 {
+            let n = entry
+                .read(&mut self.buffer)
+                .map_err(|e| archive_error(self.component, e))?;
+            if n == 0 {
+                let why = io::Error::new(io::ErrorKind::UnexpectedEof, "it ends within a file");
+                return Err(archive_error(self.component, why));
+            }
+            file.write_all(&self.buffer[..n])
+                .doing(|| format!("writing {}", path.display()))?;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// The directory that an entry goes to, reached without following a link.
+    fn directory_of(&mut self, path: &RelPath) -> rustix::io::Result<&OwnedFd> {
+        let (parent, _) = path.as_str().rsplit_once('/').unwrap_or_default();
+        let directory = match self.directory.take() {
+            Some((known, directory)) if known == parent => directory,
+            _ => {
+                let mut directory = self.root.try_clone().map_err(|_| Errno::MFILE)?;
+                for segment in parent.split('/').filter(|s| !s.is_empty()) {
+                    directory = open_directory(&directory, Path::new(segment))?;
+                }
+                directory
+            }
+        };
+        Ok(&self.directory.insert((parent.to_owned(), directory)).1)
+    }
+}
+
+fn open_directory(at: impl std::os::fd::AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+// Modes are set after the making, for the process's umask would take bits away.
+fn make_directory(at: &OwnedFd, name: &str, mode: u32) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(at, name, Mode::RWXU)?;
+    rustix::fs::fchmod(
+        open_directory(at, Path::new(name))?,
+        Mode::from_raw_mode(mode),
+    )
+}
+
+fn create_file(at: &OwnedFd, name: &str) -> rustix::io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?;
+    Ok(fd.into())
+}
+
+/// What comes from the system (a disk that cannot be read) is no fault of the archive.
+fn archive_error(component: &Component, error: io::Error) -> Error {
+    let ours = error.raw_os_error().is_some();
+    let name = &component.name;
+    let result: Result<std::convert::Infallible> =
+        Err(error).doing(|| format!("unpacking {name}: reading the archive"));
+    let Err(error) = result;
+    if ours {
+        error
+    } else {
+        error.exiting(Exit::Refused)
+    }
+}
+
+fn refused(name: &impl std::fmt::Display, why: impl std::fmt::Display) -> Error {
+    Error::with(Exit::Refused, format!("unpacking {name}: {why}"))
+}
+
+/// For messages: hostile text is escaped and cut.
+fn shown(text: &[u8]) -> String {
+    let cut = &text[..text.len().min(120)];
+    cut.escape_ascii().to_string()
+}

@@ -1,0 +1,174 @@
+//! The migration: the release's own program moves the data to its schema, while the services are stopped and the link
+//! still selects the old set; or a clone of the data, while they run.
+
+use std::time::{Duration, Instant};
+
+use crate::model::record::Operation;
+use crate::model::slot::{Installed, Set};
+use crate::store::Store;
+use crate::system::host::Host;
+use crate::system::log::Log;
+use crate::system::proc::Proc;
+use crate::system::process::{Program, User};
+use qx_release::error::{Error, Result};
+use qx_release::manifest::Manifest;
+use qx_release::text;
+
+/// Names the operation in the environment of a migration, and of all that it starts.
+const OPERATION: &str = "QX_UPDATE_OPERATION";
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+/// How many last lines of each of a migration's outputs are kept for `status`: what fails says so on one of them, however
+/// much it wrote to the other.
+const LAST_LINES: usize = 5;
+/// How much of each of these lines, in characters.
+const LINE: usize = 200;
+
+/// How a set's programs are run on data.
+pub struct Tool<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// What is installed.
+    pub store: &'a Store,
+    /// What it is run for.
+    pub op: &'a Operation,
+    /// Whose program it is.
+    pub set: Set,
+    /// That set's manifest.
+    pub manifest: &'a Manifest,
+    /// What `{data:NAME}` stands for.
+    pub places: Vec<(String, String)>,
+    /// Seconds until the whole process group is killed.
+    pub timeout_s: u64,
+}
+
+/// A migration that failed.
+pub struct Failure {
+    /// What happened.
+    pub error: Error,
+    /// Its last lines of output, each with its stream.
+    pub output: Vec<String>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure {
+            error,
+            output: Vec::new(),
+        }
+    }
+}
+
+impl Tool<'_> {
+    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked again and again whether it
+    /// keeps within its space.
+    ///
+    /// Its environment is that of [`Program`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
+    /// set's directory, also its working directory), `QX_UPDATE_OPERATION`.
+    pub fn run(
+        &self,
+        step: &str,
+        vector: &[String],
+        within: Option<&dyn Fn() -> bool>,
+        log: &mut Log,
+    ) -> Result<(), Failure> {
+        let Some((program, arguments)) = vector.split_first() else {
+            return Err(Error::new("running a migration: it is empty").into());
+        };
+        let program = self
+            .store
+            .program(self.set, self.manifest, program)
+            .ok_or_else(|| Error::new(format!("running {program}: it is in no component")))?;
+        let mut given = vec![program.display().to_string()];
+        for argument in arguments {
+            let mut argument = argument.clone();
+            for (placeholder, place) in &self.places {
+                argument = argument.replace(placeholder, place);
+            }
+            given.push(argument);
+        }
+        let directory = self.store.directory(self.set);
+        let version = |set: &Installed| {
+            let version = set.version.as_ref().map(ToString::to_string);
+            version.unwrap_or_default()
+        };
+        let environment = [
+            ("QX_UPDATE_FROM".to_owned(), version(self.op.from())),
+            ("QX_UPDATE_TO".to_owned(), version(&self.op.to)),
+            ("QX_UPDATE_SLOT".to_owned(), directory.display().to_string()),
+            (OPERATION.to_owned(), self.op.id.clone()),
+        ];
+        let user = self.op.migration_user.as_deref();
+        let user = user.map(|name| User::find(self.host, name)).transpose()?;
+        // The places are not put in, nor shown where they come out: there may be a password in one.
+        let hidden = |line: &str| {
+            let places = self.places.iter();
+            places.fold(line.to_owned(), |line, (_, place)| {
+                text::hiding(&line, place)
+            })
+        };
+        log.info(step, format!("running {}", text::command(vector)));
+        let mut output = Vec::new();
+        let ended = Program {
+            directory: &directory,
+            environment: &environment,
+            user: user.as_ref(),
+            within,
+            ..Program::new(&given, Duration::from_secs(self.timeout_s))
+        }
+        .run(&mut |stream, line| {
+            let line = hidden(line);
+            keep(&mut output, stream.name(), &text::clean(&line, LINE));
+            log.info_with(step, line, serde_json::json!({ "stream": stream.name() }));
+        })?;
+        if ended.ok() {
+            log.info(step, format!("{} succeeded", text::command(vector)));
+            return Ok(());
+        }
+        let ended = hidden(&ended.describe());
+        let what = format!("the {step} {} {ended}", text::command(vector));
+        Err(Failure {
+            error: Error::new(what),
+            output,
+        })
+    }
+}
+
+/// Keeps the last lines of each stream, in the order in which they came.
+fn keep(output: &mut Vec<String>, stream: &str, line: &str) {
+    let same = |kept: &String| kept.starts_with(stream);
+    if output.iter().filter(|kept| same(kept)).count() == LAST_LINES
+        && let Some(oldest) = output.iter().position(same)
+    {
+        output.remove(oldest);
+    }
+    output.push(format!("{stream}: {line}"));
+}
+
+/// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go
+/// on changing the data under the old set, or beside the next migration. Its processes are known by their environment.
+pub fn end_orphans(operation: &str, proc: &Proc, log: &mut Log) -> Result<()> {
+    let mark = format!("{OPERATION}={operation}");
+    let deadline = Instant::now() + GONE;
+    loop {
+        let orphans = proc.marked(&mark);
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let stay: Vec<String> = orphans.iter().map(|p| p.pid.to_string()).collect();
+            return Err(Error::new(format!(
+                "ending what is left of a migration: processes {} stay",
+                stay.join(", ")
+            )));
+        }
+        for orphan in orphans {
+            log.warning(
+                "migrate",
+                format!("killing process {}, left by a migration", orphan.pid),
+            );
+            proc.kill(orphan);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

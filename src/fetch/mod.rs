@@ -1,0 +1,525 @@
+//! Sources of bytes: a web server, a directory, a bundle; and a list of them, [`Mirrors`].
+//!
+//! Nothing that comes from a source is trusted; lengths are limited here, digests and signatures are
+//! checked by whoever asked (and, for a download that is kept, here).
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use crate::model::config::Limits;
+use qx_release::digest::Digest;
+use qx_release::durable;
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::RelPath;
+use qx_release::trust::clock::Clock;
+
+pub mod bundle;
+mod download;
+mod headers;
+mod http;
+mod mirrors;
+pub mod port;
+mod proxy;
+#[cfg(feature = "https")]
+mod tls;
+
+use bundle::Bundle;
+use download::Download;
+pub use headers::Headers;
+pub use http::own_address;
+use http::{Client, Tls, Url};
+pub use mirrors::Mirrors;
+pub use proxy::Proxies;
+
+/// The first pause before a broken transfer is tried again; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How a source is asked.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
+    pub ca_file: Option<PathBuf>,
+    /// What certificates are valid at.
+    pub clock: Clock,
+    /// What does not go directly to the server.
+    pub proxies: Proxies,
+    /// Extra headers for the source's own server.
+    pub headers: Headers,
+    /// How long is waited.
+    pub patience: Patience,
+}
+
+impl Options {
+    /// Directly, without anything extra, with the system's certificate authorities and the configuration's defaults.
+    pub fn new(clock: Clock) -> Options {
+        Options {
+            ca_file: None,
+            clock,
+            proxies: Proxies::default(),
+            headers: Headers::default(),
+            patience: Patience::from(&Limits::default()),
+        }
+    }
+}
+
+/// How patiently a web server is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Until a connection must stand.
+    pub connect_timeout: Duration,
+    /// Without a byte, after which a transfer is broken off.
+    pub stall_timeout: Duration,
+    /// Until a small file must be whole, all tries included.
+    pub small_timeout: Duration,
+    /// Bytes a second that an artifact must bring, measured over each `stall_timeout`. One that does may take for ever.
+    pub slowest: u64,
+    /// How often in a row a broken transfer is tried again without getting any further.
+    pub retries: u32,
+}
+
+impl From<&Limits> for Patience {
+    fn from(limits: &Limits) -> Patience {
+        Patience {
+            connect_timeout: Duration::from_secs(limits.connect_timeout_s),
+            stall_timeout: Duration::from_secs(limits.stall_timeout_s),
+            small_timeout: Duration::from_secs(limits.metadata_timeout_s),
+            slowest: limits.slowest_bytes_per_s,
+            retries: limits.retries,
+        }
+    }
+}
+
+/// Where a repository's files come from.
+pub struct Source {
+    place: Place,
+    patience: Patience,
+    /// It did not answer after all tries; from then on each file is tried once.
+    tired: Cell<bool>,
+}
+
+enum Place {
+    Directory(PathBuf),
+    Bundle(Bundle),
+    Web(Url, Box<Client>),
+}
+
+/// The bytes of an artifact, wherever they lie.
+pub struct Artifact {
+    file: File,
+    at: u64,
+    left: u64,
+}
+
+impl Artifact {
+    fn new(file: File, at: u64, length: u64) -> Artifact {
+        Artifact {
+            file,
+            at,
+            left: length,
+        }
+    }
+}
+
+impl Read for Artifact {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = into
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let n = self.file.read_at(&mut into[..most], self.at)?;
+        self.at += n as u64;
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+impl Source {
+    /// Takes `http://…`, `https://…`, the path of a directory, or that of a bundle. Nothing is connected to yet.
+    pub fn open(spec: &str, options: &Options) -> Result<Source> {
+        let place = if spec.contains("://") {
+            let url = Url::parse(spec).map_err(|why| Error::with(Exit::Usage, why))?;
+            if url.has_query() {
+                let why = format!("'{url}' has a query: no file can be named below it");
+                return Err(Error::with(Exit::Usage, why));
+            }
+            if url.is_https() && !cfg!(feature = "https") {
+                let why = format!("opening {url}: this build has no TLS, and cannot use https");
+                return Err(Error::with(Exit::Usage, why));
+            }
+            let client = Client {
+                connect_timeout: options.patience.connect_timeout,
+                stall_timeout: options.patience.stall_timeout,
+                once: false,
+                tls: Some(Tls {
+                    ca_file: options.ca_file.clone(),
+                    clock: options.clock,
+                }),
+                proxies: options.proxies.clone(),
+                headers: Some((url.clone(), options.headers.clone())),
+                idle: None.into(),
+            };
+            Place::Web(url, Box::new(client))
+        } else {
+            let path = PathBuf::from(spec);
+            let doing = || format!("opening the source {spec}");
+            let there = fs::metadata(&path).doing(doing)?;
+            if there.is_dir() {
+                Place::Directory(path)
+            } else if there.is_file() {
+                let file = File::open(&path).doing(doing)?;
+                Place::Bundle(Bundle::open(&path, file, there.len())?)
+            } else {
+                let why = format!("{}: it is neither a directory nor a bundle", doing());
+                return Err(Error::new(why));
+            }
+        };
+        Ok(Source {
+            place,
+            patience: options.patience,
+            tired: Cell::new(false),
+        })
+    }
+
+    /// Whether it can have a file of that path: a bundle may hold less than its metadata tell of.
+    pub fn may_have(&self, path: &str) -> bool {
+        match &self.place {
+            Place::Bundle(bundle) => bundle.holds(path),
+            Place::Directory(_) | Place::Web(..) => true,
+        }
+    }
+
+    /// A whole file of at most `limit` bytes, or `None` if there is none of that name (404, or the 403 that
+    /// object stores say instead to those who may not list).
+    pub fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        Ok(self.find(path, limit)?.ok())
+    }
+
+    /// A whole file of at most `limit` bytes that must be there. The error tells a server's 404 from its 403.
+    pub fn required(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
+        self.find(path, limit)?
+    }
+
+    /// The inner error says that there is no such file.
+    fn find(&self, path: &str, limit: u64) -> Result<Result<Vec<u8>>> {
+        if let Place::Web(base, client) = &self.place {
+            let url = base.join(path);
+            let until = Instant::now() + self.patience.small_timeout;
+            let mut retries = self.retries(Some(until));
+            loop {
+                match small_over_http(client, &url, limit, until) {
+                    Ok(found) => return Ok(found),
+                    Err(fault) => retries.pause(fault)?,
+                }
+            }
+        }
+        let Some((file, length)) = self.open_file(path)? else {
+            return Ok(Err(self.missing(path)));
+        };
+        let name = self.name_of(path);
+        if length > limit {
+            return Err(too_long(&name, limit));
+        }
+        let bytes = read_limited(file, limit).doing(|| format!("reading {name}"))?;
+        match bytes {
+            Some(bytes) if bytes.len() as u64 == length => Ok(Ok(bytes)),
+            _ => Err(Error::new(format!(
+                "reading {name}: it became shorter meanwhile"
+            ))),
+        }
+    }
+
+    /// An artifact. From a directory or a bundle it is read where it lies, and its digest is not checked here. From the web
+    /// it is downloaded to `downloads/SHA256`, resuming what an earlier try left in `downloads/SHA256.part`, and is on
+    /// the medium, with the right digest, before it has that name.
+    ///
+    /// `progress` is told how many of the `length` bytes there are.
+    ///
+    /// # Errors
+    /// [`Exit::Refused`] if it is not of that length and digest.
+    pub fn artifact(
+        &self,
+        path: &str,
+        length: u64,
+        sha256: &Digest,
+        downloads: &Path,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Artifact> {
+        if let Place::Web(base, client) = &self.place {
+            durable::create_dir(downloads, 0o700)?;
+            let mut download = Download {
+                client,
+                url: base.join(path),
+                length,
+                sha256,
+                patience: &self.patience,
+                retries: self.retries(None),
+                progress,
+            };
+            let file = download.run(&downloads.join(sha256.to_string()))?;
+            return Ok(Artifact::new(file, 0, length));
+        }
+        let Some((file, found)) = self.open_file(path)? else {
+            return Err(self.missing(path));
+        };
+        if found != length {
+            return Err(wrong_length(&self.name_of(path), found, length));
+        }
+        progress(length);
+        Ok(file)
+    }
+
+    /// A file that can be read where it lies, and its length.
+    fn open_file(&self, path: &str) -> Result<Option<(Artifact, u64)>> {
+        match &self.place {
+            Place::Directory(directory) => {
+                let opened = open_if_there(&inside(directory, path)?)?;
+                Ok(opened.map(|(file, length)| (Artifact::new(file, 0, length), length)))
+            }
+            Place::Bundle(bundle) => bundle.open_file(path),
+            Place::Web(..) => Ok(None),
+        }
+    }
+
+    /// A file of it, for an error.
+    fn name_of(&self, path: &str) -> String {
+        match &self.place {
+            Place::Directory(directory) => directory.join(path).display().to_string(),
+            Place::Bundle(bundle) => format!("{path} in {}", bundle.path().display()),
+            Place::Web(base, _) => base.join(path).to_string(),
+        }
+    }
+
+    fn missing(&self, path: &str) -> Error {
+        let name = self.name_of(path);
+        Error::new(format!("opening {name}: there is no such file"))
+    }
+
+    fn retries(&self, until: Option<Instant>) -> Retries<'_> {
+        let most = if self.tired.get() {
+            0
+        } else {
+            self.patience.retries
+        };
+        Retries {
+            most,
+            failed: 0,
+            until,
+            tired: &self.tired,
+        }
+    }
+}
+
+/// An answer to a health check.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Where it came from, if that is this machine itself.
+    pub own_address: Option<SocketAddr>,
+}
+
+/// One GET over plain HTTP for a health check; the body has at most `limit` bytes. No redirect is followed, no proxy is
+/// used, nothing is tried again, and `timeout` is for all of it.
+pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
+    let parsed = Url::parse(url).map_err(Error::new)?;
+    if parsed.is_https() {
+        return Err(Error::new(format!("asking {parsed}: it is no http:// URL")));
+    }
+    let client = Client {
+        connect_timeout: timeout,
+        stall_timeout: timeout,
+        once: true,
+        tls: None,
+        proxies: Proxies::default(),
+        headers: None,
+        idle: None.into(),
+    };
+    let ask = || -> io::Result<_> {
+        let mut response = client.get(&parsed, 0, Some(Instant::now() + timeout))?;
+        let own_address = response.body.own_address();
+        let body = read_limited(response.body, limit)?;
+        Ok((response.status, body, own_address))
+    };
+    match ask().doing(|| format!("asking {parsed}"))? {
+        (status, Some(body), own_address) => Ok(Answer {
+            status,
+            body,
+            own_address,
+        }),
+        (_, None, _) => Err(too_long(&parsed, limit)),
+    }
+}
+
+/// A failed try.
+enum Fault {
+    /// Another one may end better.
+    Transient(Error),
+    Permanent(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        Fault::Permanent(error)
+    }
+}
+
+impl Fault {
+    fn of(url: &Url, error: io::Error) -> Fault {
+        let last = error.kind() == io::ErrorKind::InvalidData;
+        let Err(error) = Err::<Infallible, _>(error).doing(|| format!("fetching {url}"));
+        if last {
+            Fault::Permanent(error)
+        } else {
+            Fault::Transient(error)
+        }
+    }
+
+    fn status(url: &Url, status: u16) -> Fault {
+        match status {
+            408 | 425 | 429 | 500.. => Fault::Transient(answered(url, status)),
+            _ => Fault::Permanent(answered(url, status)),
+        }
+    }
+}
+
+struct Retries<'a> {
+    most: u32,
+    failed: u32,
+    /// When no further try makes sense.
+    until: Option<Instant>,
+    tired: &'a Cell<bool>,
+}
+
+impl Retries<'_> {
+    /// Returns when it is time for the next try, or with the error if there is none.
+    fn pause(&mut self, fault: Fault) -> Result<()> {
+        let error = match fault {
+            Fault::Permanent(error) => return Err(error),
+            Fault::Transient(error) => error,
+        };
+        let pause = FIRST_PAUSE
+            .saturating_mul(2u32.saturating_pow(self.failed))
+            .min(LONGEST_PAUSE);
+        let too_late = self
+            .until
+            .is_some_and(|until| Instant::now() + pause >= until);
+        if self.failed >= self.most || too_late {
+            self.tired.set(true);
+            return Err(error);
+        }
+        std::thread::sleep(pause);
+        self.failed += 1;
+        Ok(())
+    }
+
+    /// The last try got somewhere.
+    fn begin_anew(&mut self) {
+        self.failed = 0;
+    }
+}
+
+fn answered(url: &Url, status: u16) -> Error {
+    let mut why = format!("fetching {url}: the server answered {status}");
+    match status {
+        401 | 403 => why.push_str(" (no right to it, or no such file)"),
+        407 => why.push_str(" (the proxy wants to know who asks)"),
+        _ => {}
+    }
+    Error::new(why)
+}
+
+/// The inner error says that there is no such file.
+fn small_over_http(
+    client: &Client,
+    url: &Url,
+    limit: u64,
+    until: Instant,
+) -> Result<Result<Vec<u8>>, Fault> {
+    let response = client
+        .get(url, 0, Some(until))
+        .map_err(|e| Fault::of(url, e))?;
+    match response.status {
+        200 => {}
+        status @ (403 | 404) => return Ok(Err(answered(url, status))),
+        status => return Err(Fault::status(url, status)),
+    }
+    if response.length.is_some_and(|length| length > limit) {
+        return Err(too_long(url, limit).into());
+    }
+    match read_limited(response.body, limit).map_err(|e| Fault::of(url, e))? {
+        Some(bytes) => Ok(Ok(bytes)),
+        None => Err(too_long(url, limit).into()),
+    }
+}
+
+/// `None` if there is more than `limit`.
+fn read_limited(mut reader: impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    // Not `read_to_end`: it may write zeros to all the room that it makes, which is up to twice what is read.
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(Some(bytes)),
+            Ok(n) if (bytes.len() + n) as u64 > limit => return Ok(None),
+            Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn inside(directory: &Path, path: &str) -> Result<PathBuf> {
+    let path: RelPath = path.parse().map_err(|why: String| {
+        Error::new(format!("looking into {}: {why}", directory.display()))
+    })?;
+    Ok(directory.join(path))
+}
+
+/// A regular file and its length.
+fn open_if_there(path: &Path) -> Result<Option<(File, u64)>> {
+    // Opening a pipe must not wait for its other end. Links are followed: a repository on a disk may be
+    // laid out with them, and what they lead to is checked like all the rest.
+    let file = match options(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).doing(|| format!("opening {}", path.display())),
+    };
+    let metadata = file
+        .metadata()
+        .doing(|| format!("opening {}", path.display()))?;
+    if !metadata.is_file() {
+        let why = format!("opening {}: it is no regular file", path.display());
+        return Err(Error::new(why));
+    }
+    Ok(Some((file, metadata.len())))
+}
+
+fn options(follow: bool) -> fs::OpenOptions {
+    let flags = match follow {
+        true => OFlags::NONBLOCK,
+        false => OFlags::NONBLOCK | OFlags::NOFOLLOW,
+    };
+    let mut options = fs::OpenOptions::new();
+    options.read(true).custom_flags(flags.bits() as i32);
+    options
+}
+
+fn too_long(what: &dyn std::fmt::Display, limit: u64) -> Error {
+    let why = format!("fetching {what}: it is longer than {limit} bytes");
+    Error::with(Exit::Refused, why)
+}
+
+fn wrong_length(what: &dyn std::fmt::Display, found: u64, length: u64) -> Error {
+    let why = format!("fetching {what}: it is {found} bytes long instead of {length}");
+    Error::with(Exit::Refused, why)
+}

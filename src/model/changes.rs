@@ -1,0 +1,98 @@
+//! What differs between two sets.
+
+use qx_release::digest::Digest;
+use qx_release::manifest::{Component, Kind, Manifest, Mode, Name, RelPath, Service};
+
+/// The services whose files differ between two sets, and those that are restarted anyway, in order of starting; those that
+/// only the old set has included. Without a manifest to compare with: all.
+pub fn changed_services(
+    old: Option<&Manifest>,
+    new: Option<&Manifest>,
+    restarts: &dyn Fn(&Name) -> bool,
+) -> Vec<Service> {
+    let (Some(old), Some(new)) = (old, new) else {
+        let mut all: Vec<Service> = old.or(new).map(|m| m.services.clone()).unwrap_or_default();
+        all.sort_by_key(|s| s.order);
+        return all;
+    };
+    fn content(component: Option<&Component>) -> Option<(Kind, Digest, Mode, &RelPath)> {
+        component.map(|c| (c.kind, c.sha256, c.mode, &c.install_path))
+    }
+    let unchanged = |service: &Service| {
+        let before = |s: &&Service| s.name == service.name && s.runs == service.runs;
+        !restarts(&service.name)
+            && old.services.iter().any(|s| before(&s))
+            && content(old.at(&service.runs)) == content(new.at(&service.runs))
+            && service
+                .uses
+                .iter()
+                .all(|name| content(old.component(name)) == content(new.component(name)))
+    };
+    let mut changed: Vec<Service> = new
+        .services
+        .iter()
+        .filter(|s| !unchanged(s))
+        .cloned()
+        .collect();
+    let gone = |s: &&Service| !new.services.iter().any(|n| n.name == s.name);
+    changed.extend(old.services.iter().filter(gone).cloned());
+    changed.sort_by_key(|s| s.order);
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn manifest(node: &str, ui: &str, console: &str, services: &[&str]) -> Manifest {
+        let component = |name: &str, kind: &str, path: &str, content: &str| {
+            json!({"name": name, "kind": kind, "install_path": path, "mode": "0755",
+                   "sha256": qx_release::digest::Digest::of(content.as_bytes()), "size_bytes": 1, "entries": 1})
+        };
+        let all = [
+            json!({"name": "node", "runs": "bin/node", "uses": ["ui"], "order": 2}),
+            json!({"name": "console", "runs": "bin/console", "order": 1}),
+        ];
+        let services: Vec<_> = all
+            .into_iter()
+            .filter(|s| services.contains(&s["name"].as_str().unwrap()))
+            .collect();
+        let text = json!({
+            "format": 1, "product": "os", "version": "1.0.0", "arch": "x86_64", "channel": "stable", "released": "",
+            "components": [component("node", "bin", "bin/node", node), component("ui", "tree", "share/ui", ui),
+                           component("console", "bin", "bin/console", console)],
+            "services": services,
+        });
+        Manifest::parse(&serde_json::to_vec(&text).unwrap()).unwrap()
+    }
+
+    fn changed(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<String> {
+        changed_services(old, new, &|_| false)
+            .iter()
+            .map(|s| s.name.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn only_services_whose_components_changed_are_restarted() {
+        let both = ["node", "console"];
+        let old = manifest("1", "1", "1", &both);
+        for (new, expected) in [
+            (manifest("1", "1", "1", &both), vec![]),
+            (manifest("2", "1", "1", &both), vec!["node"]),
+            (manifest("1", "2", "1", &both), vec!["node"]),
+            (manifest("1", "1", "2", &both), vec!["console"]),
+            (manifest("2", "1", "2", &both), vec!["console", "node"]),
+            (manifest("1", "1", "1", &["node"]), vec!["console"]),
+        ] {
+            assert_eq!(changed(Some(&old), Some(&new)), expected);
+        }
+        assert_eq!(changed(None, Some(&old)), ["console", "node"]);
+        assert_eq!(changed(Some(&old), None), ["console", "node"]);
+        let same = manifest("1", "1", "1", &both);
+        let console = |name: &Name| name.as_str() == "console";
+        let using = changed_services(Some(&old), Some(&same), &console);
+        assert_eq!(using.len(), 1, "it uses data that is changed: {using:?}");
+    }
+}

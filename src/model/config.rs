@@ -1,0 +1,723 @@
+//! What the appliance decides: `/etc/qx-update/config.json`. What a release decides is in its manifest.
+//!
+//! An unknown or a missing field is an error that names the field and its place.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::model::dataset::{DataSet, Protect};
+use qx_release::json;
+use qx_release::manifest::{MAX_SECONDS, MAX_SIZE, Name};
+use qx_release::text;
+use qx_release::trust;
+
+/// The only configuration format there is.
+pub const FORMAT: u32 = 1;
+/// Where the configuration is, unless `--config` says otherwise.
+pub const PATH: &str = "/etc/qx-update/config.json";
+/// Where the writable partition is, unless the configuration says otherwise.
+pub const DATA_DIR: &str = "/data";
+
+/// Where the factory set's manifest is, unless the configuration says otherwise.
+pub const FACTORY: &str = "/usr/share/qx-update/factory.json";
+/// The longest age that may be allowed, in seconds (100 years).
+const MAX_AGE: u64 = 3_153_600_000;
+
+/// What is ours, or leads there, in the data directory.
+const OURS: [&str; 6] = ["update", "slots", "rehearsal", "current", "bin", "share"];
+/// What is the image's, the kernel's, or what an update is decided by.
+const IMAGES: [&str; 9] = [
+    "usr",
+    "bin",
+    "sbin",
+    "lib",
+    "boot",
+    "proc",
+    "sys",
+    "dev",
+    "etc/qx-update",
+];
+
+/// The appliance's configuration. `docs/formats.md` describes every field.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Only releases of this product are installed.
+    pub product: Name,
+    /// Only releases of this channel are installed.
+    pub channel: Name,
+    /// Where releases come from: `https://` or `http://` URLs, or absolute paths of directories or bundles. They are tried in
+    /// this order.
+    pub sources: Vec<String>,
+    /// The TUF root that everything is trusted from, absolute.
+    #[serde(default = "trust_root")]
+    pub trust_root: String,
+    /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
+    #[serde(default)]
+    pub ca_file: Option<String>,
+    /// File with extra headers for requests to `sources`, absolute.
+    #[serde(default)]
+    pub headers_file: Option<String>,
+    /// What requests go through. Absent: what the environment says.
+    #[serde(default)]
+    pub proxy: Option<Proxy>,
+    /// The writable partition, absolute.
+    #[serde(default = "data_dir")]
+    pub data_dir: String,
+    /// The factory set's manifest, absolute.
+    #[serde(default = "factory")]
+    pub factory: String,
+    /// The update log.
+    #[serde(default)]
+    pub log: Log,
+    /// How services are controlled.
+    #[serde(default)]
+    pub services: Services,
+    /// The data that releases may migrate.
+    #[serde(default)]
+    pub data: Vec<DataSet>,
+    /// The user that releases' migrations run as. Absent: root.
+    #[serde(default)]
+    pub migration_user: Option<String>,
+    /// Limits.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What requests go through.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "serde_json::Value")]
+pub struct Proxy {
+    /// `http://[USER:PASSWORD@]HOST[:PORT]`. Absent: no proxy, whatever the environment says.
+    pub url: Option<String>,
+    /// Hosts that are asked directly, and all below them; `*` for all.
+    pub except: Vec<String>,
+}
+
+/// An error tells the field, and never what it holds: there may be a password in it.
+impl TryFrom<serde_json::Value> for Proxy {
+    type Error = &'static str;
+
+    fn try_from(value: serde_json::Value) -> Result<Proxy, &'static str> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            url: Option<String>,
+            #[serde(default)]
+            except: Vec<String>,
+        }
+        let Fields { url, except } = serde_json::from_value(value).map_err(
+            |_| "proxy: it is an object of `url`, a text, and `except`, a list of texts",
+        )?;
+        Ok(Proxy { url, except })
+    }
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy").finish_non_exhaustive()
+    }
+}
+
+/// The update log.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Absolute path. Absent: `DATA_DIR/update/log/update.log`.
+    pub path: Option<String>,
+    /// Bytes after which it is rotated. Absent: 1 MiB.
+    pub max_bytes: Option<u64>,
+    /// How many rotated files are kept. Absent: 3.
+    pub keep: Option<u32>,
+}
+
+/// How services are controlled.
+#[derive(Debug, Clone, serde::Serialize, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "ServicesFields", tag = "manager", rename_all = "lowercase")]
+pub enum Services {
+    /// OpenRC, through `rc-service`.
+    OpenRc {
+        /// Where a service's pid is; `{name}` stands for the service. Default: what OpenRC recorded, else
+        /// `/run/{name}.pid`.
+        pidfile: Option<String>,
+    },
+    /// Argument vectors, in which `{name}` stands for the service.
+    Commands {
+        /// Starts the service, and returns when it is started.
+        start: Vec<String>,
+        /// Stops the service, and returns when it is stopped. Exit 0 if it did not run.
+        stop: Vec<String>,
+        /// Exit 0: the service runs.
+        status: Vec<String>,
+        /// Where a service's pid is. Absent: found by the file that it executes.
+        pidfile: Option<String>,
+    },
+    /// There are none to control: the link is switched, and only health checks tell good from bad.
+    None {},
+}
+
+/// The fields of all managers: what is derived for the enum would be read in a way that takes much more code, and tells
+/// no place of a wrong field.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServicesFields {
+    manager: String,
+    pidfile: Option<String>,
+    start: Option<Vec<String>>,
+    stop: Option<Vec<String>>,
+    status: Option<Vec<String>>,
+}
+
+impl TryFrom<ServicesFields> for Services {
+    type Error = String;
+
+    fn try_from(fields: ServicesFields) -> Result<Services, String> {
+        let manager = &*fields.manager;
+        let has = [
+            ("start", fields.start.is_some()),
+            ("stop", fields.stop.is_some()),
+            ("status", fields.status.is_some()),
+            ("pidfile", fields.pidfile.is_some()),
+        ];
+        let takes: &[&str] = match manager {
+            "openrc" => &["pidfile"],
+            "commands" => &["start", "stop", "status", "pidfile"],
+            "none" => &[],
+            _ => {
+                return Err(format!(
+                    "services.manager: '{}' is none of openrc, commands and none",
+                    text::name(manager)
+                ));
+            }
+        };
+        if let Some((field, _)) = has
+            .iter()
+            .find(|(field, has)| *has && !takes.contains(field))
+        {
+            return Err(format!(
+                "services: the manager {manager} takes no `{field}`"
+            ));
+        }
+        let vector = |field, vector: Option<Vec<String>>| {
+            vector.ok_or_else(|| format!("services: the manager commands needs `{field}`"))
+        };
+        Ok(match manager {
+            "openrc" => Services::OpenRc {
+                pidfile: fields.pidfile,
+            },
+            "none" => Services::None {},
+            _ => Services::Commands {
+                start: vector("start", fields.start)?,
+                stop: vector("stop", fields.stop)?,
+                status: vector("status", fields.status)?,
+                pidfile: fields.pidfile,
+            },
+        })
+    }
+}
+
+impl Default for Services {
+    fn default() -> Services {
+        Services::OpenRc { pidfile: None }
+    }
+}
+
+/// Limits, each with a default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The largest release, installed, in bytes. 8 GiB.
+    pub release_bytes: u64,
+    /// Seconds until a connection must stand. 15.
+    pub connect_timeout_s: u64,
+    /// Seconds without a byte after which a transfer is broken off. 30.
+    pub stall_timeout_s: u64,
+    /// Seconds until one file of metadata or a manifest must be whole, all tries included. 300.
+    pub metadata_timeout_s: u64,
+    /// Bytes a second that an artifact must bring at least, measured over each `stall_timeout_s`. 100.
+    pub slowest_bytes_per_s: u64,
+    /// How often a broken transfer is tried again, with growing pauses. 5.
+    pub retries: u32,
+    /// Seconds a service may take to start or to stop. 60.
+    pub service_timeout_s: u64,
+    /// How many boots a trial may take. 3.
+    pub trial_boots: u32,
+    /// Seconds after which a trial is too old for its data to be restored unasked. A day.
+    pub trial_max_age_s: u64,
+    /// The most bytes of data that is kept aside after releases that failed. 1 GiB.
+    pub discarded_bytes: u64,
+    /// What a repository's metadata may ask for.
+    pub trust: trust::Limits,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            release_bytes: 8 << 30,
+            connect_timeout_s: 15,
+            stall_timeout_s: 30,
+            metadata_timeout_s: 300,
+            slowest_bytes_per_s: 100,
+            retries: 5,
+            service_timeout_s: 60,
+            trial_boots: 3,
+            trial_max_age_s: 86_400,
+            discarded_bytes: 1 << 30,
+            trust: trust::Limits::default(),
+        }
+    }
+}
+
+impl Config {
+    /// How long a service may take to start or to stop.
+    pub fn service_timeout(&self) -> Duration {
+        Duration::from_secs(self.limits.service_timeout_s)
+    }
+
+    /// Reads and checks a configuration. The error is one sentence that names field, line and column.
+    pub fn parse(bytes: &[u8]) -> Result<Config, String> {
+        let config: Config = json::parse(bytes)?;
+        if config.format != FORMAT {
+            return Err(format!(
+                "format {} is not known (this version reads {FORMAT})",
+                config.format
+            ));
+        }
+        if config.sources.is_empty() {
+            return Err("sources: at least one is needed".into());
+        }
+        let log = config.log.path.as_deref().map(|p| ("log.path", p));
+        let ca = config.ca_file.as_deref().map(|p| ("ca_file", p));
+        let headers = config.headers_file.as_deref().map(|p| ("headers_file", p));
+        let paths = [
+            ("trust_root", config.trust_root.as_str()),
+            ("data_dir", &config.data_dir),
+            ("factory", &config.factory),
+        ];
+        for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
+            if !path.starts_with('/') {
+                let path = text::name(path);
+                return Err(format!("{field}: '{path}' is not an absolute path"));
+            }
+        }
+        for source in &config.sources {
+            let good = ["https://", "http://", "/"]
+                .iter()
+                .any(|start| source.starts_with(start));
+            if !good {
+                let source = text::place(source);
+                return Err(format!(
+                    "sources: '{source}' is neither an http(s):// URL nor an absolute path"
+                ));
+            }
+        }
+        if let Services::Commands {
+            start,
+            stop,
+            status,
+            ..
+        } = &config.services
+        {
+            for (field, vector) in [("start", start), ("stop", stop), ("status", status)] {
+                if vector.is_empty() {
+                    return Err(format!("services.{field}: the argument vector is empty"));
+                }
+            }
+        }
+        for (number, set) in config.data.iter().enumerate() {
+            set.check()?;
+            if config.data[..number]
+                .iter()
+                .any(|other| other.name == set.name)
+            {
+                return Err(format!("data: '{}' is there twice", set.name));
+            }
+        }
+        for set in config
+            .data
+            .iter()
+            .filter(|set| set.protect == Protect::Files)
+        {
+            if let Some(own) = own_place(Path::new("/"), &config.data_dir, &set.place) {
+                return Err(format!(
+                    "data: {}: the place {} is in {}, or that in it, which is no place for data",
+                    set.name,
+                    text::place(&set.place),
+                    text::path(&own)
+                ));
+            }
+        }
+        if let Some(path) = &config.log.path
+            && let Some(own) = own_log(&config.data_dir, path)
+        {
+            let (path, own) = (text::name(path), text::path(&own));
+            return Err(format!(
+                "log.path: {path} is in {own}, which is no place for a log"
+            ));
+        }
+        config.check_numbers()?;
+        Ok(config)
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        let limits = &self.limits;
+        let trust = &limits.trust;
+        let size = |bytes: usize| bytes as u64;
+        for (field, value, range) in [
+            (
+                "log.max_bytes",
+                self.log.max_bytes.unwrap_or(1),
+                1..=1 << 40,
+            ),
+            ("log.keep", self.log.keep.unwrap_or(0).into(), 0..=1000),
+            ("limits.release_bytes", limits.release_bytes, 1..=MAX_SIZE),
+            (
+                "limits.connect_timeout_s",
+                limits.connect_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.stall_timeout_s",
+                limits.stall_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.metadata_timeout_s",
+                limits.metadata_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.slowest_bytes_per_s",
+                limits.slowest_bytes_per_s,
+                0..=1 << 40,
+            ),
+            ("limits.retries", limits.retries.into(), 0..=1000),
+            (
+                "limits.service_timeout_s",
+                limits.service_timeout_s,
+                1..=MAX_SECONDS,
+            ),
+            (
+                "limits.trial_boots",
+                limits.trial_boots.into(),
+                1..=1_000_000,
+            ),
+            (
+                "limits.trial_max_age_s",
+                limits.trial_max_age_s,
+                0..=MAX_AGE,
+            ),
+            (
+                "limits.discarded_bytes",
+                limits.discarded_bytes,
+                0..=MAX_SIZE,
+            ),
+            ("limits.trust.root_bytes", trust.root_bytes, 1..=1 << 30),
+            (
+                "limits.trust.timestamp_bytes",
+                trust.timestamp_bytes,
+                1..=1 << 30,
+            ),
+            (
+                "limits.trust.snapshot_bytes",
+                trust.snapshot_bytes,
+                1..=1 << 30,
+            ),
+            (
+                "limits.trust.targets_bytes",
+                trust.targets_bytes,
+                1..=1 << 30,
+            ),
+            (
+                "limits.trust.root_rotations",
+                trust.root_rotations,
+                0..=1_000_000,
+            ),
+            ("limits.trust.keys", size(trust.keys), 1..=1_000_000),
+            (
+                "limits.trust.signatures",
+                size(trust.signatures),
+                1..=1_000_000,
+            ),
+            (
+                "limits.trust.delegations",
+                size(trust.delegations),
+                0..=1_000_000,
+            ),
+            (
+                "limits.trust.delegated_roles",
+                size(trust.delegated_roles),
+                0..=1_000_000,
+            ),
+            (
+                "limits.trust.role_name_bytes",
+                size(trust.role_name_bytes),
+                1..=76,
+            ),
+            (
+                "limits.trust.json_members",
+                size(trust.json_members),
+                1..=100_000_000,
+            ),
+            ("limits.trust.json_depth", size(trust.json_depth), 1..=128),
+        ] {
+            json::in_range(field, value, range)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is no data: it is in this that a place of data lies, or the other way round. `root` is before the image's paths, and
+/// before the other two if those are real paths.
+pub fn own_place(root: &Path, data_dir: &str, place: &str) -> Option<PathBuf> {
+    let (data_dir, place) = (plain(data_dir), plain(place));
+    if data_dir.starts_with(&place) {
+        return Some(data_dir);
+    }
+    let ours = OURS.iter().map(|below| data_dir.join(below));
+    let images = IMAGES
+        .iter()
+        .map(|path| plain(&format!("{}/{path}", root.display())));
+    ours.chain(images)
+        .find(|own| own.starts_with(&place) || place.starts_with(own))
+}
+
+/// What is no place for a log, if it lies there.
+pub fn own_log(data_dir: &str, path: &str) -> Option<PathBuf> {
+    let (data_dir, path) = (plain(data_dir), plain(path));
+    let logs = data_dir.join("update/log");
+    let mut ours = OURS.iter().map(|below| data_dir.join(below));
+    ours.find(|own| path.starts_with(own) && (!path.starts_with(&logs) || path == logs))
+}
+
+/// An absolute path without `.`, `..` and what is doubled.
+fn plain(path: &str) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            Component::Prefix(_) | Component::RootDir | Component::CurDir => {}
+        }
+    }
+    plain
+}
+
+fn trust_root() -> String {
+    "/etc/qx-update/root.json".into()
+}
+
+fn data_dir() -> String {
+    DATA_DIR.into()
+}
+
+fn factory() -> String {
+    FACTORY.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const MINIMAL: &str = r#"{"format":1,"product":"quantix-vdc","channel":"stable","sources":["https://updates.example/vdc"]}"#;
+
+    #[test]
+    fn the_minimal_configuration_has_safe_defaults() {
+        let config = Config::parse(MINIMAL.as_bytes()).unwrap();
+        assert_eq!(config.data_dir, "/data");
+        assert_eq!(config.services, Services::OpenRc { pidfile: None });
+        assert_eq!(config.limits.trial_boots, 3);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_place() {
+        let unknown = MINIMAL.replace("\"format\"", "\"colour\":1,\n\"format\"");
+        let missing = MINIMAL.replace("\"channel\":\"stable\",", "");
+        for (text, words) in [
+            (
+                unknown.as_str(),
+                ["unknown field `colour`", "line 1 column"],
+            ),
+            (
+                missing.as_str(),
+                ["missing field `channel`", "line 1 column"],
+            ),
+        ] {
+            let error = Config::parse(text.as_bytes()).unwrap_err();
+            assert!(words.iter().all(|w| error.contains(w)), "{error}");
+        }
+        for (good, bad, word) in [
+            ("\"format\":1", "\"format\":2", "format 2"),
+            ("https://updates.example/vdc", "ftp://x", "sources"),
+            ("[\"https://updates.example/vdc\"]", "[]", "sources"),
+            (
+                "\"format\":1",
+                "\"format\":1,\"data_dir\":\"data\"",
+                "data_dir",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"headers_file\":\"token\"",
+                "headers_file",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"proxy\":\"http://p\"",
+                "proxy",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"limits\":{\"trial_boots\":0}",
+                "trial_boots",
+            ),
+            (
+                "\"format\":1",
+                "\"format\":1,\"services\":{\"manager\":\"commands\",\"start\":[],\"stop\":[\"x\"],\"status\":[\"x\"]}",
+                "services.start",
+            ),
+        ] {
+            let error = Config::parse(MINIMAL.replace(good, bad).as_bytes()).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    /// The minimal configuration with a value at a place in it.
+    fn with(pointer: &str, value: serde_json::Value) -> Result<Config, String> {
+        let mut config: serde_json::Value = serde_json::from_str(MINIMAL).unwrap();
+        let mut at = &mut config;
+        for name in pointer.split('.') {
+            at = &mut at[name];
+        }
+        *at = value;
+        Config::parse(config.to_string().as_bytes())
+    }
+
+    #[test]
+    fn every_number_has_a_range_that_an_error_tells() {
+        let limits = [
+            "release_bytes",
+            "connect_timeout_s",
+            "stall_timeout_s",
+            "metadata_timeout_s",
+            "slowest_bytes_per_s",
+            "retries",
+            "service_timeout_s",
+            "trial_boots",
+            "trial_max_age_s",
+            "discarded_bytes",
+            "trust.root_bytes",
+            "trust.timestamp_bytes",
+            "trust.snapshot_bytes",
+            "trust.targets_bytes",
+            "trust.root_rotations",
+            "trust.keys",
+            "trust.signatures",
+            "trust.delegations",
+            "trust.delegated_roles",
+            "trust.role_name_bytes",
+            "trust.json_members",
+            "trust.json_depth",
+        ];
+        let fields = limits.map(|name| format!("limits.{name}"));
+        for field in fields
+            .iter()
+            .map(String::as_str)
+            .chain(["log.keep", "log.max_bytes"])
+        {
+            // The highest that the field's own type takes: none may be left without a bound.
+            let highest = [u64::MAX, u32::MAX.into()].map(|value| with(field, value.into()));
+            let ranged = highest.iter().filter_map(|read| read.as_ref().err());
+            let told = |error: &&String| error.starts_with(field) && error.contains("is not from");
+            assert!(ranged.filter(told).count() > 0, "{field}: {highest:?}");
+            for wrong in [json!(-1), json!(1.5), json!("many"), json!(u64::MAX)] {
+                let error = with(field, wrong).unwrap_err();
+                let name = field.rsplit('.').next().unwrap();
+                assert!(error.contains(name), "{field}: {error}");
+            }
+        }
+        assert!(with("log.keep", json!(1000)).is_ok());
+        for (field, value) in [
+            ("limits.service_timeout_s", 0),
+            ("limits.trial_boots", 0),
+            ("log.keep", 1001),
+            ("limits.stall_timeout_s", 86_401),
+        ] {
+            let error = with(field, json!(value)).unwrap_err();
+            assert!(
+                error.contains(&format!("{field}: {value} is not from")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn data_and_log_lie_where_nothing_else_does() {
+        let data = |place: &str| json!([{"name": "db", "protect": "files", "place": place}]);
+        for place in [
+            "/data/update",
+            "/data/update/state.0",
+            "/data/slots",
+            "/data/slots/a/share/db",
+            "/data/current/share",
+            "/data/bin",
+            "/data/rehearsal/x",
+            "/data",
+            "/usr",
+            "/usr/share/db",
+            "/etc",
+            "/etc/qx-update",
+            "/proc/sys",
+            "/sys",
+            "/dev/shm/db",
+            "/",
+            "//usr",
+            "/usr/",
+            "/var/../usr",
+            "/data//update",
+            "/data/db/../slots",
+        ] {
+            let error = with("data", data(place)).unwrap_err();
+            assert!(error.contains("data: db: the place"), "{place}: {error}");
+        }
+        for place in [
+            "/data/db",
+            "/data/slots-of-time",
+            "/var/lib/db",
+            "/data/binaries",
+            "/usrx",
+        ] {
+            assert!(with("data", data(place)).is_ok(), "{place}");
+        }
+        for data_dir in ["/mnt/x/", "//mnt/./x", "/mnt/y/../x"] {
+            let mut config: serde_json::Value = serde_json::from_str(MINIMAL).unwrap();
+            config["data_dir"] = json!(data_dir);
+            for place in ["/mnt", "/mnt/x", "/mnt/x/update/trust"] {
+                config["data"] = data(place);
+                let error = Config::parse(config.to_string().as_bytes()).unwrap_err();
+                assert!(error.contains("the place"), "{data_dir} {place}: {error}");
+            }
+        }
+        for path in [
+            "/data/slots/a/log",
+            "/data//slots/x",
+            "/data/update/state.0",
+            "/data/x/../update/lock",
+            "/data/update/log",
+        ] {
+            let error = with("log.path", json!(path)).unwrap_err();
+            assert!(error.contains("log.path"), "{path}: {error}");
+        }
+        for path in [
+            "/data/update/log/other.log",
+            "/var/log/update.log",
+            "/data/log",
+        ] {
+            assert!(with("log.path", json!(path)).is_ok(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Whether a set can run on the data as it is.
+
+use std::collections::BTreeMap;
+
+use qx_release::manifest::{Manifest, Migrate, Name};
+
+/// Whether a set can run on data with certain schemas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// As the data is. Data whose schema nobody has recorded counts as such.
+    Now,
+    /// After its own migration; why not now.
+    Migrated(String),
+    /// Not at all; why.
+    Never(String),
+}
+
+impl Fit {
+    /// Whether a set can run on data with these schemas.
+    pub fn of(manifest: &Manifest, schemas: &BTreeMap<Name, u64>) -> Fit {
+        let mut fit = Fit::Now;
+        for data in &manifest.data {
+            let Some(schema) = schemas.get(&data.name) else {
+                continue;
+            };
+            if (data.accepts_from..=data.accepts_to).contains(schema) {
+                continue;
+            }
+            let why = format!(
+                "it accepts the schemas {} to {} of {}, whose schema is {schema}",
+                data.accepts_from, data.accepts_to, data.name
+            );
+            let touches = |migrate: &Migrate| migrate.touches.contains(&data.name);
+            if *schema > data.leaves || !manifest.migrate.as_ref().is_some_and(touches) {
+                return Fit::Never(why);
+            }
+            fit = Fit::Migrated(why);
+        }
+        fit
+    }
+
+    /// Why the set must not be started on the data as it is, if so.
+    pub fn obstacle(self) -> Option<String> {
+        match self {
+            Fit::Now => None,
+            Fit::Migrated(why) | Fit::Never(why) => Some(why),
+        }
+    }
+}

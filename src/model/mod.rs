@@ -1,0 +1,8 @@
+//! What is known, as values: nothing here reads a file, a clock or the environment.
+
+pub mod changes;
+pub mod config;
+pub mod dataset;
+pub mod fit;
+pub mod record;
+pub mod slot;

@@ -1,0 +1,228 @@
+//! What the appliance itself must be able to do before a service is stopped: its own faults are found here, said in one line,
+//! and never blamed on a release. `check`, `apply` and `apply --dry-run` ask the same.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::fs::{Access, StatVfsMountFlags, access};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::model::config::{Config, Services};
+use crate::model::dataset::Protect;
+use crate::proof::observe::Census;
+use crate::store::Store;
+use crate::system::host::Host;
+use crate::system::process::{self, User};
+use crate::system::service::{Main, Manager};
+use qx_release::durable;
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::{Manifest, Name};
+use qx_release::text;
+
+/// File systems of which nothing is left after a reboot (statfs(2)).
+const VOLATILE: [(u64, &str); 3] = [
+    (0x0102_1994, "tmpfs"),
+    (0x8584_58f6, "ramfs"),
+    (0x794c_7630, "an overlay"),
+];
+/// Descriptors that are open besides those of the directories on the way down.
+const DESCRIPTORS: u64 = 64;
+
+/// Finds what would fail later. `running` is the manifest of what runs.
+///
+/// # Errors
+/// [`Exit::Usage`] where the configuration is wrong, [`Exit::Failed`] where the machine is.
+pub fn check(
+    host: &Host,
+    config: &Config,
+    store: &Store,
+    running: Option<&Manifest>,
+) -> Result<()> {
+    process::null()?;
+    data_partition(host, store)?;
+    users(host, config)?;
+    data_commands(config)?;
+    descriptors(host, config)?;
+    let manager = Manager::new(&config.services, host, config.service_timeout());
+    if manager.controls() {
+        commands(&config.services)?;
+        pidfiles(running, store, &manager)?;
+    }
+    Ok(())
+}
+
+/// Programs can be started from it, links and exchanges work on it, and it will be there after a reboot.
+fn data_partition(host: &Host, store: &Store) -> Result<()> {
+    let slots = store.path("slots");
+    let using = || format!("using {}", slots.display());
+    let stat = rustix::fs::statvfs(&slots).doing(using)?;
+    if stat.f_flag.contains(StatVfsMountFlags::NOEXEC) {
+        let why =
+            "it is mounted noexec, and programs could not be started from it: mount it with exec";
+        return Err(Error::new(format!("{}: {why}", using())));
+    }
+    if host.is_running_system() {
+        let kind = rustix::fs::statfs(&slots).doing(using)?.f_type;
+        let kind = u64::try_from(kind).unwrap_or_default();
+        if let Some((_, name)) = VOLATILE.iter().find(|(magic, _)| *magic == kind) {
+            let why = format!(
+                "it is on {name}, and would be gone after a reboot: is the data partition mounted?"
+            );
+            return Err(Error::new(format!("{}: {why}", using())));
+        }
+    }
+    durable::try_links_and_exchanges(&slots)
+}
+
+/// Whom programs run as.
+fn users(host: &Host, config: &Config) -> Result<()> {
+    let named = [("migration_user", config.migration_user.as_ref())];
+    let of_data = config
+        .data
+        .iter()
+        .map(|set| ("data[].user", set.user.as_ref()));
+    for (field, user) in named.into_iter().chain(of_data) {
+        if let Some(user) = user {
+            User::find(host, user)
+                .map_err(|e| e.exiting(Exit::Usage))
+                .doing(|| format!("using {field} of the configuration"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A data directory is gone through with a descriptor open for each level.
+fn descriptors(host: &Host, config: &Config) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    // Whoever called may have had fewer than it is entitled to.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    for set in config
+        .data
+        .iter()
+        .filter(|set| set.protect == Protect::Files)
+    {
+        let place = host.path(&set.place)?;
+        let depth = depth(&place);
+        if depth.saturating_add(DESCRIPTORS) > most {
+            return Err(Error::new(format!(
+                "using the data {}: {} is {depth} directories deep, and only {most} files may be open (RLIMIT_NOFILE)",
+                set.name,
+                place.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// How many directories lie within each other. No descriptor is held on the way.
+fn depth(path: &Path) -> u64 {
+    let mut level = vec![path.to_owned()];
+    let mut depth = 0;
+    while !level.is_empty() {
+        let mut next = Vec::new();
+        for directory in level {
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let directories = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+            next.extend(directories.map(|entry| entry.path()));
+        }
+        depth += 1;
+        level = next;
+    }
+    depth
+}
+
+/// The service manager's commands are there.
+fn commands(how: &Services) -> Result<()> {
+    let vectors: &[(&str, &[String])] = match how {
+        Services::OpenRc { .. } => &[("manager", &[])],
+        Services::Commands {
+            start,
+            stop,
+            status,
+            ..
+        } => &[("start", start), ("stop", stop), ("status", status)],
+        Services::None {} => &[],
+    };
+    for (field, vector) in vectors {
+        let program = vector.first().map_or("rc-service", String::as_str);
+        if !is_program(program) {
+            return Err(Error::with(
+                Exit::Usage,
+                format!("using services.{field} of the configuration: {program} is no program"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The commands of data sets: without them, services would be stopped before it is known that nothing can be saved.
+fn data_commands(config: &Config) -> Result<()> {
+    for set in &config.data {
+        for (field, vector) in [
+            ("save", &set.save),
+            ("restore", &set.restore),
+            ("check", &set.check),
+            ("clone", &set.clone),
+            ("drop", &set.drop),
+        ] {
+            if let Some(program) = vector.first()
+                && !is_program(program)
+            {
+                return Err(Error::with(
+                    Exit::Usage,
+                    format!(
+                        "using the data {}: {field} of the configuration: {} is no program",
+                        set.name,
+                        text::clean(program, 200)
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a program is found, and may be run.
+fn is_program(program: &str) -> bool {
+    let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+    match program.contains('/') {
+        true => runs(Path::new(program)),
+        false => process::PATH
+            .split(':')
+            .any(|place| runs(&Path::new(place).join(program))),
+    }
+}
+
+/// A service that runs, and whose pidfile names none of its processes, would be taken for one that does not.
+fn pidfiles(running: Option<&Manifest>, store: &Store, manager: &Manager) -> Result<()> {
+    let Some(manifest) = running else {
+        return Ok(());
+    };
+    let names: Vec<Name> = manifest.services.iter().map(|s| s.name.clone()).collect();
+    let census = Census::take(&[manifest], &[], store, manager);
+    for name in names {
+        let nobody = manager.main(&name) == Main::Nobody;
+        let unclaimed = nobody.then(|| census.unclaimed(&name)).flatten();
+        if let Some(process) = unclaimed
+            && manager.runs(&name).is_ok()
+        {
+            return Err(Error::with(
+                Exit::Usage,
+                format!(
+                    "using services.pidfile of the configuration: service {name} runs (process {}), and its pidfile {} names \
+                     no process",
+                    process.pid,
+                    manager.pidfile_of(&name)
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

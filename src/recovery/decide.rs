@@ -1,0 +1,1235 @@
+//! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
+//! `docs/recovery.md` has the same rows in the same order.
+
+use crate::model::record::Loaded;
+use std::collections::BTreeMap;
+
+use crate::model::fit::Fit;
+use crate::model::record::{
+    Cause, CauseKind, Idle, Lasted, Moment, Operation, OperationKind, Phase, Record, Trouble,
+};
+use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
+use qx_release::error::Exit;
+use qx_release::manifest::Name;
+
+/// A release whose switch was cut short this often is held.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+/// Everything the decision depends on.
+pub struct Observed<'a> {
+    /// The record.
+    pub loaded: &'a Loaded,
+    /// The priority link.
+    pub link: &'a Link,
+    /// Whether a slot directory exists.
+    pub slots: bool,
+    /// Verifies a slot; asked only for the slots that matter, since it reads all of it.
+    pub verify: &'a dyn Fn(Slot) -> Verdict,
+    /// What the image ships.
+    pub factory: &'a Installed,
+    /// Whether a set can run on data with these schemas.
+    pub fit: &'a dyn Fn(Set, &BTreeMap<Name, u64>) -> Fit,
+    /// The schemas that a set leaves the data with.
+    pub leaves: &'a dyn Fn(Set) -> BTreeMap<Name, u64>,
+    /// Whether this boot was told to use the factory set (`qx.factory`).
+    pub factory_boot: bool,
+    /// Which boot this is, and how long it has lasted.
+    pub moment: &'a Moment,
+    /// Whether the record can be written.
+    pub writable: bool,
+    /// Whether a data snapshot exists.
+    pub snapshot: bool,
+    /// The date, RFC 3339: for people, nothing depends on it.
+    pub now: &'a str,
+}
+
+/// What shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The record to be written, if it differs.
+    pub record: Record,
+    /// What the priority link must select, once the record is written.
+    pub show: Set,
+    /// Whether directories that were being staged are to be deleted.
+    pub drop_leftovers: bool,
+    /// The operation whose release is to be held, and why.
+    pub hold: Option<(Operation, String)>,
+    /// What happened, one sentence each, for the log.
+    pub notes: Vec<String>,
+}
+
+/// The link stage's decision. It never chooses a set that does not verify, and always chooses one.
+pub fn decide(observed: &Observed) -> Decision {
+    match observed.loaded {
+        Loaded::Record(record) => decide_phase(observed, record),
+        Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
+            record: Record {
+                schemas: (observed.leaves)(Set::Factory),
+                ..Record::idle(observed.factory.clone(), None, observed.now)
+            },
+            show: Set::Factory,
+            drop_leftovers: false,
+            hold: None,
+            notes: Vec::new(),
+        },
+        Loaded::Absent => rebuild(observed, "the update state is missing"),
+        Loaded::Unreadable(why) => {
+            rebuild(observed, &format!("the update state is unreadable ({why})"))
+        }
+    }
+}
+
+fn decide_phase(observed: &Observed, record: &Record) -> Decision {
+    if observed.factory_boot
+        && let Phase::Switching { op, .. } | Phase::Trial { op, .. } | Phase::Reverting { op, .. } =
+            &record.phase
+    {
+        return Decision {
+            record: record.clone(),
+            show: Set::Factory,
+            drop_leftovers: false,
+            hold: None,
+            notes: vec![format!(
+                "this boot uses the factory set as it was told to; {} stays {}",
+                op.to,
+                record.phase.name()
+            )],
+        };
+    }
+    match &record.phase {
+        Phase::Idle(idle) => settle(observed, record, idle, None),
+        Phase::Staging { op } => {
+            let told = with_attempt(record, op, "staging was interrupted", observed.now);
+            let mut decision = settle(observed, &told, &op.before, None);
+            decision.drop_leftovers = true;
+            decision
+                .notes
+                .insert(0, format!("staging {} was interrupted", op.to));
+            decision
+        }
+        Phase::Staged { op } => settle(observed, record, &op.back(), Some(op)),
+        Phase::Switching { op, data }
+            if observed.link.selects(op.to.set) && op.from().set != op.to.set =>
+        {
+            // The power went between the flip and the next record.
+            let trial = record.with(Phase::Trial {
+                op: op.clone(),
+                data: *data,
+                boots: 0,
+                boot_id: String::new(),
+                since: observed.now.to_owned(),
+                lasted: None,
+            });
+            decide_phase(observed, &trial)
+        }
+        Phase::Switching {
+            op,
+            data: crate::model::record::DataState::Untouched,
+        } => cut_short(observed, record, op),
+        Phase::Switching { op, data } => revert(
+            observed,
+            &record.with(Phase::Reverting {
+                op: op.clone(),
+                data: *data,
+                cause: Cause::new(
+                    CauseKind::Power,
+                    format!("the switch to {} was interrupted", op.to),
+                ),
+            }),
+            op,
+        ),
+        Phase::Trial {
+            op,
+            data,
+            boots,
+            boot_id,
+            since,
+            lasted,
+        } => {
+            let boots = boots + u32::from(*boot_id != observed.moment.boot_id);
+            let cause = match trial_fault(observed, op, boots) {
+                None => {
+                    return Decision {
+                        record: record.with(Phase::Trial {
+                            op: op.clone(),
+                            data: *data,
+                            boots,
+                            boot_id: observed.moment.boot_id.clone(),
+                            since: since.clone(),
+                            lasted: Some(lasting(lasted.as_ref(), observed)),
+                        }),
+                        show: op.to.set,
+                        drop_leftovers: false,
+                        hold: None,
+                        notes: vec![format!("{} is on trial, boot {boots}", op.to)],
+                    };
+                }
+                Some(cause) if record.is_stale_trial(observed.moment) => {
+                    return stay_on_trial(observed, record, op, boots, &cause);
+                }
+                Some(cause) => cause,
+            };
+            let reverting = Phase::Reverting {
+                op: op.clone(),
+                data: *data,
+                cause,
+            };
+            revert(observed, &record.with(reverting), op)
+        }
+        Phase::Reverting { op, .. } => revert(observed, record, op),
+    }
+}
+
+/// How long a trial has lasted by now; one of which nobody has said yet begins.
+fn lasting(lasted: Option<&Lasted>, observed: &Observed) -> Lasted {
+    match lasted {
+        Some(lasted) => lasted.until(observed.moment),
+        None => Lasted::since(observed.moment),
+    }
+}
+
+/// A trial that must not go on, and is too old for its data to be restored unasked: what has been written since is lost
+/// only if a person says so.
+fn stay_on_trial(
+    observed: &Observed,
+    record: &Record,
+    op: &Operation,
+    boots: u32,
+    cause: &Cause,
+) -> Decision {
+    let mut record = record.clone();
+    if let Phase::Trial {
+        boots: counted,
+        boot_id,
+        lasted,
+        ..
+    } = &mut record.phase
+    {
+        *counted = boots;
+        *boot_id = observed.moment.boot_id.clone();
+        *lasted = Some(lasting(lasted.as_ref(), observed));
+    }
+    let show = match verify(observed, &op.to) {
+        Ok(()) => op.to.set,
+        Err(_) => Set::Factory,
+    };
+    Decision {
+        record,
+        show,
+        drop_leftovers: false,
+        hold: None,
+        notes: vec![format!(
+            "{}; its trial is too old for its data to be restored unasked",
+            cause.message
+        )],
+    }
+}
+
+/// Why a trial must not go on, if it must not.
+fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause> {
+    let damage = |message| Some(Cause::new(CauseKind::Appliance, message));
+    if !observed.link.selects(op.to.set) {
+        return damage(format!("the priority link no longer selects {}", op.to));
+    }
+    if let Err(why) = verify(observed, &op.to) {
+        return damage(format!("{} no longer verifies: {why}", op.to));
+    }
+    let impatient = |message| Some(Cause::new(CauseKind::Boots, message));
+    if boots > op.trial_boots {
+        return impatient(format!(
+            "{} was not proved healthy in {} boots",
+            op.to, op.trial_boots
+        ));
+    }
+    if !observed.writable {
+        return impatient(format!(
+            "the boots of {}'s trial cannot be counted: the update state cannot be written",
+            op.to
+        ));
+    }
+    None
+}
+
+/// The rows of `Idle`, also for phases that end there. `staged` is kept if its ground does not move.
+fn settle(
+    observed: &Observed,
+    record: &Record,
+    idle: &Idle,
+    staged: Option<&Operation>,
+) -> Decision {
+    let decision = |phase: Phase, show: Set, notes: Vec<String>| Decision {
+        drop_leftovers: matches!(phase, Phase::Idle(_)),
+        record: record.with(phase),
+        show,
+        hold: None,
+        notes,
+    };
+    let fit = |set| (observed.fit)(set, &record.schemas);
+    let stay = || match staged {
+        Some(op) => Phase::Staged { op: op.clone() },
+        None => Phase::Idle(idle.clone()),
+    };
+    let factory = |trouble: Option<Trouble>| {
+        Phase::Idle(Idle {
+            trouble,
+            ..Idle::on(observed.factory.clone(), None, observed.now)
+        })
+    };
+    if observed.factory_boot && idle.active.set != Set::Factory {
+        let note = format!(
+            "this boot uses the factory set as it was told to; {} is kept",
+            idle.active
+        );
+        return decision(stay(), Set::Factory, vec![note]);
+    }
+    if idle.active.set == Set::Factory {
+        if idle.active == *observed.factory {
+            return decision(stay(), Set::Factory, Vec::new());
+        }
+        // Another image; what was staged on the old one's ground is planned anew.
+        let note = format!("the image now ships {}", observed.factory);
+        let trouble = match fit(Set::Factory) {
+            Fit::Never(why) => Some(unfit(&note, observed.factory, &why)),
+            // The data stage migrates it.
+            Fit::Now | Fit::Migrated(_) => None,
+        };
+        return decision(factory(trouble), Set::Factory, vec![note]);
+    }
+    let mut notes = Vec::new();
+    if observed.factory.newer_than(&idle.active) {
+        let what = format!(
+            "the image ships {}, newer than {}",
+            observed.factory, idle.active
+        );
+        let Some(why) = fit(Set::Factory).obstacle() else {
+            return decision(factory(None), Set::Factory, vec![what]);
+        };
+        notes.push(format!("{what}, which goes on for now: {why}"));
+    }
+    let Err(why) = verify(observed, &idle.active) else {
+        return decision(stay(), idle.active.set, notes);
+    };
+    let what = format!("{} is damaged: {why}", idle.active);
+    let chosen = choose(observed, idle.fallback.as_ref(), &record.schemas);
+    let trouble = match fit(chosen.set).obstacle() {
+        None => Trouble {
+            what: format!("{what}; {chosen} runs instead"),
+            needs_person: false,
+        },
+        Some(why) => unfit(&what, &chosen, &why),
+    };
+    let fallback = (chosen.set != Set::Factory).then(|| observed.factory.clone());
+    let next = Idle {
+        trouble: Some(trouble.clone()),
+        lost: Some(idle.active.clone()),
+        ..Idle::on(chosen, fallback, observed.now)
+    };
+    let show = next.active.set;
+    decision(Phase::Idle(next), show, vec![trouble.what])
+}
+
+/// A switch that ended before the data was touched and before the link moved.
+fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Decision {
+    let op = Operation {
+        attempts: op.attempts + 1,
+        ..op.clone()
+    };
+    let what = format!(
+        "the switch to {} was interrupted {} times",
+        op.to, op.attempts
+    );
+    let install = op.kind == OperationKind::Install;
+    let held = install && op.attempts >= MAX_ATTEMPTS;
+    let staged = (install && !held).then_some(&op);
+    let told = match staged {
+        Some(_) => record.clone(),
+        None => with_attempt(record, &op, "the switch was interrupted", observed.now),
+    };
+    let mut decision = settle(observed, &told, &op.back(), staged);
+    decision.notes.insert(0, what.clone());
+    decision.hold = held.then_some((op, what));
+    decision
+}
+
+/// So that `status` tells of an operation that ended without having come to anything.
+fn with_attempt(record: &Record, op: &Operation, why: &str, now: &str) -> Record {
+    let attempt = op.attempt(Exit::Failed, Some(why.to_owned()), now);
+    Record {
+        last: Some(attempt),
+        failure: None,
+        // What it had stopped is not forgotten with it.
+        stopped: match op.ran.is_empty() {
+            true => record.stopped.clone(),
+            false => Some(Box::new(op.clone())),
+        },
+        ..record.clone()
+    }
+}
+
+fn revert(observed: &Observed, reverting: &Record, op: &Operation) -> Decision {
+    let chosen = choose(observed, Some(op.from()), &reverting.schemas);
+    let mut notes = Vec::new();
+    if let Phase::Reverting { cause, .. } = &reverting.phase {
+        notes.push(format!("going back to {chosen}: {}", cause.message));
+    }
+    Decision {
+        record: reverting.clone(),
+        show: chosen.set,
+        drop_leftovers: false,
+        hold: None,
+        notes,
+    }
+}
+
+/// No record to go by: what the link selects, if it verifies, else the factory set.
+fn rebuild(observed: &Observed, what: &str) -> Decision {
+    let linked = match observed.link {
+        Link::To(slot) => match (observed.verify)(*slot) {
+            Verdict::Good(installed) => Ok(installed),
+            Verdict::Empty => Err(format!("slot {slot} is empty")),
+            Verdict::Damaged(why) => Err(format!("slot {slot} is damaged: {why}")),
+        },
+        Link::Absent => Err("no release is selected".to_owned()),
+        Link::Foreign(target) => Err(format!("the priority link points to {target}")),
+    };
+    let (active, what, needs_person) = match linked {
+        Ok(active) if !observed.snapshot => {
+            let what = format!("{what}; it was made anew from what is installed: {active}");
+            (active, what, false)
+        }
+        Ok(active) => {
+            let what =
+                format!("{what}, and saved data exists that no record explains; {active} runs");
+            (active, what, true)
+        }
+        Err(why) => {
+            let what = format!("{what}, and {why}; the factory set runs");
+            (observed.factory.clone(), what, true)
+        }
+    };
+    let fallback = (active.set != Set::Factory).then(|| observed.factory.clone());
+    let idle = Idle {
+        trouble: Some(Trouble {
+            what: what.clone(),
+            needs_person,
+        }),
+        ..Idle::on(active, fallback, observed.now)
+    };
+    let record = Record {
+        phase: Phase::Idle(idle.clone()),
+        schemas: match observed.snapshot {
+            true => BTreeMap::new(),
+            false => (observed.leaves)(idle.active.set),
+        },
+        ..Record::idle(observed.factory.clone(), None, observed.now)
+    };
+    // From here on it is an ordinary record: a newer image and an override count.
+    let mut decision = settle(observed, &record, &idle, None);
+    decision.drop_leftovers = false;
+    decision.notes.insert(0, what);
+    decision
+}
+
+/// The first of the set and the factory set that verifies and fits the data. If none does it is the factory set, for
+/// all that does not use the data: the data stage holds the data's users.
+fn choose(
+    observed: &Observed,
+    first: Option<&Installed>,
+    schemas: &BTreeMap<Name, u64>,
+) -> Installed {
+    let usable = |installed: &&Installed| {
+        installed.set != Set::Factory
+            && verify(observed, installed).is_ok()
+            && (observed.fit)(installed.set, schemas) == Fit::Now
+    };
+    first.filter(usable).unwrap_or(observed.factory).clone()
+}
+
+/// No set fits the data.
+fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
+    Trouble {
+        what: format!(
+            "{what}; {chosen} runs, and what uses the data is held: {why}; `qx-update apply --repair`, or a release \
+             that accepts it, ends that"
+        ),
+        needs_person: true,
+    }
+}
+
+/// Whether a set still is what it was recorded as. The factory set lies on an immutable medium: it is
+/// what is left, and not verified here.
+fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
+    let Some(slot) = expected.set.slot() else {
+        return Ok(());
+    };
+    match (observed.verify)(slot) {
+        Verdict::Good(found) if found.manifest == expected.manifest => Ok(()),
+        Verdict::Good(found) => Err(format!("it holds {found}")),
+        Verdict::Empty => Err("it is empty".into()),
+        Verdict::Damaged(why) => Err(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::DataState;
+    use qx_release::digest::Digest;
+
+    const NOW: &str = "2026-02-02T00:00:00Z";
+    const BOOT: &str = "this-boot";
+    /// What a clock says that was never set, one that was, and one that is mad.
+    const DATES: [&str; 4] = [
+        "1970-01-01T00:00:30Z",
+        "2026-02-02T00:00:00Z",
+        "2099-12-31T23:59:59Z",
+        "no date",
+    ];
+
+    fn moment(boot_id: &str, uptime_s: u64) -> Moment {
+        Moment {
+            boot_id: boot_id.into(),
+            uptime_s,
+        }
+    }
+
+    fn installed(set: Set, version: &str) -> Installed {
+        Installed {
+            set,
+            version: Some(version.parse().unwrap()),
+            manifest: Some(Digest::of(version.as_bytes())),
+        }
+    }
+
+    fn factory() -> Installed {
+        installed(Set::Factory, "1.0.0")
+    }
+
+    fn idle(active: Installed) -> Idle {
+        Idle {
+            fallback: (active.set != Set::Factory).then(factory),
+            active,
+            since: "2026-01-01T00:00:00Z".into(),
+            trouble: None,
+            lost: None,
+        }
+    }
+
+    /// An install of 1.2.0 into slot b while 1.1.0 runs from slot a.
+    fn operation() -> Operation {
+        Operation::new(
+            "0123456789abcdef".into(),
+            OperationKind::Install,
+            idle(installed(Set::A, "1.1.0")),
+            installed(Set::B, "1.2.0"),
+            "2026-02-01T00:00:00Z",
+        )
+    }
+
+    fn trial(boots: u32, boot_id: &str) -> Phase {
+        Phase::Trial {
+            op: operation(),
+            data: DataState::Untouched,
+            boots,
+            boot_id: boot_id.into(),
+            since: NOW.into(),
+            lasted: None,
+        }
+    }
+
+    fn reverting(data: DataState, kind: CauseKind) -> Phase {
+        Phase::Reverting {
+            op: operation(),
+            data,
+            cause: Cause::new(kind, "it crashed"),
+        }
+    }
+
+    fn phases() -> Vec<Phase> {
+        let op = operation;
+        let mut phases = vec![
+            Phase::Idle(idle(factory())),
+            Phase::Idle(idle(installed(Set::A, "1.1.0"))),
+            Phase::Idle(Idle {
+                fallback: Some(installed(Set::A, "1.1.0")),
+                ..idle(installed(Set::B, "1.2.0"))
+            }),
+            Phase::Staging { op: op() },
+            Phase::Staged { op: op() },
+        ];
+        for data in [DataState::Untouched, DataState::Saved, DataState::Restored] {
+            for attempts in [0, MAX_ATTEMPTS - 1] {
+                phases.push(Phase::Switching {
+                    op: Operation { attempts, ..op() },
+                    data,
+                });
+            }
+            phases.push(reverting(data, CauseKind::Release));
+            phases.push(reverting(data, CauseKind::Power));
+        }
+        for boots in [0, 2, 3] {
+            phases.extend([trial(boots, BOOT), trial(boots, "an earlier boot")]);
+        }
+        phases
+    }
+
+    fn verdicts(set: Set, version: &str) -> [Verdict; 3] {
+        [
+            Verdict::Good(installed(set, version)),
+            Verdict::Empty,
+            Verdict::Damaged("bin/qx-node differs".into()),
+        ]
+    }
+
+    struct Case {
+        loaded: Loaded,
+        link: Link,
+        a: Verdict,
+        b: Verdict,
+        factory: Installed,
+        factory_boot: bool,
+        writable: bool,
+        snapshot: bool,
+        /// The highest schema that the factory set accepts, and what it is to any other.
+        accepts: u64,
+        unfit: Fit,
+        leaves: BTreeMap<Name, u64>,
+        moment: Moment,
+        now: &'static str,
+    }
+
+    fn inventory() -> Name {
+        "inventory".parse().unwrap()
+    }
+
+    impl Case {
+        fn new(phase: Phase, link: Link) -> Case {
+            let mut record = Record::idle(factory(), None, NOW);
+            record.phase = phase;
+            Case {
+                loaded: Loaded::Record(Box::new(record)),
+                link,
+                a: Verdict::Good(installed(Set::A, "1.1.0")),
+                b: Verdict::Good(installed(Set::B, "1.2.0")),
+                factory: factory(),
+                factory_boot: false,
+                writable: true,
+                snapshot: false,
+                accepts: 1,
+                unfit: Fit::Never("it accepts schema 1".into()),
+                leaves: BTreeMap::new(),
+                moment: moment(BOOT, 60),
+                now: NOW,
+            }
+        }
+
+        fn decide(&self) -> Decision {
+            decide(&Observed {
+                loaded: &self.loaded,
+                link: &self.link,
+                slots: [&self.a, &self.b].iter().any(|v| **v != Verdict::Empty),
+                verify: &|slot| match slot {
+                    Slot::A => self.a.clone(),
+                    Slot::B => self.b.clone(),
+                },
+                factory: &self.factory,
+                fit: &|set, schemas| match (set, schemas.get(&inventory())) {
+                    (Set::Factory, Some(schema)) if *schema > self.accepts => self.unfit.clone(),
+                    (Set::B, Some(1)) => Fit::Migrated("it accepts schema 2".into()),
+                    _ => Fit::Now,
+                },
+                leaves: &|_| self.leaves.clone(),
+                factory_boot: self.factory_boot,
+                moment: &self.moment,
+                writable: self.writable,
+                snapshot: self.snapshot,
+                now: self.now,
+            })
+        }
+    }
+
+    fn links() -> [Link; 4] {
+        [
+            Link::Absent,
+            Link::To(Slot::A),
+            Link::To(Slot::B),
+            Link::Foreign("/elsewhere".into()),
+        ]
+    }
+
+    /// Every (record, link, verdicts, factory, override, writable, snapshot): what holds for all of them.
+    #[test]
+    fn every_combination_ends_in_one_set_that_verifies_and_stays_there() {
+        let mut count = 0;
+        let mut loaded: Vec<Loaded> = phases()
+            .into_iter()
+            .map(|phase| Case::new(phase, Link::Absent).loaded)
+            .collect();
+        loaded.push(Loaded::Absent);
+        loaded.push(Loaded::Unreadable("its checksum does not fit".into()));
+        for loaded in loaded {
+            for link in links() {
+                for a in verdicts(Set::A, "1.1.0") {
+                    for b in verdicts(Set::B, "1.2.0") {
+                        for bits in 0..16 {
+                            let case = Case {
+                                loaded: loaded.clone(),
+                                link: link.clone(),
+                                a: a.clone(),
+                                b: b.clone(),
+                                factory: match bits & 1 {
+                                    0 => factory(),
+                                    _ => installed(Set::Factory, "2.0.0"),
+                                },
+                                factory_boot: bits & 2 != 0,
+                                writable: bits & 4 != 0,
+                                snapshot: bits & 8 != 0,
+                                ..Case::new(trial(0, BOOT), Link::Absent)
+                            };
+                            check_invariants(&case);
+                            count += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(count, (phases().len() + 2) * 4 * 3 * 3 * 16);
+    }
+
+    fn check_invariants(case: &Case) {
+        let decision = case.decide();
+        let context = || {
+            format!(
+                "{:?} link {:?} a {:?} b {:?} factory {:?} override {} writable {}\n→ {decision:?}",
+                case.loaded,
+                case.link,
+                case.a,
+                case.b,
+                case.factory,
+                case.factory_boot,
+                case.writable
+            )
+        };
+        // P1: what is shown verifies.
+        match decision.show {
+            Set::A => assert!(matches!(case.a, Verdict::Good(_)), "{}", context()),
+            Set::B => assert!(matches!(case.b, Verdict::Good(_)), "{}", context()),
+            Set::Factory => {}
+        }
+        // P4: in Idle the record says what is shown, but for an override.
+        if let Phase::Idle(idle) = &decision.record.phase
+            && !case.factory_boot
+        {
+            assert_eq!(idle.active.set, decision.show, "{}", context());
+        }
+        // A new release is shown only on trial, or after it was confirmed.
+        if decision.show == Set::B
+            && let Loaded::Record(record) = &case.loaded
+            && record.operation().is_some()
+        {
+            assert!(
+                matches!(decision.record.phase, Phase::Trial { .. }),
+                "{}",
+                context()
+            );
+            assert!(case.link.selects(Set::B), "{}", context());
+        }
+        // P5: deciding again on the result changes nothing.
+        let again = Case {
+            loaded: Loaded::Record(Box::new(decision.record.clone())),
+            link: match decision.show.slot() {
+                None => Link::Absent,
+                Some(slot) => Link::To(slot),
+            },
+            a: case.a.clone(),
+            b: case.b.clone(),
+            factory: case.factory.clone(),
+            unfit: case.unfit.clone(),
+            leaves: case.leaves.clone(),
+            moment: case.moment.clone(),
+            ..*case
+        };
+        let second = again.decide();
+        assert_eq!(second.record, decision.record, "not stable: {}", context());
+        assert_eq!(second.show, decision.show, "not stable: {}", context());
+        assert_eq!(second.hold, None, "held twice: {}", context());
+    }
+
+    /// The rows of the table in `docs/recovery.md`, one line each.
+    #[test]
+    fn the_rows() {
+        let a = || Link::To(Slot::A);
+        let b = || Link::To(Slot::B);
+        let idle_a = || Phase::Idle(idle(installed(Set::A, "1.1.0")));
+        let switching = |data, attempts| Phase::Switching {
+            op: Operation {
+                attempts,
+                ..operation()
+            },
+            data,
+        };
+        use DataState::*;
+        let rows: [(&str, Phase, Link, &str, Set); 13] = [
+            ("idle, active verifies", idle_a(), a(), "idle", Set::A),
+            (
+                "idle, the link is gone",
+                idle_a(),
+                Link::Absent,
+                "idle",
+                Set::A,
+            ),
+            ("idle, the link is wrong", idle_a(), b(), "idle", Set::A),
+            (
+                "staging",
+                Phase::Staging { op: operation() },
+                a(),
+                "idle",
+                Set::A,
+            ),
+            (
+                "staged",
+                Phase::Staged { op: operation() },
+                a(),
+                "staged",
+                Set::A,
+            ),
+            (
+                "switching, before the flip",
+                switching(Untouched, 0),
+                a(),
+                "staged",
+                Set::A,
+            ),
+            (
+                "switching, the third time",
+                switching(Untouched, 2),
+                a(),
+                "idle",
+                Set::A,
+            ),
+            (
+                "switching, data saved",
+                switching(Saved, 0),
+                a(),
+                "reverting",
+                Set::A,
+            ),
+            (
+                "switching, after the flip",
+                switching(Untouched, 0),
+                b(),
+                "trial",
+                Set::B,
+            ),
+            ("trial", trial(1, "an earlier boot"), b(), "trial", Set::B),
+            (
+                "trial, one boot too many",
+                trial(3, "an earlier boot"),
+                b(),
+                "reverting",
+                Set::A,
+            ),
+            (
+                "trial, the link moved",
+                trial(0, BOOT),
+                a(),
+                "reverting",
+                Set::A,
+            ),
+            (
+                "reverting",
+                reverting(Restored, CauseKind::Release),
+                b(),
+                "reverting",
+                Set::A,
+            ),
+        ];
+        for (row, phase, link, expected, show) in rows {
+            let decision = Case::new(phase, link).decide();
+            assert_eq!(decision.record.phase.name(), expected, "{row}");
+            assert_eq!(decision.show, show, "{row}");
+        }
+    }
+
+    #[test]
+    fn a_boot_is_counted_once() {
+        for (boot_id, counted) in [("an earlier boot", 2), (BOOT, 1)] {
+            let decision = Case::new(trial(1, boot_id), Link::To(Slot::B)).decide();
+            let Phase::Trial { boots, boot_id, .. } = decision.record.phase else {
+                panic!("no trial");
+            };
+            assert_eq!((boots, boot_id.as_str()), (counted, BOOT));
+        }
+    }
+
+    #[test]
+    fn a_trial_that_cannot_be_counted_is_over() {
+        let mut case = Case::new(trial(0, "an earlier boot"), Link::To(Slot::B));
+        case.writable = false;
+        let decision = case.decide();
+        assert_eq!(
+            (decision.record.phase.name(), decision.show),
+            ("reverting", Set::A)
+        );
+    }
+
+    #[test]
+    fn a_release_cut_short_three_times_is_held() {
+        for (attempts, held) in [(0, false), (1, false), (2, true)] {
+            let op = Operation {
+                attempts,
+                ..operation()
+            };
+            let phase = Phase::Switching {
+                op,
+                data: DataState::Untouched,
+            };
+            let decision = Case::new(phase, Link::To(Slot::A)).decide();
+            assert_eq!(decision.hold.is_some(), held, "after {attempts}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_active_slot_is_left_for_the_fallback_then_the_factory_set() {
+        let phase = || {
+            Phase::Idle(Idle {
+                fallback: Some(installed(Set::A, "1.1.0")),
+                ..idle(installed(Set::B, "1.2.0"))
+            })
+        };
+        let mut case = Case::new(phase(), Link::To(Slot::B));
+        case.b = Verdict::Damaged("bin/qx-node differs".into());
+        let decision = case.decide();
+        assert_eq!(decision.show, Set::A);
+        assert!(
+            decision.notes[0].contains("bin/qx-node differs"),
+            "{:?}",
+            decision.notes
+        );
+        case.a = Verdict::Empty;
+        assert_eq!(case.decide().show, Set::Factory);
+        // Intact, but another release than the record says.
+        case.b = Verdict::Good(installed(Set::B, "9.9.9"));
+        assert_eq!(case.decide().show, Set::Factory);
+    }
+
+    #[test]
+    fn a_newer_image_is_not_shadowed_and_an_override_changes_no_record() {
+        let phase = Phase::Idle(idle(installed(Set::A, "1.1.0")));
+        let mut case = Case::new(phase.clone(), Link::To(Slot::A));
+        case.factory_boot = true;
+        let decision = case.decide();
+        assert_eq!(
+            (decision.show, decision.record.phase),
+            (Set::Factory, phase)
+        );
+        case.factory_boot = false;
+        case.factory = installed(Set::Factory, "1.1.1");
+        let decision = case.decide();
+        assert_eq!(decision.show, Set::Factory);
+        let Phase::Idle(idle) = decision.record.phase else {
+            panic!("not idle");
+        };
+        assert_eq!(idle.active, installed(Set::Factory, "1.1.1"));
+    }
+
+    #[test]
+    fn a_lost_record_is_rebuilt_from_what_the_link_selects() {
+        for (link, a, snapshot, show, person) in [
+            (Link::To(Slot::A), true, false, Set::A, false),
+            (Link::To(Slot::A), true, true, Set::A, true),
+            (Link::To(Slot::A), false, false, Set::Factory, true),
+            (Link::Absent, true, false, Set::Factory, true),
+            (Link::Foreign("x".into()), true, false, Set::Factory, true),
+        ] {
+            let mut case = Case::new(trial(0, BOOT), link.clone());
+            case.loaded = Loaded::Unreadable("its checksum does not fit".into());
+            case.snapshot = snapshot;
+            if !a {
+                case.a = Verdict::Damaged("bin/qx-node differs".into());
+            }
+            let decision = case.decide();
+            assert_eq!(decision.show, show, "{link:?}");
+            let Phase::Idle(idle) = decision.record.phase else {
+                panic!("not idle");
+            };
+            let trouble = idle.trouble.unwrap();
+            assert_eq!(trouble.needs_person, person, "{}", trouble.what);
+        }
+    }
+
+    #[test]
+    fn nothing_at_all_is_the_factory_set() {
+        let mut case = Case::new(trial(0, BOOT), Link::Absent);
+        case.loaded = Loaded::Absent;
+        (case.a, case.b) = (Verdict::Empty, Verdict::Empty);
+        let decision = case.decide();
+        assert_eq!(decision.show, Set::Factory);
+        assert_eq!(decision.record, Record::idle(factory(), None, NOW));
+    }
+
+    /// A record whose data is at this schema; the factory set accepts schema 1, the release in slot b schema 2.
+    fn at_schema(phase: Phase, schema: u64, link: Link) -> Case {
+        let mut case = Case::new(phase, link);
+        if let Loaded::Record(record) = &mut case.loaded {
+            record.schemas.insert(inventory(), schema);
+        }
+        case
+    }
+
+    #[test]
+    fn a_newer_image_waits_for_what_its_data_needs() {
+        let phase = || Phase::Idle(idle(installed(Set::A, "1.1.0")));
+        for (unfit, schema, show) in [
+            (Fit::Never("no".into()), 1, Set::Factory),
+            (Fit::Never("no".into()), 2, Set::A),
+            (Fit::Migrated("first".into()), 2, Set::A),
+        ] {
+            let mut case = at_schema(phase(), schema, Link::To(Slot::A));
+            case.factory = installed(Set::Factory, "3.0.0");
+            case.unfit = unfit;
+            let decision = case.decide();
+            assert_eq!(decision.show, show, "schema {schema}: {decision:?}");
+            assert_eq!(decision.notes.len(), 1, "{:?}", decision.notes);
+        }
+    }
+
+    #[test]
+    fn where_no_set_fits_the_data_a_person_is_asked_for() {
+        let active = installed(Set::B, "1.2.0");
+        for (schema, fallback_fits) in [(1, true), (2, false)] {
+            let phase = Phase::Idle(idle(active.clone()));
+            let mut case = at_schema(phase, schema, Link::To(Slot::B));
+            case.b = Verdict::Damaged("bin/qx-node differs".into());
+            let decision = case.decide();
+            assert_eq!(decision.show, Set::Factory);
+            let Phase::Idle(idle) = decision.record.phase else {
+                panic!("not idle");
+            };
+            assert_eq!(idle.lost.as_ref(), Some(&active), "to be repaired");
+            assert_eq!(idle.trouble.unwrap().needs_person, !fallback_fits);
+        }
+    }
+
+    #[test]
+    fn the_way_back_leads_to_a_set_that_fits_the_saved_data() {
+        let mut op = operation();
+        op.before = idle(installed(Set::B, "1.2.0"));
+        op.to = installed(Set::A, "1.1.0");
+        // Slot b needs schema 2, the factory set takes 1.
+        for (schema, show) in [(2, Set::B), (1, Set::Factory)] {
+            let phase = Phase::Reverting {
+                op: op.clone(),
+                data: DataState::Saved,
+                cause: Cause::new(CauseKind::Release, "it crashed"),
+            };
+            let decision = at_schema(phase, schema, Link::To(Slot::A)).decide();
+            assert_eq!(decision.show, show, "schema {schema}");
+            assert_eq!(decision.record.phase.name(), "reverting");
+        }
+    }
+
+    /// A trial as it stood at its last record, which saw its data saved.
+    fn lasted(boots: u32, seconds: u64, until: Moment, since: &str) -> Phase {
+        let mut trial = trial(boots, &until.boot_id);
+        if let Phase::Trial {
+            data,
+            since: s,
+            lasted,
+            ..
+        } = &mut trial
+        {
+            *data = DataState::Saved;
+            *s = since.to_owned();
+            *lasted = Some(Lasted { seconds, until });
+        }
+        trial
+    }
+
+    /// What was written in weeks is lost only if a person says so. Weeks are what boots were seen to last: dates, any at any
+    /// point, change nothing.
+    #[test]
+    fn an_old_trial_is_not_undone_unasked_whatever_the_date() {
+        const DAY: u64 = 86_400;
+        // How long it has lasted, until when in which boot, which moment it is now, and whether it is too old.
+        let rows = [
+            (0, moment(BOOT, 100), moment(BOOT, 100), false),
+            (0, moment(BOOT, 100), moment(BOOT, 100 + DAY), false),
+            (0, moment(BOOT, 100), moment(BOOT, 101 + DAY), true),
+            (DAY - 5, moment(BOOT, 10), moment(BOOT, 20), true),
+            // A boot that was long before: how it ended nobody saw, and this one has hardly begun.
+            (0, moment("before", 90 * DAY), moment(BOOT, 30), false),
+            (DAY - 20, moment("before", 90 * DAY), moment(BOOT, 30), true),
+            (DAY + 1, moment("before", 5), moment(BOOT, 0), true),
+            (0, moment("before", 100), moment(BOOT, DAY + 1), true),
+        ];
+        for (seconds, until, now, old) in rows {
+            for since in DATES {
+                for date in DATES {
+                    let context = format!("{seconds} {until:?} {now:?} {since} {date}");
+                    let phase = lasted(4, seconds, until.clone(), since);
+                    let mut case = Case::new(phase, Link::To(Slot::B));
+                    (case.moment, case.now) = (now.clone(), date);
+                    let decision = case.decide();
+                    let (phase, show) = match old {
+                        true => ("trial", Set::B),
+                        false => ("reverting", Set::A),
+                    };
+                    assert_eq!(decision.record.phase.name(), phase, "{context}");
+                    assert_eq!(decision.show, show, "{context}");
+                    case.b = Verdict::Empty;
+                    let decision = case.decide();
+                    assert_eq!(decision.record.phase.name(), phase, "{context}");
+                    assert_ne!(decision.show, Set::B, "it does not verify: {context}");
+                    // Once too old it stays so: at the next boot nobody has seen anything yet.
+                    case.loaded = Loaded::Record(Box::new(decision.record));
+                    case.moment = moment("the next boot", 0);
+                    assert_eq!(case.decide().record.phase.name(), phase, "{context}");
+                }
+            }
+        }
+    }
+
+    /// Only what a migration left is kept for a person: nothing is lost by leaving a trial without data.
+    #[test]
+    fn an_old_trial_without_data_is_undone() {
+        let mut trial = lasted(4, 1 << 40, moment(BOOT, 5), NOW);
+        if let Phase::Trial { data, .. } = &mut trial {
+            *data = DataState::Untouched;
+        }
+        let decision = Case::new(trial, Link::To(Slot::B)).decide();
+        assert_eq!(decision.record.phase.name(), "reverting");
+    }
+
+    /// Every phase comes to the same end whatever the date, before and now.
+    #[test]
+    fn no_date_changes_a_decision() {
+        let mut all = phases();
+        all.push(lasted(1, 10, moment(BOOT, 5), NOW));
+        all.push(lasted(3, 10, moment("an earlier boot", 5), NOW));
+        for phase in all {
+            for link in links() {
+                let mut ends = Vec::new();
+                for before in DATES {
+                    for now in DATES {
+                        let text = serde_json::to_string(&phase).unwrap();
+                        let mut members: serde_json::Map<_, _> =
+                            serde_json::from_str(&text).unwrap();
+                        date(&mut members, before);
+                        let members = serde_json::Value::Object(members);
+                        let record: Record = serde_json::from_value(members).unwrap();
+                        let mut case = Case::new(record.phase, link.clone());
+                        case.now = now;
+                        let decision = case.decide();
+                        let lasted = match &decision.record.phase {
+                            Phase::Trial { lasted, boots, .. } => Some((lasted.clone(), *boots)),
+                            _ => None,
+                        };
+                        let hold = decision.hold.map(|(op, why)| (op.id, why));
+                        let name = decision.record.phase.name();
+                        ends.push((name, lasted, decision.show, hold, decision.notes));
+                    }
+                }
+                assert!(
+                    ends.iter().all(|end| *end == ends[0]),
+                    "{phase:?} {link:?}: {ends:?}"
+                );
+            }
+        }
+    }
+
+    /// Puts this date in the place of every date.
+    fn date(members: &mut serde_json::Map<String, serde_json::Value>, date: &str) {
+        for (name, value) in members {
+            match value {
+                serde_json::Value::Object(inner) => self::date(inner, date),
+                serde_json::Value::String(text)
+                    if ["since", "started", "saved_at"].contains(&name.as_str()) =>
+                {
+                    *text = date.to_owned();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What a boot was seen to last is added up from record to record; an old record begins to count when it is seen.
+    #[test]
+    fn a_trial_lasts_as_long_as_its_boots_were_seen_to() {
+        let mut case = Case::new(trial(0, "one"), Link::To(Slot::B));
+        let mut counted = Vec::new();
+        for (boot_id, uptime_s) in [
+            ("one", 500),
+            ("one", 700),
+            ("two", 30),
+            ("two", 20),
+            ("three", 9),
+        ] {
+            case.moment = moment(boot_id, uptime_s);
+            let record = case.decide().record;
+            let Phase::Trial {
+                lasted: Some(lasted),
+                ..
+            } = &record.phase
+            else {
+                panic!("{record:?}");
+            };
+            counted.push(lasted.seconds);
+            case.loaded = Loaded::Record(Box::new(record));
+        }
+        assert_eq!(counted, [0, 200, 230, 230, 239]);
+    }
+
+    /// An image's factory set that migrates what the factory set before it left: the link says nothing of how far it came.
+    #[test]
+    fn a_migration_in_place_is_no_trial_before_the_record_says_so() {
+        let mut op = operation();
+        op.kind = OperationKind::Image;
+        op.before = idle(factory());
+        op.to = factory();
+        for (data, phase) in [
+            (DataState::Untouched, "idle"),
+            (DataState::Saved, "reverting"),
+        ] {
+            let op = op.clone();
+            let decision = Case::new(Phase::Switching { op, data }, Link::Absent).decide();
+            assert_eq!(decision.record.phase.name(), phase, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_record_tells_the_schemas_of_what_is_there() {
+        let leaves: BTreeMap<Name, u64> = [(inventory(), 7)].into();
+        for (loaded, snapshot, known) in [
+            (Loaded::Absent, false, true),
+            (Loaded::Unreadable("torn".into()), false, true),
+            (Loaded::Unreadable("torn".into()), true, false),
+        ] {
+            let mut case = Case::new(trial(0, BOOT), Link::To(Slot::A));
+            case.accepts = 7;
+            (case.loaded, case.snapshot, case.leaves) = (loaded, snapshot, leaves.clone());
+            let schemas = case.decide().record.schemas;
+            assert_eq!(schemas == leaves, known, "{schemas:?}");
+            assert_eq!(schemas.is_empty(), !known, "{schemas:?}");
+        }
+    }
+
+    /// Keeps `tests/golden` honest: what it holds is what this code writes.
+    #[test]
+    fn the_golden_trial_is_this_trial() {
+        let mut record = Record::idle(factory(), None, NOW);
+        record.phase = trial(1, "an earlier boot");
+        if let Phase::Trial { op, data, .. } = &mut record.phase {
+            *data = DataState::Saved;
+            op.saved_at = Some(NOW.into());
+            op.change = crate::model::record::DataChange::Migrate;
+            op.schemas = [("inventory".parse().unwrap(), 2)].into();
+            let set = r#"{"name":"inventory","protect":"files","place":"/data/inventory.db"}"#;
+            op.data.push(serde_json::from_str(set).unwrap());
+        }
+        let golden = include_str!("../../tests/golden/state-1-trial-data.json");
+        let written =
+            String::from_utf8(crate::model::record::encode(&record, 12).unwrap()).unwrap();
+        assert_eq!(written, golden);
+    }
+}

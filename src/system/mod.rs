@@ -1,0 +1,9 @@
+//! The machine underneath: paths and clock, processes, services, space, the log.
+
+pub mod follower;
+pub mod host;
+pub mod log;
+pub mod proc;
+pub mod process;
+pub mod service;
+pub mod space;

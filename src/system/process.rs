@@ -1,0 +1,601 @@
+//! Running programs: under a time limit, in a known environment, as somebody.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::system::host::Host;
+use qx_release::error::{Context, Error, Result};
+use qx_release::text;
+
+/// Where programs without a path are looked for.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The longest line of a program's output that is kept whole, in bytes.
+const MAX_LINE: usize = 4096;
+/// How often it is looked whether a program keeps within its space.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a program's output is read on after its end, as long as more comes.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Which of a program's outputs a line came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+impl Stream {
+    /// As the log calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::Out => "stdout",
+            Stream::Err => "stderr",
+        }
+    }
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status; `None` if it was killed because its time was over.
+    pub status: Option<ExitStatus>,
+    /// The last line on its standard error, else on its standard output.
+    pub last: Option<String>,
+}
+
+impl Ended {
+    /// Whether it exited 0 in time.
+    pub fn ok(&self) -> bool {
+        self.status.is_some_and(|s| s.success())
+    }
+
+    /// How it ended, in words.
+    pub fn how(&self) -> String {
+        match self.status {
+            None => "did not end in time and was killed".to_owned(),
+            Some(status) => match (
+                status.code(),
+                std::os::unix::process::ExitStatusExt::signal(&status),
+            ) {
+                (Some(code), _) => format!("exited {code}"),
+                (None, Some(signal)) => format!("was killed by signal {signal}"),
+                (None, None) => "ended".to_owned(),
+            },
+        }
+    }
+
+    /// The same, with its last words.
+    pub fn describe(&self) -> String {
+        match &self.last {
+            Some(line) => format!("{}: {line}", self.how()),
+            None => self.how(),
+        }
+    }
+}
+
+/// A program to run: in a clean environment (`PATH`, `HOME`, `LANG=C`), in a process group of its own, its standard
+/// input empty unless it is given. After `timeout` the whole group is killed.
+pub struct Program<'a> {
+    /// The argument vector.
+    pub vector: &'a [String],
+    /// Where it runs.
+    pub directory: &'a Path,
+    /// What its environment holds besides.
+    pub environment: &'a [(String, String)],
+    /// Who it runs as, without supplementary groups and at home in that user's `HOME`. Absent: who we are, and `HOME=/`.
+    pub user: Option<&'a User>,
+    /// What it reads on its standard input, from where this file stands.
+    pub input: Option<&'a File>,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Asked again and again whether it keeps within its space; if not, its group is killed. Absent: any space will do.
+    pub within: Option<&'a dyn Fn() -> bool>,
+}
+
+impl<'a> Program<'a> {
+    /// Runs in `/`, as we do, with nothing to read.
+    pub fn new(vector: &'a [String], timeout: Duration) -> Program<'a> {
+        Program {
+            vector,
+            directory: Path::new("/"),
+            environment: &[],
+            user: None,
+            input: None,
+            timeout,
+            within: None,
+        }
+    }
+
+    /// Runs it. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are no text
+    /// replaced. A program that leaves a daemon behind is not waited for longer than itself.
+    pub fn run(&self, on_line: &mut dyn FnMut(Stream, &str)) -> Result<Ended> {
+        self.follow(None, on_line)
+    }
+
+    /// Runs it, and hands the bytes of its standard output to `on_bytes` as they come, complete: if they do not end in
+    /// time (a daemon that it left behind holds them open, say), it did not end in time. An error of `on_bytes` ends
+    /// the whole group, and is returned. `on_line` gets the lines of its standard error.
+    pub fn pipe(
+        &self,
+        on_bytes: &mut TakeBytes,
+        on_line: &mut dyn FnMut(Stream, &str),
+    ) -> Result<Ended> {
+        self.follow(Some(on_bytes), on_line)
+    }
+
+    /// Runs it with its output thrown away: what it starts may live on and keep writing.
+    pub fn run_silently(&self) -> Result<Ended> {
+        let child = self.spawn(|| null().map(Stdio::from))?;
+        let (_, nothing) = mpsc::sync_channel(0);
+        let mut running = Running::of(child, self, &nothing, false);
+        running
+            .wait(&mut |_| Ok(()))
+            .map(|status| Ended { status, last: None })
+    }
+
+    fn follow(
+        &self,
+        mut on_bytes: Option<&mut TakeBytes>,
+        on_line: &mut dyn FnMut(Stream, &str),
+    ) -> Result<Ended> {
+        let mut child = self.spawn(|| Ok(Stdio::piped()))?;
+        // Bounded: a program that writes faster than its output is taken waits.
+        let (sender, pieces) = mpsc::sync_channel(64);
+        let whole = on_bytes.is_some();
+        if let Some(out) = child.stdout.take() {
+            match whole {
+                true => read_bytes(out, sender.clone()),
+                false => read_lines(out, Stream::Out, sender.clone()),
+            }
+        }
+        if let Some(err) = child.stderr.take() {
+            read_lines(err, Stream::Err, sender.clone());
+        }
+        drop(sender);
+        // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
+        let (mut out, mut err) = (None, None);
+        let program = self.name();
+        let mut take = |piece: Piece| {
+            match (piece, &mut on_bytes) {
+                (Piece::Line(stream, line), _) => {
+                    on_line(stream, &line);
+                    match stream {
+                        Stream::Out => out = Some(line),
+                        Stream::Err => err = Some(line),
+                    }
+                }
+                (Piece::Bytes(bytes), Some(on_bytes)) => {
+                    on_bytes(&bytes.doing(|| format!("reading what {program} writes"))?)?;
+                }
+                (Piece::Bytes(_), None) => {}
+            }
+            Ok(())
+        };
+        let mut running = Running::of(child, self, &pieces, whole);
+        let status = running.wait(&mut take)?;
+        // What it wrote last; a daemon that keeps the pipe open is not waited for.
+        let enough = Instant::now() + LAST_WORDS;
+        while Instant::now() < enough
+            && let Ok(piece) = pieces.recv_timeout(Duration::from_millis(300))
+        {
+            take(piece)?;
+        }
+        Ok(Ended {
+            status,
+            last: err.or(out),
+        })
+    }
+
+    fn name(&self) -> &str {
+        self.vector.first().map_or("", String::as_str)
+    }
+
+    fn spawn(&self, output: fn() -> Result<Stdio>) -> Result<Child> {
+        let Some((program, arguments)) = self.vector.split_first() else {
+            return Err(Error::new(
+                "running a program: the argument vector is empty",
+            ));
+        };
+        let doing = || format!("running {program}");
+        let input: Stdio = match self.input {
+            Some(file) => file.try_clone().doing(doing)?.into(),
+            None => null()?.into(),
+        };
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(self.directory)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", self.user.map_or("/", |user| &user.home))
+            .env("LANG", "C")
+            .envs(self.environment.iter().map(|(k, v)| (k, v)))
+            .stdin(input)
+            .stdout(output()?)
+            .stderr(output()?)
+            .process_group(0);
+        if let Some(user) = self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command.spawn().doing(doing)
+    }
+}
+
+/// What programs read that have nothing to read, and write to where nobody listens. That it is missing, or a file that
+/// somebody made in its place, is told as such and not as a program's failure.
+pub fn null() -> Result<File> {
+    let doing = || "opening /dev/null, which every program is started with";
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.doing(doing)?;
+    match null.metadata().doing(doing)?.file_type().is_char_device() {
+        true => Ok(null),
+        false => Err(Error::new(format!("{}: it is no device", doing()))),
+    }
+}
+
+/// Takes a program's standard output.
+type TakeBytes<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// A part of a program's output.
+enum Piece {
+    Line(Stream, String),
+    /// Of a standard output that is taken whole; none is its end.
+    Bytes(io::Result<Vec<u8>>),
+}
+
+/// A program that was started.
+struct Running<'a> {
+    child: Child,
+    program: &'a str,
+    deadline: Instant,
+    within: Option<&'a dyn Fn() -> bool>,
+    /// When that is asked next.
+    look: Instant,
+    pieces: &'a mpsc::Receiver<Piece>,
+    /// The end of its standard output is waited for, too.
+    open: bool,
+}
+
+impl<'a> Running<'a> {
+    fn of(
+        child: Child,
+        program: &'a Program<'a>,
+        pieces: &'a mpsc::Receiver<Piece>,
+        open: bool,
+    ) -> Running<'a> {
+        Running {
+            child,
+            program: program.name(),
+            deadline: Instant::now() + program.timeout,
+            within: program.within,
+            look: Instant::now(),
+            pieces,
+            open,
+        }
+    }
+
+    /// Waits for it, taking its output; `None` if its group had to be killed.
+    fn wait(&mut self, take: &mut dyn FnMut(Piece) -> Result<()>) -> Result<Option<ExitStatus>> {
+        loop {
+            match self.pieces.recv_timeout(Duration::from_millis(20)) {
+                Ok(piece) => {
+                    self.open &= !matches!(&piece, Piece::Bytes(Ok(bytes)) if bytes.is_empty());
+                    if let Err(e) = take(piece) {
+                        self.kill()?;
+                        return Err(e);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // Both outputs are closed; the program may still run.
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.open = false;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            if !self.open
+                && let Some(status) = self
+                    .child
+                    .try_wait()
+                    .doing(|| format!("waiting for {}", self.program))?
+            {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= self.deadline {
+                self.kill()?;
+                return Ok(None);
+            }
+            if let Some(within) = self.within
+                && Instant::now() >= self.look
+            {
+                if !within() {
+                    self.kill()?;
+                    let what = format!("running {}: it takes more space than it may", self.program);
+                    return Err(Error::new(what));
+                }
+                self.look = Instant::now() + LOOK;
+            }
+        }
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        // As long as it was not waited for, its id is nobody else's.
+        if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
+            // Gone already is fine.
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
+        self.child
+            .wait()
+            .map(drop)
+            .doing(|| format!("waiting for {}", self.program))
+    }
+}
+
+/// Somebody whom programs run as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The user's id.
+    pub uid: u32,
+    /// The id of the user's group.
+    pub gid: u32,
+    /// The user's home directory.
+    pub home: String,
+}
+
+impl User {
+    /// From the appliance's `/etc/passwd` (passwd(5)).
+    pub fn find(host: &Host, name: &str) -> Result<User> {
+        let path = host.path("/etc/passwd")?;
+        let doing = || format!("looking for the user {name} in {}", path.display());
+        let bytes = fs::read(&path).doing(doing)?;
+        // Names of other people, in whatever encoding, are none of our concern.
+        let user = bytes.split(|b| *b == b'\n').find_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|b| *b == b':').collect();
+            (*fields.first()? == name.as_bytes()).then_some(())?;
+            let field = |number: usize| std::str::from_utf8(fields.get(number)?).ok();
+            Some(User {
+                uid: field(2)?.parse().ok()?,
+                gid: field(3)?.parse().ok()?,
+                home: field(5)?.to_owned(),
+            })
+        });
+        user.ok_or_else(|| Error::new(format!("{}: there is none", doing())))
+    }
+}
+
+/// As long as it lives, this thread, and what it starts, works only while nobody else wants to: nice value 19, which the
+/// priority on disks follows (ioprio_set(2)).
+pub struct Nice(Option<i32>);
+
+impl Nice {
+    /// Being less than nice is no failure.
+    pub fn new() -> Nice {
+        let before = rustix::process::getpriority_process(None).ok();
+        let _ = rustix::process::setpriority_process(None, 19);
+        Nice(before)
+    }
+}
+
+impl Default for Nice {
+    fn default() -> Nice {
+        Nice::new()
+    }
+}
+
+impl Drop for Nice {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = rustix::process::setpriority_process(None, before);
+        }
+    }
+}
+
+/// Sends what comes, piece by piece, and its end or what went wrong.
+fn read_bytes(mut from: impl Read + Send + 'static, to: mpsc::SyncSender<Piece>) {
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            let got = match from.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                got => got.map(|n| buffer[..n].to_vec()),
+            };
+            let last = got.as_ref().map_or(true, Vec::is_empty);
+            if to.send(Piece::Bytes(got)).is_err() || last {
+                break;
+            }
+        }
+    });
+}
+
+fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSender<Piece>) {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(from);
+        let mut line = Vec::new();
+        // An endless line comes in pieces.
+        while let Ok(1..) = reader
+            .by_ref()
+            .take(MAX_LINE as u64)
+            .read_until(b'\n', &mut line)
+        {
+            let text = String::from_utf8_lossy(&line);
+            let text = text.trim_end_matches(['\n', '\r']).replace('\t', " ");
+            let text = text::clean(&text, MAX_LINE);
+            line.clear();
+            if to.send(Piece::Line(stream, text)).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, timeout: Duration) -> (Ended, Vec<(Stream, String)>) {
+        let mut lines = Vec::new();
+        let vector = ["sh", "-c", script].map(str::to_owned);
+        let ended = Program::new(&vector, timeout)
+            .run(&mut |s, l| lines.push((s, l.to_owned())))
+            .unwrap();
+        (ended, lines)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn output_comes_line_by_line_with_its_stream() {
+        let (ended, mut lines) = sh("echo one; echo two >&2; printf three; exit 3", LONG);
+        lines.sort_by(|x, y| x.1.cmp(&y.1));
+        assert_eq!(ended.status.unwrap().code(), Some(3));
+        let expected = [
+            (Stream::Out, "one"),
+            (Stream::Out, "three"),
+            (Stream::Err, "two"),
+        ];
+        assert_eq!(lines, expected.map(|(s, l)| (s, l.to_owned())));
+        assert_eq!(
+            ended.describe(),
+            "exited 3: two",
+            "what went wrong, and not what came last"
+        );
+    }
+
+    /// Takes all bytes, up to a limit.
+    fn pipe(script: &str, timeout: Duration, limit: usize) -> (Result<Ended>, Vec<u8>) {
+        let mut all = Vec::new();
+        let vector = ["sh", "-c", script].map(str::to_owned);
+        let mut take = |bytes: &[u8]| {
+            all.extend_from_slice(bytes);
+            match all.len() > limit {
+                true => Err(Error::new("too much")),
+                false => Ok(()),
+            }
+        };
+        let ended = Program::new(&vector, timeout).pipe(&mut take, &mut |_, _| {});
+        (ended, all)
+    }
+
+    #[test]
+    fn bytes_come_as_they_are_to_their_end() {
+        // The program ends long before the last byte comes.
+        let script = r"printf 'a\0\377\n'; (sleep 1; printf late) & echo why >&2; exit 3";
+        let (ended, all) = pipe(script, LONG, 100);
+        assert_eq!(all, b"a\0\xff\nlate");
+        assert_eq!(ended.unwrap().describe(), "exited 3: why");
+        let (ended, all) = pipe("head -c 10000000 /dev/zero", LONG, usize::MAX);
+        assert!(ended.unwrap().ok() && all.len() == 10_000_000);
+    }
+
+    #[test]
+    fn bytes_that_do_not_end_in_time_are_no_success() {
+        let (ended, all) = pipe("printf part; sleep 1000 &", Duration::from_millis(500), 100);
+        assert_eq!(all, b"part");
+        assert!(ended.unwrap().status.is_none());
+    }
+
+    #[test]
+    fn whoever_takes_the_bytes_can_end_the_program() {
+        let start = Instant::now();
+        let (ended, all) = pipe("yes; sleep 1000", LONG, 1000);
+        assert_eq!(ended.unwrap_err().chain(), "too much");
+        assert!(all.len() > 1000 && start.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_program_reads_its_input_as_its_user_at_home() {
+        use std::io::Seek;
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        let me = rustix::process::getuid();
+        // Another user, if we may be one.
+        let id = if me.is_root() { 12345 } else { me.as_raw() };
+        let mut passwd =
+            b"root:x:0:0:root:/root:/bin/sh\nbroken\nm\xfcller:x:7:7:M\xfcller:/:/bin/sh\n"
+                .to_vec();
+        passwd.extend(format!("db:x:{id}:{id}::/var/db:/bin/sh\n").into_bytes());
+        fs::write(dir.path().join("etc/passwd"), passwd).unwrap();
+        let host = Host::new(dir.path()).unwrap();
+        let user = User::find(&host, "db").unwrap();
+        let unknown = User::find(&host, "d").unwrap_err().chain();
+        assert!(unknown.contains("the user d "), "{unknown}");
+        assert!(User::find(&host, "broken").is_err());
+        let mut input = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut input, b"one\ntwo\n").unwrap();
+        input.seek(io::SeekFrom::Start(4)).unwrap();
+        let vector = ["sh", "-c", "cat; id -u; id -G; echo $HOME"].map(str::to_owned);
+        let mut lines = Vec::new();
+        let program = Program {
+            user: Some(&user),
+            input: Some(&input),
+            ..Program::new(&vector, LONG)
+        };
+        let ended = program.run(&mut |_, line| lines.push(line.to_owned()));
+        assert!(ended.unwrap().ok());
+        let id = id.to_string();
+        assert_eq!(lines, ["two", &id, &id, "/var/db"], "no other groups");
+    }
+
+    #[test]
+    fn it_is_nice_only_for_a_while() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let guard = Nice::new();
+        assert_eq!(nice(), 19);
+        assert_eq!(sh("nice", LONG).1[0].1, "19", "what it starts, too");
+        drop(guard);
+        if rustix::process::getuid().is_root() {
+            assert_eq!(nice(), before);
+        }
+    }
+
+    #[test]
+    fn garbage_and_endless_lines_do_no_harm() {
+        let (_, lines) = sh(
+            "printf '\\377\\001x\\n'; head -c 10000 /dev/zero | tr '\\0' y",
+            LONG,
+        );
+        assert_eq!(lines[0].1, "\u{fffd}\\u{1}x");
+        assert_eq!(
+            lines
+                .iter()
+                .map(|l| l.1.matches('y').count())
+                .sum::<usize>(),
+            10000
+        );
+        assert!(lines.iter().all(|l| l.1.len() <= MAX_LINE));
+    }
+
+    #[test]
+    fn the_whole_group_is_killed_when_its_time_is_over() {
+        let (ended, lines) = sh("sleep 1000 & echo $!; wait", Duration::from_millis(300));
+        assert!(ended.status.is_none());
+        let child: u32 = lines[0].1.parse().unwrap();
+        let gone = Instant::now() + LONG;
+        while crate::system::proc::Proc::default()
+            .identity(child)
+            .is_some()
+        {
+            assert!(Instant::now() < gone, "the grandchild {child} lives on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn a_daemon_left_behind_is_not_waited_for() {
+        let start = Instant::now();
+        let (ended, lines) = sh("sleep 100 & echo $!", LONG);
+        assert!(ended.ok());
+        assert!(start.elapsed() < Duration::from_secs(50));
+        let daemon = Pid::from_raw(lines[0].1.parse().unwrap()).unwrap();
+        rustix::process::kill_process(daemon, Signal::KILL).unwrap();
+    }
+}

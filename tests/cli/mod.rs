@@ -1,0 +1,19 @@
+//! The real programs, driven as an operator drives them, on an appliance in a temporary directory.
+//!
+//! They wait for services most of the time: with `--test-threads 10` they take a good minute, with as many as there are
+//! processors several. `QX_TEST_KEEP=1` keeps the directories of tests that fail.
+
+mod clock;
+mod data;
+mod environment;
+mod failing;
+mod good;
+mod killed;
+mod preflight;
+mod refused;
+mod services;
+mod sources;
+mod surroundings;
+mod text;
+mod truth;
+mod wall;

@@ -1,0 +1,118 @@
+//! The rooms of `src/lib.rs` and what each may use: arrows point down, and what is pure stays pure.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// From the ground up. A room uses those before it, and itself.
+const ROOMS: [&str; 13] = [
+    "model",
+    "system",
+    "store",
+    "fetch",
+    "repository",
+    "data",
+    "proof",
+    "acquire",
+    "switch",
+    "recovery",
+    "status",
+    "command",
+    "cli",
+];
+
+/// What a value knows nothing of: files, sockets, the clock, the environment, other processes.
+const WORLD: [&str; 7] = [
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::process",
+    "SystemTime::now",
+    "Instant::now",
+    "rustix::",
+];
+
+/// All below a directory, with what is no test.
+fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code: Vec<&str> = code
+                .lines()
+                .filter(|l| !l.trim().starts_with("//"))
+                .collect();
+            found.push((path, code.join("\n")));
+        }
+    }
+    found
+}
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Intent: no room uses one above it, and every room is in the list.
+#[test]
+fn no_room_uses_one_above_it() {
+    let listed: BTreeSet<String> = ROOMS.iter().map(|room| (*room).to_owned()).collect();
+    let there: BTreeSet<String> = fs::read_dir(top().join("src"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(there, listed, "a room is a directory of src");
+    let mut wrong = Vec::new();
+    for (height, room) in ROOMS.iter().enumerate() {
+        for (path, code) in sources(&top().join("src").join(room)) {
+            for used in code.split("crate::").skip(1) {
+                let end = used.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                let used = &used[..end.unwrap_or(used.len())];
+                match ROOMS.iter().position(|room| *room == used) {
+                    Some(other) if other <= height => {}
+                    _ => wrong.push(format!("{} uses {used}", path.display())),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Intent: `model`, and the decisions of a boot, are functions of their arguments.
+#[test]
+fn what_is_pure_touches_nothing() {
+    let mut pure = sources(&top().join("src/model"));
+    let decide = top().join("src/recovery/decide.rs");
+    pure.extend(
+        sources(&top().join("src/recovery"))
+            .into_iter()
+            .filter(|(path, _)| *path == decide),
+    );
+    assert!(pure.len() > 5);
+    for (path, code) in pure {
+        for touched in WORLD {
+            assert!(!code.contains(touched), "{} uses {touched}", path.display());
+        }
+    }
+}
+
+/// Intent: what both sides agree on knows neither of them, nor the environment.
+#[test]
+fn the_agreement_knows_neither_side() {
+    for (path, code) in sources(&top().join("crates/qx-release/src")) {
+        for other in ["qx_update", "qx_publish", "std::env", "SystemTime::now"] {
+            assert!(!code.contains(other), "{} uses {other}", path.display());
+        }
+    }
+    for (path, code) in sources(&top().join("crates/qx-publish/src")) {
+        assert!(!code.contains("qx_update"), "{}", path.display());
+    }
+    for (path, code) in sources(&top().join("src")) {
+        assert!(!code.contains("qx_publish"), "{}", path.display());
+    }
+}

@@ -1,0 +1,270 @@
+//! `qx-publish` killed before each system call that changes files, one after another, by strace: after each kill a
+//! reader sees a whole repository, the old one or the new one, and the same command run again ends the work.
+
+use crate::common::publisher;
+use std::process::Command;
+
+use super::place::{HERE, Place, Seen, ended};
+
+/// What changes files. A kill before the next of them shows what the one before has left.
+const SYSCALLS: &[&str] = &[
+    "write",
+    "fsync",
+    "syncfs",
+    "rename",
+    "unlink,unlinkat,rmdir",
+    "mkdir,mkdirat",
+];
+
+/// What a crash leaves must be what was before, or what is after, to a client that has seen it before and to one that has
+/// not.
+fn killed_anywhere(before: &Place, arguments: &[&str], more: &[&str]) {
+    let arguments = [arguments, &HERE[..], more].concat();
+    let old = before
+        .seen("known")
+        .unwrap_or_else(|e| panic!("{}", e.chain()));
+    let after = before.copy();
+    let done = after.run(&arguments);
+    assert_eq!(done.code, 0, "{arguments:?}\n{}{}", done.out, done.err);
+    let new = after.fresh();
+    let mut kills = 0;
+    for syscalls in SYSCALLS {
+        for number in 1.. {
+            let place = before.copy();
+            if !killed_at(&place, &arguments, syscalls, number) {
+                break;
+            }
+            kills += 1;
+            let told = format!("{arguments:?} killed before {syscalls} number {number}");
+            // One that died when all was done is not asked to do it twice; the repository is sound all the same.
+            let done = check(&place, &[&old, &new], &told) == new && new != old;
+            let again = match done {
+                true => place.run(&[&["refresh"], &HERE[..]].concat()),
+                false => place.run(&arguments),
+            };
+            assert_eq!(again.code, 0, "{told}, again:\n{}{}", again.out, again.err);
+            if old != new {
+                let keys = |place: &Place| place.tree("keys").into_keys().collect::<Vec<_>>();
+                assert_eq!(
+                    keys(&place),
+                    keys(&after),
+                    "{told}: a key that was made is used"
+                );
+            }
+            check(&place, &[&new], &told);
+        }
+    }
+    // Writing, syncing and renaming one file is three already.
+    assert!(kills > 9, "{arguments:?} was killed {kills} times only");
+}
+
+/// Runs the command; whether it was killed.
+fn killed_at(place: &Place, arguments: &[&str], syscalls: &str, number: u32) -> bool {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e"]);
+    command.arg(format!("trace={syscalls}"));
+    command.arg("-e");
+    command.arg(format!("inject={syscalls}:signal=SIGKILL:when={number}"));
+    command
+        .arg(publisher())
+        .args(arguments)
+        .current_dir(place.0.path());
+    command.env("SOURCE_DATE_EPOCH", "1800000000");
+    let output = command.output().expect("strace is installed");
+    use std::os::unix::process::ExitStatusExt;
+    let status = output.status;
+    let told = ended(output);
+    let killed = status.signal() == Some(9);
+    assert!(
+        killed || told.code == 0,
+        "{arguments:?} {syscalls} {number}: {status} {}",
+        told.err
+    );
+    killed
+}
+
+/// What a client sees, whether it has seen the repository before or not.
+#[track_caller]
+fn check(place: &Place, expected: &[&Seen], told: &str) -> Seen {
+    let fresh = place.fresh();
+    assert!(expected.contains(&&fresh), "{told}: {fresh:?}");
+    let known = place
+        .seen("known")
+        .unwrap_or_else(|e| panic!("{told}: {}", e.chain()));
+    assert_eq!(known, fresh, "{told}");
+    fresh
+}
+
+/// With a published release.
+fn ready() -> Place {
+    let place = Place::with(&[]);
+    let recipe = place.recipe("1.0.0", &["web"]);
+    place.good(&["release", &recipe], &[]);
+    place
+}
+
+fn with_team() -> Place {
+    let place = ready();
+    place.good(
+        &["delegate", "webbers"],
+        &[
+            "--paths",
+            "vdc/artifacts/web-*",
+            "--paths",
+            "vdc/web/*/*/release.json",
+        ],
+    );
+    let recipe = place.recipe("1.0.1", &["web"]);
+    place.good(
+        &["release", &recipe],
+        &["--as", "webbers", "--channel", "web"],
+    );
+    place
+}
+
+#[test]
+fn a_release() {
+    let place = ready();
+    place.file("src/web/index.html", b"another");
+    let recipe = place.recipe("1.1.0", &["web", "node"]);
+    killed_anywhere(&place, &["release", &recipe], &[]);
+}
+
+#[test]
+fn a_rotation_of_the_root() {
+    killed_anywhere(&ready(), &["rotate", "root"], &[]);
+}
+
+#[test]
+fn a_rotation_of_the_timestamp() {
+    killed_anywhere(&ready(), &["rotate", "timestamp"], &[]);
+}
+
+#[test]
+fn a_rotation_of_the_snapshot() {
+    killed_anywhere(&ready(), &["rotate", "snapshot"], &[]);
+}
+
+#[test]
+fn a_rotation_of_the_targets() {
+    killed_anywhere(&ready(), &["rotate", "targets"], &[]);
+}
+
+#[test]
+fn a_rotation_of_a_team() {
+    killed_anywhere(&with_team(), &["rotate", "webbers"], &[]);
+}
+
+#[test]
+fn a_refresh_of_everything() {
+    killed_anywhere(&with_team(), &["refresh"], &["--within", "4000"]);
+}
+
+#[test]
+fn a_delegation() {
+    killed_anywhere(
+        &ready(),
+        &["delegate", "webbers"],
+        &["--paths", "vdc/artifacts/web-*"],
+    );
+}
+
+#[test]
+fn the_last_signature_of_a_draft() {
+    let place = Place::with(&["--root-keys", "2", "--root-threshold", "2"]);
+    let recipe = place.recipe("1.0.0", &["web"]);
+    place.good(&["release", &recipe], &[]);
+    place.take_away("root-2", "safe");
+    place.good(&["rotate", "timestamp"], &[]);
+    assert_eq!(place.fresh().root, 1);
+    let draft = place.drafts().remove(0);
+    let signed = place.run(&["sign", &draft, "--keys", "safe", "--out", "signed"]);
+    assert_eq!(signed.code, 0, "{}", signed.err);
+    killed_anywhere(&place, &["sign"], &["--add-signature", "signed"]);
+}
+
+#[test]
+fn a_rotation_without_the_old_key_is_mended_by_refresh() {
+    let place = ready();
+    place
+        .seen("known")
+        .unwrap_or_else(|e| panic!("{}", e.chain()));
+    place.take_away("timestamp", "lost");
+    let arguments = [&["rotate", "timestamp", "--lost"], &HERE[..]].concat();
+    let mut torn = 0;
+    for syscalls in SYSCALLS {
+        for number in 1.. {
+            let place = place.copy();
+            if !killed_at(&place, &arguments, syscalls, number) {
+                break;
+            }
+            let told = format!("killed before {syscalls} number {number}");
+            let begun = place.path("repo/metadata/2.root.json").exists();
+            if place.seen("known").is_err() {
+                assert!(
+                    begun,
+                    "{told}: before the new root there is nothing to mend"
+                );
+                torn += 1;
+            }
+            let next = match begun {
+                true => [&["refresh"], &HERE[..]].concat(),
+                false => arguments.clone(),
+            };
+            let ended = place.run(&next);
+            assert_eq!(ended.code, 0, "{told}\n{}{}", ended.out, ended.err);
+            assert_eq!(
+                (place.fresh().root, place.fresh().releases.len()),
+                (2, 1),
+                "{told}"
+            );
+            let known = place.seen("known");
+            known.unwrap_or_else(|e| panic!("{told}: {}", e.chain()));
+        }
+    }
+    // Between the renames there are only the syncs that order them.
+    assert!((1..=5).contains(&torn), "{torn}");
+}
+
+#[test]
+fn init() {
+    let arguments = [&["init", "--product", "vdc", "--root-keys", "2"], &HERE[..]].concat();
+    for syscalls in SYSCALLS {
+        for number in 1.. {
+            let place = Place::empty();
+            if !killed_at(&place, &arguments, syscalls, number) {
+                assert!(number > 1, "{syscalls}");
+                break;
+            }
+            let told = format!("killed before {syscalls} number {number}");
+            if place.path("repo").exists() {
+                assert_eq!(place.fresh().root, 1, "{told}");
+            }
+            let ended = place.run(&arguments);
+            let done = ended.err.contains("is not empty");
+            assert!(ended.code == 0 || done, "{told}\n{}", ended.err);
+            assert_eq!(place.fresh().root, 1, "{told}");
+            let recipe = place.recipe("1.0.0", &["web"]);
+            place.good(&["release", &recipe], &[]);
+            place.good(&["rotate", "root"], &[]);
+            assert!(!place.path("keys/init.unfinished").exists(), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_release_of_a_team() {
+    let place = with_team();
+    place.file("src/web/index.html", b"another");
+    let recipe = place.recipe("1.1.0", &["web"]);
+    killed_anywhere(
+        &place,
+        &["release", &recipe],
+        &["--as", "webbers", "--channel", "web"],
+    );
+}
+
+#[test]
+fn the_end_of_a_delegation() {
+    killed_anywhere(&with_team(), &["delegate", "webbers", "--remove"], &[]);
+}

@@ -1,0 +1,9 @@
+//! The real `qx-publish`, driven as the people of a release team drive it.
+
+mod bundle;
+mod crash;
+mod desk;
+mod keys;
+mod place;
+mod release;
+mod roles;
