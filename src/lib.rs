@@ -62,16 +62,22 @@
 //! The other side, which makes the releases, is the crate `qx-publish`. Files that others depend on (configuration,
 //! recipe, manifest, repository, record, `status --json`) are described in `docs/formats.md`.
 
+#[cfg(feature = "update")]
 pub mod acquire;
 pub mod cli;
+#[cfg(feature = "update")]
 pub mod command;
+#[cfg(feature = "update")]
 pub mod data;
+#[cfg(feature = "update")]
 pub mod fetch;
 pub mod model;
 pub mod proof;
 pub mod recovery;
+#[cfg(feature = "update")]
 pub mod repository;
 pub mod status;
 pub mod store;
+#[cfg(feature = "update")]
 pub mod switch;
 pub mod system;

@@ -36,7 +36,7 @@ pub enum Origin {
 }
 
 /// What the plan depends on.
-pub struct Ground<'a> {
+pub struct PlanContext<'a> {
     /// The installed sets with a manifest, the preferred one first.
     pub sets: &'a [(Set, Manifest)],
     /// What runs.
@@ -87,34 +87,34 @@ pub struct Plan {
 /// that the repository does not offer.
 pub fn plan(
     manifest: &Manifest,
-    ground: &Ground,
+    context: &PlanContext,
     repository: &Repository,
     source: &dyn Fetch,
 ) -> Result<Plan> {
     let size = manifest.size_bytes();
-    if size > ground.release_bytes {
+    if size > context.release_bytes {
         return Err(Error::with(
             Exit::Refused,
             format!(
                 "planning {}: it takes {size} bytes, and limits.release_bytes allows {}",
-                manifest.version, ground.release_bytes
+                manifest.version, context.release_bytes
             ),
         ));
     }
     let mut origins = Vec::new();
     for component in &manifest.components {
-        origins.push(match installed_already(component, ground.sets) {
+        origins.push(match installed_already(component, context.sets) {
             Some(origin) => origin,
-            None => fetched(component, ground, repository, source)?,
+            None => fetched(component, context, repository, source)?,
         });
     }
-    let active = ground
+    let active = context
         .sets
         .iter()
-        .find(|(set, _)| *set == ground.active)
+        .find(|(set, _)| *set == context.active)
         .map(|(_, manifest)| manifest);
     let mut plan = Plan {
-        services: changed_services(active, Some(manifest), ground.restarts)
+        services: changed_services(active, Some(manifest), context.restarts)
             .iter()
             .map(|s| s.name.to_string())
             .collect(),
@@ -128,12 +128,12 @@ pub fn plan(
         entries: 0,
         drops: Vec::new(),
         needs_the_fallbacks_space: false,
-        data_bytes: ground.data_bytes,
-        copies_artifacts: ground.copies_artifacts,
+        data_bytes: context.data_bytes,
+        copies_artifacts: context.copies_artifacts,
     };
     plan.add_up(manifest);
-    let (mut free, mut inodes) = space::free_space(&ground.slots)?;
-    let mut leftovers = ground.leftovers.iter();
+    let (mut free, mut inodes) = space::free_space(&context.slots)?;
+    let mut leftovers = context.leftovers.iter();
     while plan.bytes > free || plan.entries > inodes {
         let Some(oldest) = leftovers.next() else {
             break;
@@ -147,12 +147,12 @@ pub fn plan(
         return Ok(plan);
     }
     // Without what the alternate slot holds: nothing can be reused from there then.
-    let (old_bytes, old_entries) = space::used(&ground.alternate);
+    let (old_bytes, old_entries) = space::used(&context.alternate);
     plan.needs_the_fallbacks_space = true;
     for (component, origin) in manifest.components.iter().zip(&mut plan.origins) {
-        if matches!(origin, Origin::Reuse { set, .. } if *set == Set::from(ground.active.alternate()))
+        if matches!(origin, Origin::Reuse { set, .. } if *set == Set::from(context.active.alternate()))
         {
-            *origin = fetched(component, ground, repository, source)?;
+            *origin = fetched(component, context, repository, source)?;
         }
     }
     plan.add_up(manifest);
@@ -169,20 +169,20 @@ pub fn plan(
             plan.bytes,
             plan.of_data(),
             plan.entries,
-            ground.slots.display()
+            context.slots.display()
         ),
     ))
 }
 
 fn fetched(
     component: &Component,
-    ground: &Ground,
+    context: &PlanContext,
     repository: &Repository,
     source: &dyn Fetch,
 ) -> Result<Origin> {
     let target = artifact(component, repository, source)?.1;
     let left =
-        |name: String| fs::metadata(ground.downloads.join(name)).map_or(0, |meta| meta.len());
+        |name: String| fs::metadata(context.downloads.join(name)).map_or(0, |meta| meta.len());
     let there = left(target.sha256.to_string()).max(left(format!("{}.part", target.sha256)));
     Ok(Origin::Fetch {
         length: target.length,

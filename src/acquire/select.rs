@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 
 use semver::Version;
 
-use crate::model::dataset::{DataSet, Move};
+use crate::model::dataset::{DataPlan, DataSet};
 use crate::model::record::{Refusal, RefusalKind};
-use crate::model::slot::{Installed, Set};
+use crate::model::slot::Installed;
 use qx_release::digest::Digest;
 use qx_release::error::{Error, Exit, Result};
 use qx_release::manifest::{Manifest, Name, RelPath};
 use qx_release::offer::Offer;
 
 /// What the choice depends on.
-pub struct Ground<'a> {
+pub struct SelectionContext<'a> {
     /// The appliance's product.
     pub product: &'a Name,
     /// The channel that it follows.
@@ -62,25 +62,25 @@ pub enum Choice {
 /// [`Exit::Refused`] if newer releases exist and none is eligible, with each one's reason; what `manifest` says if a
 /// transfer failed.
 pub fn select(
-    ground: &Ground,
+    context: &SelectionContext,
     request: &Request,
     offers: &[Offer],
     manifest: &mut dyn FnMut(&Offer) -> Result<Result<Candidate, String>>,
 ) -> Result<Choice> {
-    let running = ground.running;
+    let running = context.running;
     if let Some(version) = &request.version
         && request.only.is_none()
     {
-        check_request(version, ground, offers)?;
+        check_request(version, context, offers)?;
     }
     // A repository may serve several products, architectures and channels: those of others say nothing to this appliance,
     // unless there are no others.
     let any_ours = offers
         .iter()
-        .any(|offer| not_for_this_appliance(ground, offer).is_none());
+        .any(|offer| not_for_this_appliance(context, offer).is_none());
     let wanted = |offer: &&Offer| match &request.version {
         Some(version) => offer.version == *version,
-        None => !any_ours || not_for_this_appliance(ground, offer).is_none(),
+        None => !any_ours || not_for_this_appliance(context, offer).is_none(),
     };
     let newer = |offer: &&Offer| match &running.version {
         _ if request.only.is_some() => true,
@@ -98,10 +98,10 @@ pub fn select(
     }
     let mut reasons = Vec::new();
     for offer in newest_first {
-        let found = match not_for_this_appliance(ground, offer) {
+        let found = match not_for_this_appliance(context, offer) {
             Some(why) => Err(why),
             None => {
-                manifest(offer)?.and_then(|candidate| match refuse(ground, request, &candidate) {
+                manifest(offer)?.and_then(|candidate| match refuse(context, request, &candidate) {
                     None => Ok(candidate),
                     Some(why) => Err(why),
                 })
@@ -121,7 +121,7 @@ pub fn select(
     ))
 }
 
-fn check_request(version: &Version, ground: &Ground, offers: &[Offer]) -> Result<()> {
+fn check_request(version: &Version, context: &SelectionContext, offers: &[Offer]) -> Result<()> {
     let refused = |why: String| {
         Err(Error::with(
             Exit::Refused,
@@ -131,20 +131,20 @@ fn check_request(version: &Version, ground: &Ground, offers: &[Offer]) -> Result
     if !offers.iter().any(|offer| offer.version == *version) {
         return refused("the repository does not offer it".into());
     }
-    match &ground.running.version {
+    match &context.running.version {
         Some(running) if version.cmp_precedence(running).is_lt() => refused(format!(
             "it is older than {}, which runs; `qx-update rollback` goes back",
-            ground.running
+            context.running
         )),
         _ => Ok(()),
     }
 }
 
-fn not_for_this_appliance(ground: &Ground, offer: &Offer) -> Option<String> {
+fn not_for_this_appliance(context: &SelectionContext, offer: &Offer) -> Option<String> {
     for (what, theirs, ours) in [
-        ("product", &offer.product, ground.product),
-        ("architecture", &offer.arch, ground.arch),
-        ("channel", &offer.channel, ground.channel),
+        ("product", &offer.product, context.product),
+        ("architecture", &offer.arch, context.arch),
+        ("channel", &offer.channel, context.channel),
     ] {
         if theirs != ours {
             return Some(format!(
@@ -156,7 +156,7 @@ fn not_for_this_appliance(ground: &Ground, offer: &Offer) -> Option<String> {
 }
 
 /// Why a release must not be installed here, if so.
-fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<String> {
+fn refuse(context: &SelectionContext, request: &Request, candidate: &Candidate) -> Option<String> {
     let Candidate {
         manifest, digest, ..
     } = candidate;
@@ -165,27 +165,27 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
         return (only != *digest).then(|| why.to_owned());
     }
     if let Some(min) = &manifest.min_version {
-        let old = match &ground.running.version {
+        let old = match &context.running.version {
             Some(running) => running.cmp_precedence(min).is_lt(),
             None => true,
         };
         if old {
             return Some(format!(
                 "it needs at least {min} to run before it, and {} runs",
-                ground.running
+                context.running
             ));
         }
     }
-    if let Fit::Never(why) = Fit::of(manifest, ground.schemas) {
+    if let Fit::Never(why) = Fit::of(manifest, context.schemas) {
         return Some(why);
     }
-    if let Err(why) = Move::forward(manifest, ground.schemas, ground.declared) {
+    if let Err(why) = DataPlan::forward(manifest, context.schemas, context.declared) {
         return Some(why);
     }
-    if let Some(missing) = lacks(ground, manifest) {
+    if let Some(missing) = lacks(context, manifest) {
         return Some(missing);
     }
-    let refusal = ground.refusals.iter().find(|r| r.manifest == *digest)?;
+    let refusal = context.refusals.iter().find(|r| r.manifest == *digest)?;
     if request.retry {
         return None;
     }
@@ -200,23 +200,23 @@ fn refuse(ground: &Ground, request: &Request, candidate: &Candidate) -> Option<S
 }
 
 /// Init scripts take the factory's file where a release has none: a release must have each, or say that it is gone.
-fn lacks(ground: &Ground, manifest: &Manifest) -> Option<String> {
+fn lacks(context: &SelectionContext, manifest: &Manifest) -> Option<String> {
     let has = |path: &RelPath| manifest.at(path).is_some() || manifest.removed.contains(path);
-    let missing = ground
+    let missing = context
         .factory?
         .components
         .iter()
         .find(|c| !has(&c.install_path))?;
     Some(format!(
-        "it has no {} and does not list it as removed: the {} would go on running its own beside it",
-        missing.install_path,
-        Set::Factory
+        "it neither contains nor removes {}; the factory copy would keep running",
+        missing.install_path
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::slot::Set;
 
     fn name(text: &str) -> Name {
         text.parse().unwrap()
@@ -278,7 +278,7 @@ mod tests {
         }
 
         fn select(&self, offers: &[Offer], request: &Request) -> Result<Choice> {
-            let ground = Ground {
+            let context = SelectionContext {
                 product: &name("vdc"),
                 channel: &name("stable"),
                 arch: &name("x86_64"),
@@ -288,7 +288,7 @@ mod tests {
                 factory: self.factory.as_ref(),
                 declared: &[],
             };
-            select(&ground, request, offers, &mut |offer| {
+            select(&context, request, offers, &mut |offer| {
                 let min = self.min.filter(|_| offer.version.major == 2);
                 let manifest = manifest(&offer.version.to_string(), min, &["bin/qx-node"]);
                 let digest = Digest::of(offer.version.to_string().as_bytes());

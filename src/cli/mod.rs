@@ -4,41 +4,29 @@
 //! Commands that change something run in a process of their own, the worker: it may have to outlive whoever asked
 //! for the update. This process only follows it, and passes on its exit code.
 
-use crate::store::sets;
+mod answers;
+#[cfg(feature = "update")]
+mod change;
+#[cfg(feature = "update")]
+mod follow;
+#[cfg(feature = "update")]
+mod screen;
+
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
 
 use argh::FromArgs;
-use semver::Version;
 
-use crate::command::{Appliance, Apply, Back};
+use qx_release::error::{Error, Exit, Result};
+use qx_release::{output, text};
+
 use crate::model::config::{self, Config};
 use crate::model::dataset::{DataSet, Protect};
-use crate::model::record::Loaded;
-use crate::model::record::Phase;
-use crate::model::slot::{Set, Slot, Verdict};
-use crate::recovery::data::DataStage;
-use crate::recovery::link;
-use crate::status::{self, Status};
-use crate::store::{self, Holder, Store};
-use crate::system::follower::{Next, Waiting};
+use crate::store::{self, Store};
 use crate::system::host::Host;
-use crate::system::log::{self, Event, Level, Line, Log, Place};
-use crate::system::process;
-use qx_release::error::{Context, Error, Exit, Result};
-use qx_release::json;
-use qx_release::manifest::Manifest;
-use qx_release::output;
-use qx_release::surroundings;
-use qx_release::text;
-
-/// The longest name of what is transferred that is shown, in characters.
-const NAME: usize = 64;
+use crate::system::log::{self, Level, Line, Place};
 
 /// Keeps the components of this appliance up to date.
 #[derive(FromArgs)]
@@ -53,6 +41,7 @@ struct Arguments {
     #[argh(switch, short = 'V')]
     version: bool,
     /// run in this process, and write events to standard output
+    #[cfg(feature = "update")]
     #[argh(switch, hidden_help)]
     worker: bool,
     #[argh(subcommand)]
@@ -62,58 +51,21 @@ struct Arguments {
 #[derive(FromArgs)]
 #[argh(subcommand)]
 enum Subcommand {
-    Check(CheckArguments),
-    Apply(ApplyArguments),
+    #[cfg(feature = "update")]
+    Check(change::CheckArguments),
+    #[cfg(feature = "update")]
+    Apply(change::ApplyArguments),
     Status(StatusArguments),
-    Confirm(ConfirmArguments),
-    Rollback(RollbackArguments),
+    #[cfg(feature = "update")]
+    Confirm(change::ConfirmArguments),
+    #[cfg(feature = "update")]
+    Rollback(change::RollbackArguments),
     Recover(RecoverArguments),
     Verify(VerifyArguments),
     Which(WhichArguments),
     Log(LogArguments),
-    Reset(ResetArguments),
-}
-
-/// Look for a newer release: exit 4 if there is one, 3 if not, 5 if all are refused.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "check")]
-struct CheckArguments {
-    /// a url, a directory or a bundle instead of the configured sources
-    #[argh(option, arg_name = "repo")]
-    from: Option<String>,
-    /// wait until no other process is at work
-    #[argh(switch)]
-    wait: bool,
-    /// with json, one event a line
-    #[argh(option, arg_name = "format")]
-    progress: Option<Progress>,
-}
-
-/// Install the newest release, or VERSION: exit 0 only when it runs and is proved healthy.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "apply")]
-struct ApplyArguments {
-    /// this version instead of the newest
-    #[argh(positional)]
-    version: Option<Version>,
-    /// a url, a directory or a bundle instead of the configured sources
-    #[argh(option, arg_name = "repo")]
-    from: Option<String>,
-    /// show what would be done, and change nothing
-    #[argh(switch)]
-    dry_run: bool,
-    /// try the named version even if it is quarantined or held
-    #[argh(switch)]
-    retry: bool,
-    /// install again the release whose files were damaged
-    #[argh(switch)]
-    repair: bool,
-    /// wait until no other process is at work
-    #[argh(switch)]
-    wait: bool,
-    /// with json, one event a line
-    #[argh(option, arg_name = "format")]
-    progress: Option<Progress>,
+    #[cfg(feature = "update")]
+    Reset(change::ResetArguments),
 }
 
 /// Say what runs, what was tried last, how that ended, and what to do now.
@@ -123,44 +75,6 @@ struct StatusArguments {
     /// for programs (docs/formats.md)
     #[argh(switch)]
     json: bool,
-}
-
-/// End an open trial: prove it, or go back. Run at boot, after the runlevel is complete.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "confirm")]
-struct ConfirmArguments {
-    /// assert that the release on trial is good, without a proof
-    #[argh(switch)]
-    force: bool,
-    /// wait until no other process is at work
-    #[argh(switch)]
-    wait: bool,
-    /// with json, one event a line
-    #[argh(option, arg_name = "format")]
-    progress: Option<Progress>,
-}
-
-/// Go back to the previous release, or to the factory set.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "rollback")]
-struct RollbackArguments {
-    /// previous (the default) or factory
-    #[argh(
-        option,
-        arg_name = "set",
-        default = "Back::Previous",
-        from_str_fn(back)
-    )]
-    to: Back,
-    /// set aside data that the older set does not accept
-    #[argh(switch)]
-    discard_data: bool,
-    /// wait until no other process is at work
-    #[argh(switch)]
-    wait: bool,
-    /// with json, one event a line
-    #[argh(option, arg_name = "format")]
-    progress: Option<Progress>,
 }
 
 /// Bring the priority link in order at boot (files only), or the data (before its users start).
@@ -198,29 +112,9 @@ struct LogArguments {
     json: bool,
 }
 
-/// Forget quarantined and held releases, a staged release, downloads, and trouble that was dealt with.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "reset")]
-struct ResetArguments {}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    Json,
-}
-
-impl std::str::FromStr for Progress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Progress, String> {
-        match text {
-            "json" => Ok(Progress::Json),
-            _ => Err("the only format is json".into()),
-        }
-    }
-}
-
 enum Stage {
     Link,
+    #[cfg(feature = "update")]
     Data,
 }
 
@@ -230,17 +124,10 @@ impl std::str::FromStr for Stage {
     fn from_str(text: &str) -> Result<Stage, String> {
         match text {
             "link" => Ok(Stage::Link),
+            #[cfg(feature = "update")]
             "data" => Ok(Stage::Data),
             _ => Err("it is link or data".into()),
         }
-    }
-}
-
-fn back(text: &str) -> Result<Back, String> {
-    match text {
-        "previous" => Ok(Back::Previous),
-        "factory" => Ok(Back::Factory),
-        _ => Err("it is previous or factory".into()),
     }
 }
 
@@ -255,7 +142,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(early) => {
             return match early.status {
-                Ok(()) => told(answer(&early.output)),
+                Ok(()) => exit_code(answer(&early.output)),
                 Err(()) => {
                     let text = early.output.trim().replace('\n', " ");
                     complain(&format!(
@@ -267,11 +154,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     if parsed.version {
-        return told(answer(&version()));
+        return exit_code(answer(&version()));
     }
     match &parsed.command {
-        Some(command) => told(dispatch(&parsed, command, &given)),
-        None => told(Err(Error::with(
+        Some(command) => exit_code(dispatch(&parsed, command)),
+        None => exit_code(Err(Error::with(
             Exit::Usage,
             "reading the command line: a command is missing (see qx-update --help)",
         ))),
@@ -279,7 +166,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// The exit code, after an error's one line.
-fn told(outcome: Result<Exit>) -> ExitCode {
+fn exit_code(outcome: Result<Exit>) -> ExitCode {
     match outcome {
         Ok(exit) => exit.code().into(),
         Err(e) => {
@@ -323,312 +210,23 @@ fn version() -> String {
     )
 }
 
-fn dispatch(arguments: &Arguments, command: &Subcommand, given: &[&str]) -> Result<Exit> {
+fn dispatch(arguments: &Arguments, command: &Subcommand) -> Result<Exit> {
     let host = Host::new(arguments.root.as_deref().unwrap_or(Path::new("/")))?;
     let config = arguments.config.as_deref();
-    let (progress, wait) = match command {
-        Subcommand::Status(a) => return status(&host, config, a.json),
-        Subcommand::Recover(RecoverArguments { stage: Stage::Link }) => {
-            return recover_link(&host, config);
-        }
-        Subcommand::Recover(RecoverArguments { stage: Stage::Data }) => {
-            return recover_data(&host, config);
-        }
-        Subcommand::Verify(_) => return verify(&host, config),
-        Subcommand::Which(a) => return which(&host, config, a.name.as_str()),
-        Subcommand::Log(a) => return show_log(&host, config, a),
-        Subcommand::Apply(a) if a.retry && a.version.is_none() => {
-            return Err(Error::with(
-                Exit::Usage,
-                "reading the command line: --retry needs a VERSION",
-            ));
-        }
-        Subcommand::Check(a) => (a.progress, a.wait),
-        Subcommand::Apply(a) => (a.progress, a.wait),
-        Subcommand::Confirm(a) => (a.progress, a.wait),
-        Subcommand::Rollback(a) => (a.progress, a.wait),
-        Subcommand::Reset(_) => (None, false),
-    };
-    if arguments.worker {
-        let mut appliance = open(&host, config, wait)?;
-        return match work(&mut appliance, command) {
-            Err(e) => {
-                appliance.log.error("end", e.chain());
-                Ok(e.exit)
-            }
-            done => done,
-        };
-    }
-    // What is wrong with the configuration is said before anything is started.
-    let config = read_config(&host, config)?;
-    let store = Store::new(&host, &config.data_dir, &config.factory)?;
-    store.may_read()?;
-    let mut screen = Screen::new(progress);
-    let exit = follow(given, &store, &mut screen)?;
-    let is_answer = match command {
-        Subcommand::Apply(a) => a.dry_run,
-        command => matches!(command, Subcommand::Check(_)),
-    };
-    match screen.failed {
-        Some(e) if is_answer => Err(e),
-        _ => Ok(exit),
-    }
-}
-
-/// The worker's side of a command.
-fn work(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
-    surroundings::leave_directory();
-    // It may be restarting whoever holds its terminal; SIGPIPE is ignored by Rust's runtime already.
-    signal_hook::flag::register(
-        signal_hook::consts::SIGHUP,
-        Arc::new(AtomicBool::new(false)),
-    )
-    .doing(|| "ignoring SIGHUP")?;
     match command {
-        Subcommand::Check(a) => appliance.check(a.from.as_deref()),
-        Subcommand::Apply(a) => appliance.apply(&Apply {
-            version: a.version.clone(),
-            from: a.from.clone(),
-            dry_run: a.dry_run,
-            retry: a.retry,
-            repair: a.repair,
-        }),
-        Subcommand::Confirm(a) => appliance.confirm(a.force),
-        Subcommand::Rollback(a) => appliance.rollback(a.to, a.discard_data),
-        Subcommand::Reset(_) => appliance.reset(),
-        Subcommand::Status(_)
-        | Subcommand::Recover(_)
-        | Subcommand::Verify(_)
-        | Subcommand::Which(_)
-        | Subcommand::Log(_) => Err(Error::new("running the command: it has no worker")),
-    }
-}
-
-/// Starts the worker and shows what it tells, until it ends.
-fn follow(given: &[&str], store: &Store, screen: &mut Screen) -> Result<Exit> {
-    let starting = || "starting the worker process";
-    let me = std::env::current_exe().doing(|| "finding this program's file")?;
-    let (events, to_us) = io::pipe().doing(starting)?;
-    // Nobody but the worker writes to this: see `Follower`. What it says in a panic goes the same way, for the terminal
-    // may be stopped.
-    rustix::fs::fcntl_setfl(&to_us, rustix::fs::OFlags::NONBLOCK).doing(starting)?;
-    let mut worker = Command::new(me)
-        .arg("--worker")
-        .args(given)
-        .stdin(process::null()?)
-        .stdout(to_us.try_clone().doing(starting)?)
-        .stderr(to_us)
-        .spawn()
-        .doing(starting)?;
-    let received = Received::from(events);
-    while let Some(next) = received.next() {
-        match next {
-            Next::Line(line) => screen.show(&String::from_utf8_lossy(&line)),
-            Next::Dropped(number) => screen.show_event(&log::dropped(number)),
-        }
-    }
-    screen.end();
-    let status = worker.wait().doing(|| "waiting for the worker process")?;
-    match status.code().and_then(Exit::known) {
-        Some(exit) => Ok(exit),
-        None => after_death(
-            store,
-            worker.id(),
-            &screen.op,
-            &format!("it ended by {status}"),
-        ),
-    }
-}
-
-/// What the record says about the operation of a worker that could not say it.
-fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit> {
-    let dead = |exit, what: &str| {
-        let text = format!("following the worker process: {how}; {what}");
-        Err(Error::with(exit, text))
-    };
-    // Whoever worked last left its name in the lock.
-    let lock = store::read_if_there(&store.path("update/lock"), 4096).ok();
-    let holder = lock
-        .flatten()
-        .and_then(|text| json::parse::<Holder>(&text).ok());
-    let worked = holder.is_some_and(|holder| holder.pid == worker);
-    let unfinished = "services may be stopped: run `qx-update confirm`, which ends what was begun";
-    let nothing = "no service was stopped; `qx-update status` tells where it got to";
-    let record = match store.load() {
-        Loaded::Record(record) => record,
-        Loaded::Unreadable(why) if worked => {
-            return dead(Exit::NeedsPerson, &format!("{unfinished} ({why})"));
-        }
-        Loaded::Unreadable(_) | Loaded::Absent => return dead(Exit::Failed, nothing),
-    };
-    match (record.operation(), &record.last) {
-        (Some(op), _) => {
-            let ours = worked || op.id == seen;
-            let stopped = !op.ran.is_empty()
-                || matches!(
-                    record.phase,
-                    Phase::Switching { .. } | Phase::Trial { .. } | Phase::Reverting { .. }
-                );
-            match ours && stopped {
-                true => dead(Exit::NeedsPerson, unfinished),
-                false => dead(Exit::Failed, nothing),
-            }
-        }
-        (None, Some(last)) if last.id == seen => {
-            complain(&format!(
-                "following the worker process: {how}; it was done then"
-            ));
-            Ok(last.result)
-        }
-        (None, _) => dead(Exit::Failed, nothing),
-    }
-}
-
-/// What the worker tells, read as it comes, also while our own output is not taken.
-struct Received(Arc<(Mutex<Inbox>, Condvar)>);
-
-#[derive(Default)]
-struct Inbox {
-    waiting: Waiting,
-    ended: bool,
-}
-
-impl Received {
-    fn from(events: PipeReader) -> Received {
-        let shared = Arc::new((Mutex::new(Inbox::default()), Condvar::new()));
-        let received = Received(Arc::clone(&shared));
-        std::thread::spawn(move || {
-            let (inbox, come) = &*shared;
-            let locked = || inbox.lock().unwrap_or_else(PoisonError::into_inner);
-            for line in BufReader::new(events)
-                .split(b'\n')
-                .map_while(io::Result::ok)
-            {
-                locked().waiting.push(line);
-                come.notify_one();
-            }
-            locked().ended = true;
-            come.notify_one();
-        });
-        received
-    }
-
-    /// Waits for what comes next.
-    fn next(&self) -> Option<Next> {
-        let (inbox, come) = &*self.0;
-        let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match inbox.waiting.pop() {
-                None if !inbox.ended => {
-                    inbox = come.wait(inbox).unwrap_or_else(PoisonError::into_inner);
-                }
-                next => return next,
-            }
-        }
-    }
-}
-
-/// What a person sees of an operation.
-struct Screen {
-    json: bool,
-    terminal: bool,
-    bar: bool,
-    drawn: Option<Instant>,
-    /// The operation that it is told about.
-    op: String,
-    /// Why something could not be shown.
-    failed: Option<Error>,
-}
-
-impl Screen {
-    fn new(progress: Option<Progress>) -> Screen {
-        Screen {
-            json: progress.is_some(),
-            terminal: io::stdout().is_terminal(),
-            bar: false,
-            drawn: None,
-            op: String::new(),
-            failed: None,
-        }
-    }
-
-    fn show(&mut self, line: &str) {
-        match json::parse_str(line) {
-            Ok(event) => self.show_event(&event),
-            // What it says before it has a log, or in a panic.
-            Err(_) => {
-                let line = text::line(line);
-                let _ = output::write(io::stderr(), format!("{line}\n").as_bytes());
-            }
-        }
-    }
-
-    fn show_event(&mut self, event: &Event) {
-        if let Event::Log(Line { op, .. }) = event
-            && !op.is_empty()
-        {
-            self.op.clone_from(op);
-        }
-        if self.json {
-            match serde_json::to_string(event) {
-                Ok(text) => return self.print(&format!("{text}\n")),
-                Err(e) => return complain(&format!("printing an event: {e}")),
-            }
-        }
-        match event {
-            Event::Log(line) => {
-                self.end();
-                if line.level == Level::Error {
-                    complain(&line.message);
-                } else {
-                    self.print(&format!("{}\n", for_people(line)));
-                }
-            }
-            Event::Progress { what, done, total } => self.draw(what, *done, *total),
-        }
-    }
-
-    fn print(&mut self, text: &str) {
-        if let Err(e) = output::answer(text) {
-            self.failed.get_or_insert(e);
-        }
-    }
-
-    fn draw(&mut self, what: &str, done: u64, total: u64) {
-        let recent = self
-            .drawn
-            .is_some_and(|at| at.elapsed() < Duration::from_millis(100));
-        if !self.terminal || (recent && done < total) {
-            return;
-        }
-        self.drawn = Some(Instant::now());
-        let width = 30;
-        let full = (done.min(total) * width)
-            .checked_div(total)
-            .unwrap_or(width) as usize;
-        let bar = format!("{}{}", "#".repeat(full), "-".repeat(width as usize - full));
-        self.print(&format!(
-            "\r  {} [{bar}] {} of {}\x1b[K",
-            text::clean(what, NAME),
-            size(done),
-            size(total)
-        ));
-        self.bar = true;
-    }
-
-    /// Ends an unfinished line.
-    fn end(&mut self) {
-        if std::mem::take(&mut self.bar) {
-            self.print("\n");
-        }
-    }
-}
-
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..=99_999 => format!("{bytes} B"),
-        100_000..=999_999 => format!("{} kB", bytes / 1000),
-        _ => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
+        Subcommand::Status(a) => answers::status(&host, config, a.json),
+        Subcommand::Verify(_) => answers::verify(&host, config),
+        Subcommand::Which(a) => answers::which(&host, config, a.name.as_str()),
+        Subcommand::Log(a) => answers::log(&host, config, a),
+        Subcommand::Recover(a) => match a.stage {
+            Stage::Link => answers::recover_link(&host, config),
+            #[cfg(feature = "update")]
+            Stage::Data => change::recover_data(&host, config),
+        },
+        #[cfg(feature = "update")]
+        command if arguments.worker => change::work(&host, config, command),
+        #[cfg(feature = "update")]
+        command => change::ask(&host, config, command),
     }
 }
 
@@ -698,19 +296,6 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
     Ok(config)
 }
 
-fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
-    let config = read_config(host, path)?;
-    let store = Store::new(host, &config.data_dir, &config.factory)?;
-    let log = Log::new(place(host, &config, &store)?, true);
-    Ok(Appliance {
-        host: host.clone(),
-        config,
-        store,
-        log,
-        wait,
-    })
-}
-
 /// For commands that must work without a configuration: what it says, else the defaults.
 fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<Config>)> {
     let config = read_config(host, path);
@@ -745,156 +330,4 @@ fn place(host: &Host, config: &Config, store: &Store) -> Result<Place> {
         max_bytes: config.log.max_bytes.unwrap_or(log::MAX_BYTES),
         keep: config.log.keep.unwrap_or(log::KEEP),
     })
-}
-
-fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
-    let (store, place, read) = open_store(host, config)?;
-    let mut log = Log::new(place, false);
-    if let Err(e) = read {
-        log.warning("recover", format!("going on with defaults: {}", e.chain()));
-    }
-    // Without a lock file nothing can be written, and nobody else can either.
-    if let Err(e) = store.prepare() {
-        log.warning("recover", e.chain());
-    }
-    let lock = match store.lock("recover", None) {
-        Err(e) if e.exit == Exit::Busy => return Err(e),
-        other => other,
-    };
-    let outcome = link::link_stage(host, &store, &mut log)?;
-    drop(lock);
-    for problem in &outcome.problems {
-        complain(problem);
-    }
-    // Files are in order whether or not anybody hears of it.
-    let _ = output::answer(&format!("qx-update: init scripts find: {}\n", outcome.show));
-    Ok(Exit::Done)
-}
-
-fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
-    surroundings::leave_directory();
-    let (store, place, read) = open_store(host, config)?;
-    let mut log = Log::new(place, false);
-    if let Err(e) = &read {
-        log.warning("recover", format!("going on with defaults: {}", e.chain()));
-    }
-    let stage = DataStage {
-        host,
-        store: &store,
-        log: &mut log,
-        config: read.as_ref().ok(),
-    };
-    stage.run().inspect_err(|e| log.error("recover", e.chain()))
-}
-
-fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
-    let (store, _, config) = open_store(host, config)?;
-    store.may_read()?;
-    let status = Status::observe(host, &store, &config);
-    if json {
-        let text = serde_json::to_string_pretty(&status).doing(|| "printing the status")?;
-        answer(&format!("{text}\n"))
-    } else {
-        answer(&status::for_people(&status))
-    }
-}
-
-fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
-    let (store, _, _) = open_store(host, config)?;
-    store.may_read()?;
-    let link = store.link();
-    let mut bad = false;
-    for slot in Slot::BOTH {
-        let verdict = store.verify(slot);
-        bad |= matches!(verdict, Verdict::Damaged(_));
-        let mark = if link.selects(slot.into()) {
-            ", in use"
-        } else {
-            ""
-        };
-        answer(&format!(
-            "slot {slot}{mark}: {}\n",
-            text::line(&sets::describe(&verdict))
-        ))?;
-    }
-    let factory = match store.verify_factory() {
-        Ok(Some(factory)) => format!("good, {factory}"),
-        Ok(None) => "not known: the image has no manifest to compare it with".to_owned(),
-        Err(why) => {
-            bad = true;
-            format!("damaged: {}", text::line(&why))
-        }
-    };
-    answer(&format!("factory set: {factory}\n"))?;
-    Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
-}
-
-/// What `[ -x /data/bin/NAME ]` decides, and the factory's file otherwise.
-fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
-    let (store, _, _) = open_store(host, config)?;
-    // A link there may lead elsewhere in the root; it is looked for as the init script finds it, and named as there.
-    if executable(&store.followed(&format!("bin/{name}"))?)? {
-        return answer(&format!(
-            "{}
-",
-            store.path("bin").join(name).display()
-        ));
-    }
-    let listed = |manifest: &Manifest| {
-        let component = manifest
-            .components
-            .iter()
-            .find(|c| c.install_path.as_str() == format!("bin/{name}"));
-        component.map(|c| store.component(Set::Factory, c))
-    };
-    let path = store
-        .manifest(Set::Factory)?
-        .and_then(|(manifest, _)| listed(&manifest))
-        .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))?;
-    if !executable(&path)? {
-        return Err(Error::new(format!(
-            "looking for {name}: neither a release nor the factory set has it"
-        )));
-    }
-    answer(&format!("{}\n", path.display()))
-}
-
-/// As `[ -x PATH ]` asks: a file that may be run by whoever asks, where it lies.
-fn executable(path: &Path) -> Result<bool> {
-    use rustix::fs::{Access, AtFlags, CWD, accessat};
-    use rustix::io::Errno;
-    match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
-        Ok(()) => Ok(path.is_file()),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-        // It is there, and not to be run; or nobody may say whether it is there.
-        Err(Errno::ACCESS) if path.try_exists().is_ok_and(|there| there) => Ok(false),
-        Err(e) => Err(e).doing(|| format!("looking at {}", path.display())),
-    }
-}
-
-fn show_log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
-    let (_, place, _) = open_store(host, config)?;
-    let mut lines = Vec::new();
-    for file in log::files(&place) {
-        let text = match std::fs::read(&file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            text => text.doing(|| format!("reading {}", file.display()))?,
-        };
-        lines.extend(String::from_utf8_lossy(&text).lines().map(str::to_owned));
-    }
-    let first = lines
-        .len()
-        .saturating_sub(arguments.lines.unwrap_or(usize::MAX));
-    let mut shown = String::new();
-    for line in &lines[first..] {
-        // A line that was cut by a power loss is shown as it is.
-        let text = match json::parse_str::<Line>(line) {
-            Ok(parsed) if !arguments.json => for_people(&parsed),
-            Ok(_) => line.clone(),
-            Err(_) => text::line(line),
-        };
-        shown.push_str(&text);
-        shown.push('\n');
-    }
-    answer(&shown)
 }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use semver::Version;
 
-use crate::acquire::plan::{self, Ground, Plan};
+use crate::acquire::plan::{self, Plan, PlanContext};
 use crate::acquire::select::{self, Choice, Request};
 use crate::acquire::stage::Stage;
 use crate::data::migrate;
 use crate::data::protect;
 use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
 use crate::model::config::{Config, Services};
-use crate::model::dataset::Move;
+use crate::model::dataset::DataPlan;
 use crate::model::record::Loaded;
 use crate::model::record::{
     Attempt, Cause, CauseKind, DataChange, DataState, FailedCheck, Failure, Idle, Operation,
@@ -89,10 +89,10 @@ impl Appliance {
         // What was open is ended, well or badly; then what was asked for now has its turn.
         let (record, ended) = match self.resume(record)? {
             Resumed::Ready(record) => (*record, None),
-            Resumed::Failed(exit @ (Exit::BackToPrevious | Exit::BackToFactory)) => {
+            Resumed::Ended(exit @ (Exit::BackToPrevious | Exit::BackToFactory)) => {
                 (self.current_record(), Some(exit))
             }
-            Resumed::Failed(exit) => return Ok(exit),
+            Resumed::Ended(exit) => return Ok(exit),
         };
         let asked = match request.repair {
             true => self.repair(request, &record),
@@ -177,11 +177,11 @@ impl Appliance {
         let record = match &record.phase {
             Phase::Trial { .. } => match self.end_trial(&record, back, discard_data)? {
                 Resumed::Ready(record) => *record,
-                Resumed::Failed(exit) => return Ok(exit),
+                Resumed::Ended(exit) => return Ok(exit),
             },
             _ => match self.resume(record)? {
                 Resumed::Ready(record) => *record,
-                Resumed::Failed(exit) => return Ok(exit),
+                Resumed::Ended(exit) => return Ok(exit),
             },
         };
         let idle = record.idle_when_ended();
@@ -216,7 +216,7 @@ impl Appliance {
             Ok::<_, Error>(found.map(|(manifest, _)| manifest))
         };
         let (active, target) = (manifest(idle.active.set)?, manifest(to.set)?);
-        let way = Move::back(
+        let data = DataPlan::back(
             active.as_ref(),
             target.as_ref(),
             &record.schemas,
@@ -224,10 +224,10 @@ impl Appliance {
             discard_data,
         )
         .map_err(|why| Error::with(Exit::NeedsPerson, format!("going back to {to}: {why}")))?;
-        for set in way
+        for set in data
             .data
             .iter()
-            .filter(|_| way.change == DataChange::Discard)
+            .filter(|_| data.change == DataChange::Discard)
         {
             self.log.warning(
                 "rollback",
@@ -244,7 +244,7 @@ impl Appliance {
         };
         let op = Operation {
             failed_before: self.baseline(idle.active.set)?,
-            ..self.operation(kind, idle, to)?.moving(way)
+            ..self.operation(kind, idle, to)?.with_data_plan(data)
         };
         self.log.operation(&op.id);
         self.log.info(
@@ -282,17 +282,17 @@ impl Appliance {
         wait_for_runlevel(&op.manager, &self.host, &mut self.log);
         let from = op.from().set;
         let cause = Cause::new(CauseKind::Person, "a person rolled it back");
-        let exit = self.going(op.clone()).revert(cause, record)?;
+        let exit = self.switch_of(op.clone()).revert(cause, record)?;
         Ok(match exit {
             // What was asked for.
             Exit::BackToPrevious | Exit::BackToFactory
                 if back == Back::Previous || from == Set::Factory =>
             {
-                Resumed::Failed(Exit::Done)
+                Resumed::Ended(Exit::Done)
             }
             Exit::BackToPrevious => Resumed::Ready(Box::new(self.current_record())),
-            Exit::BackToFactory => Resumed::Failed(Exit::Done),
-            exit => Resumed::Failed(exit),
+            Exit::BackToFactory => Resumed::Ended(Exit::Done),
+            exit => Resumed::Ended(exit),
         })
     }
 
@@ -396,10 +396,10 @@ impl Appliance {
                 "confirm",
                 format!("{} is confirmed by a person, without a proof", op.to),
             );
-            return self.going(op.clone()).confirmed(&record, &[]);
+            return self.switch_of(op.clone()).confirmed(&record, &[]);
         }
         match self.resume(record)? {
-            Resumed::Failed(exit) => Ok(exit),
+            Resumed::Ended(exit) => Ok(exit),
             Resumed::Ready(record) if self.image_operation(&record)?.is_some() => {
                 // Where no data stage runs at boot.
                 match self.image_operation(&record)? {
@@ -482,7 +482,7 @@ impl Appliance {
             );
             leave_caller(&mut self.log);
             wait_for_runlevel(&op.manager, &self.host, &mut self.log);
-            self.going(op).start_services(outcome.show);
+            self.switch_of(op).start_services(outcome.show);
         }
         let mut record = outcome.record;
         if record.stopped.take().is_some() {
@@ -502,16 +502,16 @@ impl Appliance {
             "resume",
             format!("the {} of {} is taken up again", record.phase.name(), op.to),
         );
-        let going = self.going(op);
+        let going = self.switch_of(op);
         let exit = match &record.phase {
             Phase::Reverting { cause, .. } => {
-                return going.conclude_revert(cause, &record).map(Resumed::Failed);
+                return going.conclude_revert(cause, &record).map(Resumed::Ended);
             }
             _ => going.resume_trial(&record)?,
         };
         Ok(match exit {
             Exit::Done => Resumed::Ready(Box::new(self.current_record())),
-            exit => Resumed::Failed(exit),
+            exit => Resumed::Ended(exit),
         })
     }
 
@@ -567,8 +567,8 @@ impl Appliance {
         let idle = record.idle_when_ended();
         let able = self.preflight(idle.active.set);
         self.remember(able, request, record)?;
-        let way = self.way(&candidate.manifest, request.repair, record)?;
-        let planned = self.plan(&candidate, &way, &idle, &repository, &mirrors);
+        let data = self.data_plan(&candidate.manifest, request.repair, record)?;
+        let planned = self.plan(&candidate, &data, &idle, &repository, &mirrors);
         let plan = self.remember(planned, request, record)?;
         for line in plan.describe() {
             self.log.info("plan", line);
@@ -587,7 +587,7 @@ impl Appliance {
             failed_before,
             ..self
                 .operation(OperationKind::Install, idle, to)?
-                .moving(way)
+                .with_data_plan(data)
         };
         self.log.operation(&op.id);
         for leftover in &plan.drops {
@@ -624,7 +624,7 @@ impl Appliance {
             return Ok((op, false));
         }
         leave_caller(&mut self.log);
-        Ok((self.going(op).vacate(&users, record)?, true))
+        Ok((self.switch_of(op).vacate(&users, record)?, true))
     }
 
     fn switch_to_staged(
@@ -650,8 +650,8 @@ impl Appliance {
         // The configuration of now counts, and the data as it is now.
         let op = match self.store.manifest(op.to.set)? {
             Some((manifest, _)) => {
-                let way = self.way(&manifest, request.repair, record)?;
-                op.under(&self.config).moving(way)
+                let data = self.data_plan(&manifest, request.repair, record)?;
+                op.under_config(&self.config).with_data_plan(data)
             }
             None => op,
         };
@@ -682,19 +682,19 @@ impl Appliance {
     }
 
     /// What a release's migration does to the data of this appliance.
-    fn way(&self, manifest: &Manifest, repair: bool, record: &Record) -> Result<Move> {
+    fn data_plan(&self, manifest: &Manifest, repair: bool, record: &Record) -> Result<DataPlan> {
         let refused = |why| {
             let what = format!("planning {}: {why}", manifest.version);
             Error::with(Exit::Refused, what)
         };
         if repair {
-            return Ok(Move {
+            return Ok(DataPlan {
                 change: DataChange::None,
                 data: Vec::new(),
                 schemas: record.schemas.clone(),
             });
         }
-        Move::forward(manifest, &record.schemas, &self.config.data).map_err(refused)
+        DataPlan::forward(manifest, &record.schemas, &self.config.data).map_err(refused)
     }
 
     /// The operation by which a newer image's factory set takes over, if that takes a migration.
@@ -707,13 +707,13 @@ impl Appliance {
         }
     }
 
-    /// Steps 6 to 10, in a process that nobody's end takes with it.
+    /// Steps 6 to 10, detached from the caller's session and control group.
     fn switch(&mut self, op: Operation, record: &Record) -> Result<Exit> {
         leave_caller(&mut self.log);
-        self.going(op).run(record)
+        self.switch_of(op).run(record)
     }
 
-    fn going(&mut self, op: Operation) -> Switch<'_> {
+    fn switch_of(&mut self, op: Operation) -> Switch<'_> {
         Switch::new(&self.host, &self.store, &mut self.log, op)
     }
 
@@ -771,7 +771,7 @@ impl Appliance {
             self.log.warning(
                 "trust",
                 format!(
-                    "freshness not verified: the clock says {}, which cannot be; going by {}, a time that has passed",
+                    "freshness not verified: system clock {} is implausible; using {} (latest trusted time)",
                     host::timestamp(clock.system()),
                     host::timestamp(clock.now())
                 ),
@@ -837,7 +837,7 @@ impl Appliance {
         // Which paths a release must have is not known without it.
         let factory = self.store.manifest(Set::Factory)?;
         let active = running(record);
-        let ground = select::Ground {
+        let ground = select::SelectionContext {
             product: &self.config.product,
             channel: &self.config.channel,
             arch: &machine()?,
@@ -871,7 +871,7 @@ impl Appliance {
     fn plan(
         &mut self,
         candidate: &Candidate,
-        way: &Move,
+        data: &DataPlan,
         idle: &Idle,
         repository: &Repository,
         mirrors: &Mirrors,
@@ -879,7 +879,7 @@ impl Appliance {
         let alternate = idle.active.set.alternate();
         let outdated = self.outdated(idle.active.set, alternate)?;
         let restarts =
-            |name: &Name| outdated.contains(name) || way.data.iter().any(|set| set.used_by(name));
+            |name: &Name| outdated.contains(name) || data.data.iter().any(|set| set.used_by(name));
         let leftovers = self.leftovers(candidate, repository, mirrors)?;
         let mut sets = Vec::new();
         for set in [idle.active.set, Set::from(alternate), Set::Factory] {
@@ -891,7 +891,7 @@ impl Appliance {
                 Err(_) => {}
             }
         }
-        let ground = Ground {
+        let ground = PlanContext {
             sets: &sets,
             downloads: self.store.path("update/downloads"),
             active: idle.active.set,
@@ -901,7 +901,7 @@ impl Appliance {
             alternate: self.store.slot(alternate),
             restarts: &restarts,
             leftovers: &leftovers,
-            data_bytes: protect::space(&self.host, &self.store, &way.data)?,
+            data_bytes: protect::space(&self.host, &self.store, &data.data)?,
         };
         plan::plan(&candidate.manifest, &ground, repository, mirrors)
     }
@@ -968,7 +968,7 @@ impl Appliance {
     fn operation(&mut self, kind: OperationKind, before: Idle, to: Installed) -> Result<Operation> {
         let now = self.host.timestamp();
         let op = Operation::new(self.host.random_id()?, kind, before, to, &now);
-        Ok(op.under(&self.config))
+        Ok(op.under_config(&self.config))
     }
 
     /// So that `status` tells of an attempt that failed before it had an operation.
@@ -1023,7 +1023,7 @@ enum Resumed {
     /// Nothing is open any more.
     Ready(Box<Record>),
     /// What was open ended badly.
-    Failed(Exit),
+    Ended(Exit),
 }
 
 fn running(record: &Record) -> Installed {

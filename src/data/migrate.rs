@@ -25,7 +25,7 @@ const LAST_LINES: usize = 5;
 const LINE: usize = 200;
 
 /// How a set's programs are run on data.
-pub struct Tool<'a> {
+pub struct MigrationRunner<'a> {
     /// The machine.
     pub host: &'a Host,
     /// What is installed.
@@ -59,7 +59,7 @@ impl From<Error> for Failure {
     }
 }
 
-impl Tool<'_> {
+impl MigrationRunner<'_> {
     /// Runs a program of the set. Every line of its output goes to the log. `within` is asked again and again whether it
     /// keeps within its space.
     ///

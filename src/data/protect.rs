@@ -6,8 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::data::migrate::{self, Failure, Tool};
-use crate::data::snapshot::{self, Clone};
+use crate::data::migrate::{self, Failure, MigrationRunner};
+use crate::data::snapshot::{self, DataClone};
 use crate::model::dataset::DataSet;
 use crate::model::record::{Discarded, Operation};
 use crate::store::Store;
@@ -176,11 +176,11 @@ pub fn places(host: &Host, data: &[DataSet]) -> Result<Vec<(String, String)>> {
 
 /// Tries the migration on clones of the data while the services go on. `Ok(Some(why))`: it was not tried.
 pub fn rehearse(
-    mut tool: Tool,
+    mut tool: MigrationRunner,
     migrate: &Migrate,
     log: &mut Log,
 ) -> Result<Option<String>, Failure> {
-    let Tool {
+    let MigrationRunner {
         host, store, op, ..
     } = tool;
     let _low = Nice::new();
@@ -243,8 +243,8 @@ fn clones(
             )));
         }
         match snapshot::clone(host, set, &directory.join(set.name.as_str()), user, log)? {
-            Clone::At(place) => places.push((placeholder(&set.name), place)),
-            Clone::Skipped(why) => return Ok(Err(why)),
+            DataClone::At(place) => places.push((placeholder(&set.name), place)),
+            DataClone::Skipped(why) => return Ok(Err(why)),
         }
     }
     Ok(Ok(places))

@@ -58,7 +58,7 @@ pub struct Size {
 
 /// Where a clone is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Clone {
+pub enum DataClone {
     /// Its place, as the migration is to be told.
     At(String),
     /// There is none, and why not.
@@ -127,7 +127,7 @@ pub fn restore(host: &Host, set: &DataSet, from: &Path, log: &mut Log) -> Result
     restored.doing(doing)?;
     if !set.check.is_empty() {
         let ended = command(host, set, "checking", &set.check, None, log)?;
-        told(set, "checking", &set.check, &ended)?;
+        check_ended(set, "checking", &set.check, &ended)?;
     }
     Ok(())
 }
@@ -166,19 +166,19 @@ pub fn clone(
     to: &Path,
     owner: Option<&User>,
     log: &mut Log,
-) -> Result<Clone> {
+) -> Result<DataClone> {
     log.info(STEP, format!("cloning the data set {}", set.name));
     match set.protect {
         Protect::Command => {
             let Some(clone) = &set.clone_place else {
-                return Ok(Clone::Skipped(
+                return Ok(DataClone::Skipped(
                     "the appliance declares no way to clone it".into(),
                 ));
             };
             drop_clone(host, set, log)?;
             let ended = command(host, set, "cloning", &set.clone, Some(clone), log)?;
-            told(set, "cloning", &set.clone, &ended)?;
-            Ok(Clone::At(clone.clone()))
+            check_ended(set, "cloning", &set.clone, &ended)?;
+            Ok(DataClone::At(clone.clone()))
         }
         Protect::Files => clone_files(host, set, to, owner, log)
             .doing(|| format!("cloning the data set {} to {}", set.name, to.display())),
@@ -192,7 +192,7 @@ pub fn drop_clone(host: &Host, set: &DataSet, log: &mut Log) -> Result<()> {
     };
     let doing = "removing the clone of";
     let ended = command(host, set, doing, &set.drop, Some(clone), log)?;
-    told(set, doing, &set.drop, &ended)
+    check_ended(set, doing, &set.drop, &ended)
 }
 
 /// What a snapshot holds.
@@ -565,15 +565,15 @@ fn clone_files(
     to: &Path,
     owner: Option<&User>,
     log: &mut Log,
-) -> Result<Clone> {
+) -> Result<DataClone> {
     let clone = to.join(Place::split(set)?.1);
-    let at = Clone::At(clone.display().to_string());
+    let at = DataClone::At(clone.display().to_string());
     if !set.clone.is_empty() {
         let user = run_as(host, set)?;
         // It makes the clone; then the clone is the migration's.
         prepare(host, set, to, user.as_ref().or(owner))?;
         let ended = command(host, set, "cloning", &set.clone, clone.to_str(), log)?;
-        told(set, "cloning", &set.clone, &ended)?;
+        check_ended(set, "cloning", &set.clone, &ended)?;
         let mut made = Walk {
             give_to: owner,
             ..Walk::default()
@@ -606,7 +606,7 @@ fn clone_files(
         }
     }
     durable::remove_tree(to)?;
-    Ok(Clone::Skipped(format!(
+    Ok(DataClone::Skipped(format!(
         "{} is being written to",
         place(host, set)?
     )))
@@ -684,7 +684,7 @@ fn save_stream(host: &Host, set: &DataSet, to: &Path, log: &mut Log) -> Result<I
         file.write_all(bytes).doing(doing)
     };
     let ended = program.pipe(&mut take, &mut |_, line| log.info(STEP, hidden(set, line)))?;
-    told(set, "saving", &set.save, &ended)?;
+    check_ended(set, "saving", &set.save, &ended)?;
     durable::sync_file(&file, &path)?;
     Ok(Index {
         kind: Kind::Stream,
@@ -714,7 +714,7 @@ fn restore_stream(
     let vector = set.command(&set.restore, &set.place, "");
     let ended = program(set, &vector, user.as_ref(), Some(&file))
         .run(&mut |_, line| log.info(STEP, hidden(set, line)))?;
-    told(set, "restoring", &set.restore, &ended)
+    check_ended(set, "restoring", &set.restore, &ended)
 }
 
 /// Runs one of a set's commands; its output goes to the log.
@@ -761,7 +761,7 @@ fn hidden(set: &DataSet, line: &str) -> String {
 }
 
 /// The places are not put in: there may be a password in one.
-fn told(set: &DataSet, doing: &str, vector: &[String], ended: &Ended) -> Result<()> {
+fn check_ended(set: &DataSet, doing: &str, vector: &[String], ended: &Ended) -> Result<()> {
     if ended.ok() {
         return Ok(());
     }
@@ -1131,7 +1131,7 @@ mod tests {
             restore(&self.host, set, &from, &mut self.log)
         }
 
-        fn clone(&mut self, set: &DataSet, owner: Option<&User>) -> Result<Clone> {
+        fn clone(&mut self, set: &DataSet, owner: Option<&User>) -> Result<DataClone> {
             let to = self.at("rehearsal/clone");
             super::clone(&self.host, set, &to, owner, &mut self.log)
         }
@@ -1684,7 +1684,7 @@ mod tests {
         };
         let owner = rustix::process::getuid().is_root().then_some(&owner);
         let clone = machine.clone(&set, owner).unwrap();
-        let Clone::At(at) = clone else {
+        let DataClone::At(at) = clone else {
             panic!("{clone:?}")
         };
         fs::set_permissions(machine.at("srv"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -1719,7 +1719,7 @@ mod tests {
         }
         machine.put(&[]);
         let empty = machine.clone(&set, None).unwrap();
-        assert_eq!(empty, Clone::At(at), "the last one is replaced");
+        assert_eq!(empty, DataClone::At(at), "the last one is replaced");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
     }
 
@@ -1749,13 +1749,13 @@ mod tests {
             });
             match skipped {
                 true => {
-                    let Clone::Skipped(why) = clone else {
+                    let DataClone::Skipped(why) = clone else {
                         panic!("{name}: {clone:?}")
                     };
                     assert!(why.ends_with("srv/db is being written to"), "{why}");
                     assert!(!machine.at("rehearsal/clone").exists());
                 }
-                false => assert!(matches!(clone, Clone::At(_)), "{name}: {clone:?}"),
+                false => assert!(matches!(clone, DataClone::At(_)), "{name}: {clone:?}"),
             }
         }
     }
@@ -1771,7 +1771,7 @@ mod tests {
             .unwrap();
         file.set_modified(future).unwrap();
         let clone = machine.clone(&set(json!({})), None).unwrap();
-        assert!(matches!(clone, Clone::At(_)), "{clone:?}");
+        assert!(matches!(clone, DataClone::At(_)), "{clone:?}");
     }
 
     /// How long nobody has written is seen, not read from dates, which a clock that was set makes long ago.
@@ -1782,7 +1782,7 @@ mod tests {
         std::thread::sleep(QUIET * 2);
         let begun = std::time::Instant::now();
         let clone = machine.clone(&set(json!({})), None).unwrap();
-        assert!(matches!(clone, Clone::At(_)), "{clone:?}");
+        assert!(matches!(clone, DataClone::At(_)), "{clone:?}");
         assert!(begun.elapsed() >= QUIET);
     }
 
@@ -1793,7 +1793,7 @@ mod tests {
         let own = set(
             json!({"clone": ["sh", "-c", "cp \"$0\" \"$1\"; echo '{{x}}' >>\"$1\"", "{place}", "{clone}"]}),
         );
-        let Clone::At(at) = machine.clone(&own, None).unwrap() else {
+        let DataClone::At(at) = machine.clone(&own, None).unwrap() else {
             panic!()
         };
         assert_eq!(fs::read_to_string(at).unwrap(), "old{{x}}\n");
@@ -1804,7 +1804,7 @@ mod tests {
         let without = commands(&machine, &[]);
         let skipped = machine.clone(&without, None).unwrap();
         let why = "the appliance declares no way to clone it";
-        assert_eq!(skipped, Clone::Skipped(why.into()));
+        assert_eq!(skipped, DataClone::Skipped(why.into()));
         drop_clone(&machine.host, &without, &mut machine.log).unwrap();
         let place = machine.at("srv/copy").display().to_string();
         let with = commands(
@@ -1818,7 +1818,7 @@ mod tests {
         for content in ["one", "two"] {
             fs::write(machine.at("srv/db"), content).unwrap();
             let clone = machine.clone(&with, None).unwrap();
-            assert_eq!(clone, Clone::At(place.clone()));
+            assert_eq!(clone, DataClone::At(place.clone()));
             assert_eq!(
                 fs::read_to_string(&place).unwrap(),
                 content,

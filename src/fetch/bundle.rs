@@ -153,7 +153,7 @@ impl Bundle {
             }
             let place = Place { at, length: size };
             if self.files.insert(name.into(), place).is_some() {
-                return Err(refuse("is there twice"));
+                return Err(refuse("is a duplicate"));
             }
         }
         if extended {

@@ -432,7 +432,7 @@ fn answered(url: &Url, status: u16) -> Error {
     let mut why = format!("fetching {url}: the server answered {status}");
     match status {
         401 | 403 => why.push_str(" (no right to it, or no such file)"),
-        407 => why.push_str(" (the proxy wants to know who asks)"),
+        407 => why.push_str(" (proxy authentication required)"),
         _ => {}
     }
     Error::new(why)

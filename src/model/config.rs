@@ -334,7 +334,7 @@ impl Config {
                 .iter()
                 .any(|other| other.name == set.name)
             {
-                return Err(format!("data: '{}' is there twice", set.name));
+                return Err(format!("data: duplicate '{}'", set.name));
             }
         }
         for set in config

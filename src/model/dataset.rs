@@ -134,7 +134,7 @@ impl DataSet {
 
 /// What an operation does to the data, and what comes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Move {
+pub struct DataPlan {
     /// How the data is changed.
     pub change: DataChange,
     /// The data sets that are changed.
@@ -143,7 +143,7 @@ pub struct Move {
     pub schemas: BTreeMap<Name, u64>,
 }
 
-impl Move {
+impl DataPlan {
     /// To a set whose migration brings the data to its schema. Data that is there already is not touched.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl Move {
         to: &Manifest,
         schemas: &BTreeMap<Name, u64>,
         declared: &[DataSet],
-    ) -> Result<Move, String> {
+    ) -> Result<DataPlan, String> {
         let leaves = |data: &Data| (data.name.clone(), data.leaves);
         let mut after: BTreeMap<Name, u64> = to.data.iter().map(leaves).collect();
         let there = |name: &&Name| {
@@ -165,7 +165,7 @@ impl Move {
         }) else {
             // What was recorded counts; a first release tells what it found.
             after.extend(schemas.clone());
-            return Ok(Move {
+            return Ok(DataPlan {
                 change: DataChange::None,
                 data: Vec::new(),
                 schemas: after,
@@ -175,7 +175,7 @@ impl Move {
             .iter()
             .filter(|(name, _)| !migrate.touches.contains(name));
         after.extend(untouched.map(|(name, schema)| (name.clone(), *schema)));
-        Ok(Move {
+        Ok(DataPlan {
             change: DataChange::Migrate,
             data: find(&migrate.touches, declared)?,
             schemas: after,
@@ -193,8 +193,8 @@ impl Move {
         schemas: &BTreeMap<Name, u64>,
         declared: &[DataSet],
         discard: bool,
-    ) -> Result<Move, String> {
-        let stay = Move {
+    ) -> Result<DataPlan, String> {
+        let stay = DataPlan {
             change: DataChange::None,
             data: Vec::new(),
             schemas: schemas.clone(),
@@ -213,7 +213,7 @@ impl Move {
                 };
             }
             if Fit::of(to, &down.schemas) == Fit::Now {
-                return Ok(Move {
+                return Ok(DataPlan {
                     change: DataChange::Down,
                     data: find(&migrate.touches, declared)?,
                     ..down
@@ -242,7 +242,7 @@ impl Move {
         }
         let mut after = stay.schemas;
         after.retain(|name, _| !names.contains(name));
-        Ok(Move {
+        Ok(DataPlan {
             change: DataChange::Discard,
             data,
             schemas: after,
@@ -312,16 +312,16 @@ mod tests {
             (at(1), DataChange::Migrate),
             (at(2), DataChange::None),
         ] {
-            let to = Move::forward(&release(1, 2, false), &schemas, &declared).unwrap();
+            let to = DataPlan::forward(&release(1, 2, false), &schemas, &declared).unwrap();
             assert_eq!(to.change, change, "{schemas:?}");
             assert_eq!(to.data.len(), usize::from(change == DataChange::Migrate));
             assert_eq!(to.schemas, at(2));
         }
-        let error = Move::forward(&release(1, 2, false), &at(1), &[]).unwrap_err();
+        let error = DataPlan::forward(&release(1, 2, false), &at(1), &[]).unwrap_err();
         assert!(error.contains("does not declare"), "{error}");
         let mut plain = release(1, 2, false);
         plain.migrate = None;
-        let to = Move::forward(&plain, &at(1), &[]).unwrap();
+        let to = DataPlan::forward(&plain, &at(1), &[]).unwrap();
         assert_eq!(
             (to.change, to.schemas),
             (DataChange::None, at(1)),
@@ -341,7 +341,7 @@ mod tests {
             (2, false, true, "command", Err("cannot be begun anew")),
         ] {
             let active = release(1, 2, down);
-            let way = Move::back(
+            let way = DataPlan::back(
                 Some(&active),
                 Some(&old),
                 &at(schema),

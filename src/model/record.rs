@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::config::{Config, Limits, Services};
-use crate::model::dataset::{DataSet, Move};
+use crate::model::dataset::{DataPlan, DataSet};
 use crate::model::slot::{Installed, Set};
 use qx_release::digest::Digest;
 use qx_release::error::Exit;
@@ -325,7 +325,7 @@ impl Operation {
     }
 
     /// Under this configuration.
-    pub fn under(self, config: &Config) -> Operation {
+    pub fn under_config(self, config: &Config) -> Operation {
         let limits = &config.limits;
         Operation {
             manager: config.services.clone(),
@@ -339,7 +339,7 @@ impl Operation {
     }
 
     /// With this done to the data.
-    pub fn moving(self, to: Move) -> Operation {
+    pub fn with_data_plan(self, to: DataPlan) -> Operation {
         Operation {
             change: to.change,
             data: to.data,

@@ -26,7 +26,7 @@ const MAX_HOW: usize = 300;
 const STABLE: Duration = Duration::from_secs(5);
 
 /// What is to be proved.
-pub struct Claim<'a> {
+pub struct Expectation<'a> {
     /// The set that is to run.
     pub set: Set,
     /// Its manifest.
@@ -45,7 +45,7 @@ pub struct Claim<'a> {
     pub failed_before: &'a [FailedCheck],
 }
 
-impl Claim<'_> {
+impl Expectation<'_> {
     fn census<'c>(&self, store: &'c Store, manager: &'c Manager<'c>) -> Census<'c> {
         let manifests: Vec<&Manifest> = [self.manifest].into_iter().chain(self.other).collect();
         Census::take(&manifests, &[], store, manager)
@@ -60,10 +60,10 @@ struct Proved {
     file: Option<FileId>,
 }
 
-/// Proves the claim, or says in one sentence why it does not hold. Returns what keeps it from being a proof of everything:
+/// Proves the expected, or says in one sentence why it does not hold. Returns what keeps it from being a proof of everything:
 /// what was not looked at, did not run before, or fails as it did before the switch.
 pub fn prove(
-    claim: &Claim,
+    expected: &Expectation,
     store: &Store,
     manager: &Manager,
     log: &mut Log,
@@ -74,11 +74,11 @@ pub fn prove(
         return Ok(vec![what.to_owned()]);
     }
     let proved = if manager.controls() {
-        run_the_files(claim, store, manager, log)?
+        run_the_files(expected, store, manager, log)?
     } else {
         Vec::new()
     };
-    let mut remarks: Vec<String> = claim
+    let mut remarks: Vec<String> = expected
         .idle
         .iter()
         .map(|name| {
@@ -87,7 +87,7 @@ pub fn prove(
             )
         })
         .collect();
-    remarks.extend(stay_healthy(claim, store, manager, &proved, log)?);
+    remarks.extend(stay_healthy(expected, store, manager, &proved, log)?);
     Ok(remarks)
 }
 
@@ -103,7 +103,7 @@ pub fn baseline(
     if !manager.may_look() {
         return Vec::new();
     }
-    let claim = Claim {
+    let expected = Expectation {
         set,
         manifest,
         other: None,
@@ -119,7 +119,7 @@ pub fn baseline(
         // All of them together: what fails waits only once.
         let longest = open.iter().map(|(check, _)| check.interval_s).max();
         open.retain_mut(|(check, failures)| {
-            let Err(fault) = try_check(check, &claim, store, manager) else {
+            let Err(fault) = try_check(check, &expected, store, manager) else {
                 log.info(
                     "baseline",
                     format!("before the switch {} passes", check.probe),
@@ -147,12 +147,12 @@ pub fn baseline(
 
 /// Step one: each service's process executes the file that was installed. Returns the processes.
 fn run_the_files(
-    claim: &Claim,
+    expected: &Expectation,
     store: &Store,
     manager: &Manager,
     log: &mut Log,
 ) -> Result<Vec<Proved>, String> {
-    let slowest = claim
+    let slowest = expected
         .manifest
         .health
         .iter()
@@ -163,14 +163,14 @@ fn run_the_files(
     let proc = manager.host().proc();
     let mut proved: Vec<Proved> = Vec::new();
     loop {
-        let census = claim.census(store, manager);
+        let census = expected.census(store, manager);
         let mut missing = None;
-        for service in &claim.services {
+        for service in &expected.services {
             if proved.iter().any(|p| p.name == service.name) {
                 continue;
             }
             match (
-                census.look(service, claim.set, claim.manifest),
+                census.look(service, expected.set, expected.manifest),
                 missing.is_some(),
             ) {
                 (
@@ -194,7 +194,7 @@ fn run_the_files(
                 (_, true) => {}
             }
         }
-        let old = old_process(claim, &census);
+        let old = old_process(expected, &census);
         if missing.is_none() && old.is_none() {
             return Ok(proved);
         }
@@ -219,9 +219,9 @@ fn run_the_files(
 }
 
 /// A process of the services in question that still executes an old file.
-fn old_process(claim: &Claim, census: &Census) -> Option<(u32, PathBuf)> {
-    let concerned = |name: &Name| claim.services.iter().any(|s| s.name == *name);
-    claim.old.iter().find_map(|(file, path)| {
+fn old_process(expected: &Expectation, census: &Census) -> Option<(u32, PathBuf)> {
+    let concerned = |name: &Name| expected.services.iter().any(|s| s.name == *name);
+    expected.old.iter().find_map(|(file, path)| {
         let process = census
             .executing(*file)
             .into_iter()
@@ -261,8 +261,8 @@ impl<'a> Watch<'a> {
 
     /// The check has failed. That is no regression if it failed in just this way before the switch already, unless the release
     /// is held to it; and it is nobody's fault where the service that it asks did not run before.
-    fn end(&mut self, why: String, claim: &Claim) -> Result<(), String> {
-        let Some(remark) = excuse(self.check, &self.how, claim) else {
+    fn end(&mut self, why: String, expected: &Expectation) -> Result<(), String> {
+        let Some(remark) = excuse(self.check, &self.how, expected) else {
             return Err(why);
         };
         self.excused = Some(format!("{why}, {remark}"));
@@ -308,7 +308,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn calm(&self) -> bool {
+    fn is_stable(&self) -> bool {
         self.passing_since
             .is_some_and(|since| since.elapsed() >= Duration::from_secs(self.check.stable_s))
     }
@@ -322,17 +322,19 @@ impl<'a> Watch<'a> {
 }
 
 /// Why a check that failed does not count, if it does not.
-fn excuse(check: &Check, how: &str, claim: &Claim) -> Option<String> {
+fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
     let how = text::clean(how, MAX_HOW);
-    let idle = |name: &Name| claim.idle.contains(name);
+    let idle = |name: &Name| expected.idle.contains(name);
     let of_idle = match check.service() {
         Some(name) => idle(name),
-        None => !claim.idle.is_empty() && claim.manifest.services.iter().all(|s| idle(&s.name)),
+        None => {
+            !expected.idle.is_empty() && expected.manifest.services.iter().all(|s| idle(&s.name))
+        }
     };
     if of_idle {
         return Some("and what it asks did not run before the switch".into());
     }
-    let before = claim
+    let before = expected
         .failed_before
         .iter()
         .filter(|before| before.how == how);
@@ -343,20 +345,20 @@ fn excuse(check: &Check, how: &str, claim: &Claim) -> Option<String> {
     };
     if check.of.is_none()
         && how == health::REFUSED
-        && !claim.idle.is_empty()
+        && !expected.idle.is_empty()
         && before.clone().any(silent)
     {
         return Some("and what it asks did not run before the switch".into());
     }
     let same = before.into_iter().any(|before| before.check == *check);
-    let held = check.required && !claim.way_back;
+    let held = check.required && !expected.way_back;
     (same && !held).then(|| "as it did before the switch".into())
 }
 
 /// Step two: every check passes within its patience, and goes on passing; every proved process stays the same, and goes on
 /// executing the same file.
 fn stay_healthy(
-    claim: &Claim,
+    expected: &Expectation,
     store: &Store,
     manager: &Manager,
     proved: &[Proved],
@@ -364,7 +366,7 @@ fn stay_healthy(
 ) -> Result<Vec<String>, String> {
     let start = Instant::now();
     let mut remarks = Vec::new();
-    let mut watches: Vec<Watch> = claim
+    let mut watches: Vec<Watch> = expected
         .manifest
         .health
         .iter()
@@ -374,20 +376,20 @@ fn stay_healthy(
     let patience = watches.iter().map(Watch::patience).sum::<Duration>() + STABLE;
     loop {
         for one in proved {
-            still_runs(one, claim, store, manager, start)?;
+            still_runs(one, expected, store, manager, start)?;
         }
         for watch in &mut watches {
             if Instant::now() < watch.due {
                 continue;
             }
             watch.due = Instant::now() + Duration::from_secs(watch.check.interval_s);
-            let result = try_check(watch.check, claim, store, manager);
+            let result = try_check(watch.check, expected, store, manager);
             if let Err(why) = watch.take(result, start.elapsed(), log) {
-                watch.end(why, claim)?;
+                watch.end(why, expected)?;
             }
         }
         if start.elapsed() > patience
-            && let Some(watch) = watches.iter_mut().find(|watch| !watch.calm())
+            && let Some(watch) = watches.iter_mut().find(|watch| !watch.is_stable())
         {
             let why = format!(
                 "the health check {} did not pass for {} s at a stretch in {} s: {}",
@@ -396,7 +398,7 @@ fn stay_healthy(
                 patience.as_secs(),
                 watch.why
             );
-            watch.end(why, claim)?;
+            watch.end(why, expected)?;
         }
         watches.retain_mut(|watch| match watch.excused.take() {
             None => true,
@@ -407,7 +409,7 @@ fn stay_healthy(
             }
         });
         let long_enough = !watches.is_empty() || proved.is_empty() || start.elapsed() >= STABLE;
-        if watches.iter().all(Watch::calm) && long_enough {
+        if watches.iter().all(Watch::is_stable) && long_enough {
             log.info(
                 "health",
                 format!("healthy after {} s", start.elapsed().as_secs()),
@@ -421,14 +423,19 @@ fn stay_healthy(
 /// One try of a check, its program found where the set has it. The one rule by which the baseline, the proof and the way
 /// back measure: what asks this machine itself must be answered by a service of the set, for an old process or a stranger on
 /// the port says nothing of it.
-fn try_check(check: &Check, claim: &Claim, store: &Store, manager: &Manager) -> Result<(), Fault> {
-    let find = |program: &str| store.program(claim.set, claim.manifest, program);
-    let directory = store.directory(claim.set);
+fn try_check(
+    check: &Check,
+    expected: &Expectation,
+    store: &Store,
+    manager: &Manager,
+) -> Result<(), Fault> {
+    let find = |program: &str| store.program(expected.set, expected.manifest, program);
+    let directory = store.directory(expected.set);
     let address = health::try_once(check, &find, &directory, manager)?;
     let (Some(address), AnsweredBy::Services) = (address, check.answered_by) else {
         return Ok(());
     };
-    if !manager.controls() || claim.manifest.services.is_empty() {
+    if !manager.controls() || expected.manifest.services.is_empty() {
         return Ok(());
     }
     let proc = manager.host().proc();
@@ -442,10 +449,10 @@ fn try_check(check: &Check, claim: &Claim, store: &Store, manager: &Manager) -> 
             ),
         ));
     }
-    let ours = claim.census(store, manager);
+    let ours = expected.census(store, manager);
     let stranger = owners
         .iter()
-        .find(|pid| !ours.answers(**pid, claim.manifest));
+        .find(|pid| !ours.answers(**pid, expected.manifest));
     match stranger {
         None => Ok(()),
         Some(pid) => Err(Fault::alike(
@@ -461,7 +468,7 @@ fn try_check(check: &Check, claim: &Claim, store: &Store, manager: &Manager) -> 
 
 fn still_runs(
     proved: &Proved,
-    claim: &Claim,
+    expected: &Expectation,
     store: &Store,
     manager: &Manager,
     start: Instant,
@@ -483,9 +490,9 @@ fn still_runs(
             proc.executable_name(pid)
         ));
     }
-    let census = claim.census(store, manager);
-    let service = claim.services.iter().find(|s| s.name == *name);
-    let again = service.map(|s| census.look(s, claim.set, claim.manifest));
+    let census = expected.census(store, manager);
+    let service = expected.services.iter().find(|s| s.name == *name);
+    let again = service.map(|s| census.look(s, expected.set, expected.manifest));
     Err(match again.and_then(|seen| seen.process) {
         Some(new) => format!(
             "service {name} crashed and was started again {after} s into its trial (process {pid}, then {})",
@@ -587,8 +594,8 @@ mod tests {
         }
     }
 
-    fn claim(manifest: &Manifest, old: Vec<(FileId, PathBuf)>) -> Claim<'_> {
-        Claim {
+    fn expected(manifest: &Manifest, old: Vec<(FileId, PathBuf)>) -> Expectation<'_> {
+        Expectation {
             set: Set::A,
             manifest,
             other: None,
@@ -609,17 +616,17 @@ mod tests {
         std::fs::create_dir_all(directory.path().join("usr/bin")).unwrap();
         let old_path = directory.path().join("usr/bin/node");
         let old = Sleeper::at(&old_path);
-        let claim = claim(
+        let expected = expected(
             &manifest,
             vec![(FileId::of(&old_path).unwrap(), old_path.clone())],
         );
-        let why = run_the_files(&claim, &store, &manager, &mut log()).unwrap_err();
+        let why = run_the_files(&expected, &store, &manager, &mut log()).unwrap_err();
         assert!(
             why.contains("still runs the old") && why.contains("usr/bin/node"),
             "{why}"
         );
         drop(old);
-        let proved = run_the_files(&claim, &store, &manager, &mut log()).unwrap();
+        let proved = run_the_files(&expected, &store, &manager, &mut log()).unwrap();
         assert_eq!(proved.len(), 1);
     }
 
@@ -629,7 +636,7 @@ mod tests {
         let _node = Sleeper::at(&store.slot(crate::model::slot::Slot::A).join("bin/node"));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let claim = claim(&manifest, Vec::new());
+        let expected = expected(&manifest, Vec::new());
         let mut check = check(0);
         // This test holds the port, not the service; by whatever name this machine is called.
         let how = commands(None);
@@ -639,11 +646,13 @@ mod tests {
                 address: format!("{host}:{port}"),
             };
             check.answered_by = AnsweredBy::Services;
-            let why = try_check(&check, &claim, &store, &manager).unwrap_err().why;
+            let why = try_check(&check, &expected, &store, &manager)
+                .unwrap_err()
+                .why;
             assert!(why.contains("which is no service of this release"), "{why}");
             // Declared, it counts as health.
             check.answered_by = AnsweredBy::Anybody;
-            try_check(&check, &claim, &store, &manager).unwrap();
+            try_check(&check, &expected, &store, &manager).unwrap();
         }
         check.answered_by = AnsweredBy::Services;
         // Now it is the service.
@@ -652,7 +661,7 @@ mod tests {
         std::fs::write(pidfile, std::process::id().to_string()).unwrap();
         let how = commands(Some("/run/{name}.pid"));
         let manager = Manager::new(&how, &host, Duration::from_secs(60));
-        try_check(&check, &claim, &store, &manager).unwrap();
+        try_check(&check, &expected, &store, &manager).unwrap();
     }
 
     #[test]
@@ -674,10 +683,10 @@ mod tests {
             how: "no /printer".into(),
         }];
         let node = [manifest.services[0].name.clone()];
-        let claim = |idle| Claim {
+        let expected = |idle| Expectation {
             failed_before: &before,
             idle,
-            ..claim(&manifest, Vec::new())
+            ..expected(&manifest, Vec::new())
         };
         let required = Check {
             required: true,
@@ -709,16 +718,16 @@ mod tests {
             ),
             (required, "no /printer", false, "required"),
         ] {
-            let found = excuse(&check, how, &claim(&[]));
+            let found = excuse(&check, how, &expected(&[]));
             assert_eq!(found.is_some(), excused, "{why}: {found:?}");
         }
         // Whatever fails of what did not run before is nobody's fault.
-        assert!(excuse(&asks("/version"), "refused", &claim(&node)).is_some());
+        assert!(excuse(&asks("/version"), "refused", &expected(&node)).is_some());
         let of_another = Check {
             of: Some("other".parse().unwrap()),
             ..asks("/version")
         };
-        assert!(excuse(&of_another, "refused", &claim(&node)).is_none());
+        assert!(excuse(&of_another, "refused", &expected(&node)).is_none());
     }
 
     /// Feeds tries: 'p' passes, 'f' fails; the time since the start in seconds is that of the first.
@@ -759,11 +768,11 @@ mod tests {
     fn a_failure_begins_the_time_of_health_anew() {
         let check = check(3);
         let mut watch = Watch::new(&check, Instant::now());
-        assert!(feed(&mut watch, 0, "p") && watch.calm());
+        assert!(feed(&mut watch, 0, "p") && watch.is_stable());
         assert!(
-            feed(&mut watch, 0, "f") && !watch.calm(),
+            feed(&mut watch, 0, "f") && !watch.is_stable(),
             "a check that just failed is not calm"
         );
-        assert!(feed(&mut watch, 0, "p") && watch.calm());
+        assert!(feed(&mut watch, 0, "p") && watch.is_stable());
     }
 }

@@ -3,7 +3,7 @@
 //! set which runs does not accept. It calls no service manager: a runlevel is being started.
 
 use crate::model::config::Config;
-use crate::model::dataset::Move;
+use crate::model::dataset::DataPlan;
 use crate::model::fit::Fit;
 use crate::model::record::Loaded;
 use crate::model::record::{DataState, Idle, Operation, OperationKind, Phase, Record};
@@ -131,7 +131,7 @@ pub fn image_operation(
     if refusals.iter().any(|refusal| refusal.manifest == digest) {
         return Ok(None);
     }
-    let to = Move::forward(&manifest, &record.schemas, &config.data)
+    let to = DataPlan::forward(&manifest, &record.schemas, &config.data)
         .map_err(|why| Error::new(format!("migrating to {factory}: {why}")))?;
     let id = host.random_id()?;
     let op = Operation::new(
@@ -141,5 +141,5 @@ pub fn image_operation(
         factory,
         &host.timestamp(),
     );
-    Ok(Some(op.under(config).moving(to)))
+    Ok(Some(op.under_config(config).with_data_plan(to)))
 }

@@ -243,7 +243,7 @@ fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause>
     }
     if !observed.writable {
         return impatient(format!(
-            "the boots of {}'s trial cannot be counted: the update state cannot be written",
+            "cannot count trial boots of {}: the update state cannot be written",
             op.to
         ));
     }
@@ -449,7 +449,7 @@ fn choose(
 fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
     Trouble {
         what: format!(
-            "{what}; {chosen} runs, and what uses the data is held: {why}; `qx-update apply --repair`, or a release \
+            "{what}; {chosen} runs, and services that use the data stay stopped: {why}; `qx-update apply --repair`, or a release \
              that accepts it, ends that"
         ),
         needs_person: true,

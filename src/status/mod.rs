@@ -177,7 +177,7 @@ impl Status {
             && store.holder().is_none()
         {
             problems.push(format!(
-                "the record says that {set} runs, and init scripts find: {}",
+                "the record names {set}, but the active set is: {}",
                 running.set
             ));
         }
@@ -276,7 +276,7 @@ fn held(
     }
     let why = Fit::of(manifest?, record.schemas_now()).obstacle()?;
     Some(format!(
-        "what uses the data is held: {running} is to run, and {why}: `qx-update apply --repair`, or a release that \
+        "services that use the data stay stopped: {running} is to run, and {why}: `qx-update apply --repair`, or a release that \
          accepts the data, ends that"
     ))
 }

@@ -761,7 +761,7 @@ impl Store {
     }
 
     /// Takes a release off the list: it was confirmed after all.
-    pub fn pardon(&self, manifest: Digest) -> Result<()> {
+    pub fn forget_refusal(&self, manifest: Digest) -> Result<()> {
         let mut refusals = self.refusals()?;
         let before = refusals.len();
         refusals.retain(|r| r.manifest != manifest);

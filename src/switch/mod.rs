@@ -7,7 +7,7 @@ use crate::system::space::Reserve;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::data::migrate::{self, Failure, Tool};
+use crate::data::migrate::{self, Failure, MigrationRunner};
 use crate::data::protect;
 use crate::model::record::{
     Attempt, Cause, CauseKind, DataChange, DataState, Failure as Failed, Idle, Lasted, Operation,
@@ -15,7 +15,7 @@ use crate::model::record::{
 };
 use crate::model::slot::{Installed, Set};
 use crate::proof::observe::{Census, State};
-use crate::proof::prove::{self, Claim};
+use crate::proof::prove::{self, Expectation};
 use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
@@ -76,12 +76,16 @@ fn tool<'t>(
     store: &'t Store,
     op: &'t Operation,
     side: &'t Side,
-) -> Result<(Tool<'t>, &'t Migrate)> {
+) -> Result<(MigrationRunner<'t>, &'t Migrate)> {
     let manifest = side.manifest.as_ref();
     let migrates = manifest.and_then(|manifest| Some((manifest, manifest.migrate.as_ref()?)));
-    let (manifest, migrate) = migrates
-        .ok_or_else(|| Error::new(format!("migrating: {} says nothing of how", side.set)))?;
-    let tool = Tool {
+    let (manifest, migrate) = migrates.ok_or_else(|| {
+        Error::new(format!(
+            "migrating: the manifest of {} defines no migration",
+            side.set
+        ))
+    })?;
+    let tool = MigrationRunner {
         host,
         store,
         op,
@@ -489,7 +493,7 @@ impl<'a> Switch<'a> {
             OperationKind::Install | OperationKind::Image => op
                 .to
                 .manifest
-                .map_or(Ok(()), |digest| self.store.pardon(digest)),
+                .map_or(Ok(()), |digest| self.store.forget_refusal(digest)),
             OperationKind::Rollback | OperationKind::Factory => self.refuse(
                 op.from(),
                 RefusalKind::Held,
@@ -535,7 +539,7 @@ impl<'a> Switch<'a> {
         if let Err(e) = self.store.save(&reverting) {
             if data == DataState::Saved {
                 // Restored under the older record, the data would meet the new set at the next boot.
-                return Err(self.strand(e, record));
+                return Err(self.leave_to_a_person(e, record));
             }
             // With the link moved back under the older record, the next boot comes to the same end.
             self.log.error("revert", e.chain());
@@ -573,7 +577,7 @@ impl<'a> Switch<'a> {
     }
 
     /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
-    fn strand(&mut self, error: Error, record: &Record) -> Error {
+    fn leave_to_a_person(&mut self, error: Error, record: &Record) -> Error {
         self.log.error("revert", error.chain());
         self.op
             .ran
@@ -582,7 +586,7 @@ impl<'a> Switch<'a> {
         let error = Error::with(
             Exit::NeedsPerson,
             format!(
-                "going back to {}: what uses the data is held: {}; when that is mended, `qx-update confirm` goes on",
+                "going back to {}: services that use the data stay stopped: {}. Fix this, then run `qx-update confirm`",
                 self.op.from(),
                 error.chain()
             ),
@@ -650,7 +654,7 @@ impl<'a> Switch<'a> {
             // Better the services of a set that is not proved than none; but none on data that is not theirs.
             self.log.error("revert", e.chain());
             if saved {
-                return Err(self.strand(e, record));
+                return Err(self.leave_to_a_person(e, record));
             }
             self.start_services(self.op.to.set);
             return Err(e.exiting(Exit::NeedsPerson));
@@ -661,7 +665,7 @@ impl<'a> Switch<'a> {
         }
         let record = match restored {
             Ok(record) => record,
-            Err(e) => return Err(self.strand(e, record)),
+            Err(e) => return Err(self.leave_to_a_person(e, record)),
         };
         let unfit = sets::fit(self.store, chosen.set, &record.schemas).obstacle();
         let healthy = match &unfit {
@@ -674,7 +678,7 @@ impl<'a> Switch<'a> {
                 let free = ran.into_iter().filter(|name| !self.op.uses_data(name));
                 self.op.ran = free.collect();
                 self.start_services(chosen.set);
-                Err(format!("what uses the data is held: {why}"))
+                Err(format!("services that use the data stay stopped: {why}"))
             }
         };
         let now = self.host.timestamp();
@@ -859,7 +863,7 @@ impl<'a> Switch<'a> {
                 .into_iter()
                 .map(|(_, file, path)| (file, path))
                 .collect();
-            let claim = Claim {
+            let expected = Expectation {
                 set,
                 manifest,
                 other: other.manifest.as_ref(),
@@ -869,7 +873,7 @@ impl<'a> Switch<'a> {
                 failed_before: &self.op.failed_before,
                 way_back: set == self.home.set,
             };
-            remarks = prove::prove(&claim, self.store, &manager, self.log)?;
+            remarks = prove::prove(&expected, self.store, &manager, self.log)?;
             if manifest.services.is_empty() && manifest.health.is_empty() {
                 let what = format!("{set} names no service and no health check");
                 self.log.warning("prove", what.clone());

@@ -127,7 +127,7 @@ impl<'a> Manager<'a> {
         };
         // Nobody reads what it writes: it lives on, and a pipe of ours would not.
         let ended = start.run_silently()?;
-        told("starting", name, &vector, &ended)
+        check_ended("starting", name, &vector, &ended)
     }
 
     /// What names a service of this appliance, and of no other one below another root of the same machine.
@@ -155,7 +155,7 @@ impl<'a> Manager<'a> {
         };
         log.info("services", format!("stopping {name}"));
         let ended = Program::new(&vector, self.timeout).run(&mut |_, _| {})?;
-        let stopped = told("stopping", name, &vector, &ended);
+        let stopped = check_ended("stopping", name, &vector, &ended);
         if let Err(e) = &stopped {
             log.warning("services", e.chain());
         }
@@ -306,7 +306,7 @@ fn openrc_pidfiles(name: &Name) -> Vec<String> {
     found
 }
 
-fn told(doing: &str, name: &Name, vector: &[String], ended: &process::Ended) -> Result<()> {
+fn check_ended(doing: &str, name: &Name, vector: &[String], ended: &process::Ended) -> Result<()> {
     if ended.ok() {
         return Ok(());
     }

@@ -612,11 +612,11 @@ fn hostile_bundles() {
         ),
         (
             file().file("metadata/timestamp.json", 0o644, b"").tar(),
-            "is there twice",
+            "is a duplicate",
         ),
         (
             file().file("./metadata/timestamp.json", 0o644, b"").tar(),
-            "is there twice",
+            "is a duplicate",
         ),
         (
             file().file("targets/../../x", 0o644, b"").tar(),

@@ -43,7 +43,7 @@ fn pick<'a>(text: &'a str, names: &[&str], found: &mut [Option<&'a str>]) -> Res
             && value != "null"
             && found[at].replace(value).is_some()
         {
-            return Err(format!("{name} is there twice"));
+            return Err(format!("duplicate {name}"));
         }
         Ok(())
     })
@@ -58,7 +58,7 @@ pub fn there<'a>(value: Option<&'a str>, name: &str) -> Result<&'a str, String> 
 pub fn integer(value: Option<&str>, name: &str) -> Result<u64, String> {
     let text = there(value, name)?;
     text.parse()
-        .map_err(|_| format!("{name} is no integer from 0"))
+        .map_err(|_| format!("{name} must be a non-negative integer"))
 }
 
 /// Whether a number is one of these; the error names it and them.

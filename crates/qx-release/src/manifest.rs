@@ -583,7 +583,7 @@ impl Manifest {
         for component in &self.components {
             component.check()?;
             if !names.insert(&component.name) {
-                return Err(format!("components: '{}' is there twice", component.name));
+                return Err(format!("components: duplicate '{}'", component.name));
             }
         }
         self.check_paths()?;
@@ -794,7 +794,7 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a Name>) -> Result<(), S
     let mut seen = BTreeSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(format!("{what}: '{name}' is there twice"));
+            return Err(format!("{what}: duplicate '{name}'"));
         }
     }
     Ok(())

@@ -52,7 +52,7 @@ fn write_value(
             members.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
             if let Some(twice) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
                 let name = twice[0].0.escape_debug();
-                return Err(format!("the member '{name}' is there twice"));
+                return Err(format!("duplicate member '{name}'"));
             }
             let room = room - members.len();
             out(b"{");
@@ -88,7 +88,7 @@ fn integer(text: &str) -> Result<String, String> {
     signed
         .or_else(|_| text.parse::<u64>().map(|number| number.to_string()))
         .map_err(|_| {
-            format!("{text} is no integer of 64 bits, and canonical JSON has no other numbers")
+            format!("{text} must be a 64-bit integer (canonical JSON has no other numbers)")
         })
 }
 
@@ -160,14 +160,14 @@ mod tests {
     #[test]
     fn what_has_no_canonical_form_is_refused() {
         for (json, word) in [
-            ("1.0", "no integer"),
-            ("[1e3]", "no integer"),
-            ("{\"a\":-0.0}", "no integer"),
-            ("18446744073709551616", "no integer"),
-            ("-9223372036854775809", "no integer"),
-            ("{\"a\":1,\"a\":1}", "'a' is there twice"),
-            ("{\"a\":1,\"b\":2,\"\\u0061\":3}", "'a' is there twice"),
-            ("[{\"x\":{\"\":1,\"\":1}}]", "'' is there twice"),
+            ("1.0", "must be a 64-bit integer"),
+            ("[1e3]", "must be a 64-bit integer"),
+            ("{\"a\":-0.0}", "must be a 64-bit integer"),
+            ("18446744073709551616", "must be a 64-bit integer"),
+            ("-9223372036854775809", "must be a 64-bit integer"),
+            ("{\"a\":1,\"a\":1}", "duplicate member 'a'"),
+            ("{\"a\":1,\"b\":2,\"\\u0061\":3}", "duplicate member 'a'"),
+            ("[{\"x\":{\"\":1,\"\":1}}]", "duplicate member ''"),
             ("\"\\ud800\"", "hex escape"),
             ("{\"\\ud800\":1}", "hex escape"),
             ("{\"a\":1}}", "trailing"),

@@ -246,7 +246,7 @@ fn walk(
                     .map_err(|why: String| format!("{name}: {why}"))?;
                 let named = name.to_string();
                 if !names.insert(name) {
-                    return Err(format!("the role '{}' is there twice", named));
+                    return Err(format!("duplicate role '{}'", named));
                 }
                 Ok(())
             })?;
@@ -733,7 +733,7 @@ mod tests {
                 "one of roles",
             ),
             (with("threshold", json!(0)), "threshold of 0"),
-            (with("keyids", json!(["k", "k"])), "twice"),
+            (with("keyids", json!(["k", "k"])), "duplicate"),
             (with("keyids", json!("k")), "a list"),
             (with("terminating", json!(1)), "true or false"),
             (with("paths", json!("x")), "a list"),
@@ -746,7 +746,7 @@ mod tests {
             (with("name", json!("x".repeat(77))), "longer than 76"),
             (with("name", json!("snapshot")), "top-level"),
             (with("name", json!("targets")), "top-level"),
-            (roles(&[good.clone(), good.clone()]), "twice"),
+            (roles(&[good.clone(), good.clone()]), "duplicate"),
             (
                 roles(&["a", "b", "c", "d"].map(|n| role(n, &[], false))),
                 "more than 3 delegated roles",

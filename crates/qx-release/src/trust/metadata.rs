@@ -268,7 +268,7 @@ impl RoleKeys {
         json::items(listed, &mut |id| {
             at_most(keyids.len(), limits.keys, "key ids")?;
             if !keyids.insert(json::string(id)?.into_owned()) {
-                return Err("a key id is there twice".into());
+                return Err("duplicate key id".into());
             }
             Ok(())
         })?;
@@ -729,7 +729,7 @@ fn parse_signatures(text: &str, limits: &Limits) -> Result<Vec<Signature>, Strin
         let keyid = string(keyid, "keyid")?;
         // One a key bounds the work that hostile metadata can ask for.
         if signatures.iter().any(|other| other.keyid == keyid) {
-            return Err(format!("key id '{}' is there twice", keyid.escape_debug()));
+            return Err(format!("duplicate key id '{}'", keyid.escape_debug()));
         }
         let digits = sig.and_then(|sig| json::string(sig).ok());
         let bytes = digits.and_then(|digits| unhex(&digits));

@@ -8,25 +8,31 @@
 //! Two traps that clients fell into: signatures are over the *canonical form of the parsed value*, so that fields
 //! unknown to this version stay signed; and what is stored are the bytes received, never a re-serialised value.
 
+#[cfg(feature = "verify")]
 pub mod canonical;
 pub mod clock;
+#[cfg(feature = "verify")]
 pub mod delegation;
+#[cfg(feature = "verify")]
 pub mod key;
 mod limits;
+#[cfg(feature = "verify")]
 pub mod metadata;
 #[cfg(feature = "signing")]
 pub mod signing;
+#[cfg(feature = "verify")]
 mod trusted_set;
 mod versions;
 
 #[cfg(feature = "forge")]
 pub mod forge;
-#[cfg(test)]
+#[cfg(all(test, feature = "verify"))]
 mod properties;
 
 use std::fmt;
 
 pub use limits::Limits;
+#[cfg(feature = "verify")]
 pub use trusted_set::TrustedSet;
 pub use versions::Versions;
 
@@ -105,7 +111,7 @@ pub enum Error {
         rule: VersionRule,
     },
     /// The snapshot lists metadata that are older than those that were listed before.
-    LedBack {
+    ListsOlder {
         /// The metadata file that is listed.
         file: String,
         /// Its version in the snapshot that was offered.
@@ -180,7 +186,7 @@ impl fmt::Display for Error {
                 f,
                 "version {offered} of the {role} metadata was offered where version {expected} is due"
             ),
-            Error::LedBack {
+            Error::ListsOlder {
                 file,
                 offered,
                 trusted,

@@ -146,7 +146,7 @@ impl TrustedSet {
                     });
                 };
                 if new.version < old.version {
-                    return Err(Error::LedBack {
+                    return Err(Error::ListsOlder {
                         file: file.clone(),
                         offered: new.version,
                         trusted: old.version,
@@ -525,7 +525,7 @@ mod tests {
             (b"[]", "an object"),
             (b"{\"signed\":{}}", "signatures"),
             (b"{\"signatures\":[]}", "signed"),
-            (b"{\"signatures\":[{\"keyid\":\"a\",\"sig\":\"\"},{\"keyid\":\"a\",\"sig\":\"\"}],\"signed\":{}}", "twice"),
+            (b"{\"signatures\":[{\"keyid\":\"a\",\"sig\":\"\"},{\"keyid\":\"a\",\"sig\":\"\"}],\"signed\":{}}", "duplicate"),
             (&b"[".repeat(100_000), ""),
             (&b" ".repeat(600_000), "longer than 512000"),
         ] {
@@ -630,7 +630,7 @@ mod tests {
         new.targets.version = 4;
         assert_eq!(
             refusal(refresh_again(&old, &new)),
-            Error::LedBack {
+            Error::ListsOlder {
                 file: "targets.json".into(),
                 offered: 4,
                 trusted: 5,

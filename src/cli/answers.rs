@@ -1,0 +1,152 @@
+//! Commands that answer, and the link stage of recovery: they need no worker, and work without a configuration.
+
+use std::io;
+use std::path::Path;
+
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::Manifest;
+use qx_release::{json, output, text};
+
+use super::{LogArguments, answer, complain, for_people, open_store};
+use crate::model::slot::{Set, Slot, Verdict};
+use crate::recovery::link;
+use crate::status::{self, Status};
+use crate::store::sets;
+use crate::system::host::Host;
+use crate::system::log::{self, Line, Log};
+
+pub fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
+    let (store, place, read) = open_store(host, config)?;
+    let mut log = Log::new(place, false);
+    if let Err(e) = read {
+        log.warning("recover", format!("going on with defaults: {}", e.chain()));
+    }
+    // Without a lock file nothing can be written, and nobody else can either.
+    if let Err(e) = store.prepare() {
+        log.warning("recover", e.chain());
+    }
+    let lock = match store.lock("recover", None) {
+        Err(e) if e.exit == Exit::Busy => return Err(e),
+        other => other,
+    };
+    let outcome = link::link_stage(host, &store, &mut log)?;
+    drop(lock);
+    for problem in &outcome.problems {
+        complain(problem);
+    }
+    // Files are in order whether or not anybody hears of it.
+    let _ = output::answer(&format!("qx-update: active set: {}\n", outcome.show));
+    Ok(Exit::Done)
+}
+
+pub fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
+    let (store, _, config) = open_store(host, config)?;
+    store.may_read()?;
+    let status = Status::observe(host, &store, &config);
+    if json {
+        let text = serde_json::to_string_pretty(&status).doing(|| "printing the status")?;
+        answer(&format!("{text}\n"))
+    } else {
+        answer(&status::for_people(&status))
+    }
+}
+
+pub fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
+    let (store, _, _) = open_store(host, config)?;
+    store.may_read()?;
+    let link = store.link();
+    let mut bad = false;
+    for slot in Slot::BOTH {
+        let verdict = store.verify(slot);
+        bad |= matches!(verdict, Verdict::Damaged(_));
+        let mark = if link.selects(slot.into()) {
+            ", in use"
+        } else {
+            ""
+        };
+        answer(&format!(
+            "slot {slot}{mark}: {}\n",
+            text::line(&sets::describe(&verdict))
+        ))?;
+    }
+    let factory = match store.verify_factory() {
+        Ok(Some(factory)) => format!("good, {factory}"),
+        Ok(None) => "not known: the image has no manifest to compare it with".to_owned(),
+        Err(why) => {
+            bad = true;
+            format!("damaged: {}", text::line(&why))
+        }
+    };
+    answer(&format!("factory set: {factory}\n"))?;
+    Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
+}
+
+/// What `[ -x /data/bin/NAME ]` decides, and the factory's file otherwise.
+pub fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
+    let (store, _, _) = open_store(host, config)?;
+    // A link there may lead elsewhere in the root; it is looked for as the init script finds it, and named as there.
+    if executable(&store.followed(&format!("bin/{name}"))?)? {
+        return answer(&format!(
+            "{}
+",
+            store.path("bin").join(name).display()
+        ));
+    }
+    let listed = |manifest: &Manifest| {
+        let component = manifest
+            .components
+            .iter()
+            .find(|c| c.install_path.as_str() == format!("bin/{name}"));
+        component.map(|c| store.component(Set::Factory, c))
+    };
+    let path = store
+        .manifest(Set::Factory)?
+        .and_then(|(manifest, _)| listed(&manifest))
+        .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))?;
+    if !executable(&path)? {
+        return Err(Error::new(format!(
+            "looking for {name}: neither a release nor the factory set has it"
+        )));
+    }
+    answer(&format!("{}\n", path.display()))
+}
+
+/// As `[ -x PATH ]` asks: a file that may be run by whoever asks, where it lies.
+fn executable(path: &Path) -> Result<bool> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    use rustix::io::Errno;
+    match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        Ok(()) => Ok(path.is_file()),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        // It is there, and not to be run; or nobody may say whether it is there.
+        Err(Errno::ACCESS) if path.try_exists().is_ok_and(|there| there) => Ok(false),
+        Err(e) => Err(e).doing(|| format!("looking at {}", path.display())),
+    }
+}
+
+pub fn log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
+    let (_, place, _) = open_store(host, config)?;
+    let mut lines = Vec::new();
+    for file in log::files(&place) {
+        let text = match std::fs::read(&file) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            text => text.doing(|| format!("reading {}", file.display()))?,
+        };
+        lines.extend(String::from_utf8_lossy(&text).lines().map(str::to_owned));
+    }
+    let first = lines
+        .len()
+        .saturating_sub(arguments.lines.unwrap_or(usize::MAX));
+    let mut shown = String::new();
+    for line in &lines[first..] {
+        // A line that was cut by a power loss is shown as it is.
+        let text = match json::parse_str::<Line>(line) {
+            Ok(parsed) if !arguments.json => for_people(&parsed),
+            Ok(_) => line.clone(),
+            Err(_) => text::line(line),
+        };
+        shown.push_str(&text);
+        shown.push('\n');
+    }
+    answer(&shown)
+}

@@ -1,0 +1,232 @@
+//! Commands that change something. They run in a process of their own, the worker, which outlives whoever asked for it if it has
+//! to; this process only follows it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use argh::FromArgs;
+use semver::Version;
+
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::surroundings;
+
+use super::follow::follow;
+use super::screen::Screen;
+use super::{Subcommand, open_store, place, read_config};
+use crate::command::{Appliance, Apply, Back};
+use crate::recovery::data::DataStage;
+use crate::store::Store;
+use crate::system::host::Host;
+use crate::system::log::Log;
+
+/// Look for a newer release: exit 4 if there is one, 3 if not, 5 if all are refused.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "check")]
+pub struct CheckArguments {
+    /// a url, a directory or a bundle instead of the configured sources
+    #[argh(option, arg_name = "repo")]
+    from: Option<String>,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Install the newest release, or VERSION: exit 0 only when it runs and is proved healthy.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "apply")]
+pub struct ApplyArguments {
+    /// this version instead of the newest
+    #[argh(positional)]
+    version: Option<Version>,
+    /// a url, a directory or a bundle instead of the configured sources
+    #[argh(option, arg_name = "repo")]
+    from: Option<String>,
+    /// show what would be done, and change nothing
+    #[argh(switch)]
+    dry_run: bool,
+    /// try the named version even if it is quarantined or held
+    #[argh(switch)]
+    retry: bool,
+    /// install again the release whose files were damaged
+    #[argh(switch)]
+    repair: bool,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// End an open trial: prove it, or go back. Run at boot, after the runlevel is complete.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "confirm")]
+pub struct ConfirmArguments {
+    /// assert that the release on trial is good, without a proof
+    #[argh(switch)]
+    force: bool,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Go back to the previous release, or to the factory set.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rollback")]
+pub struct RollbackArguments {
+    /// previous (the default) or factory
+    #[argh(
+        option,
+        arg_name = "set",
+        default = "Back::Previous",
+        from_str_fn(back)
+    )]
+    to: Back,
+    /// set aside data that the older set does not accept
+    #[argh(switch)]
+    discard_data: bool,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
+    /// with json, one event a line
+    #[argh(option, arg_name = "format")]
+    progress: Option<Progress>,
+}
+
+/// Forget quarantined and held releases, a staged release, downloads, and trouble that was dealt with.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "reset")]
+pub struct ResetArguments {}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    Json,
+}
+
+impl std::str::FromStr for Progress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Progress, String> {
+        match text {
+            "json" => Ok(Progress::Json),
+            _ => Err("the only format is json".into()),
+        }
+    }
+}
+
+fn back(text: &str) -> Result<Back, String> {
+    match text {
+        "previous" => Ok(Back::Previous),
+        "factory" => Ok(Back::Factory),
+        _ => Err("it is previous or factory".into()),
+    }
+}
+
+/// The asker's side: what is wrong with the command line or the configuration is said before anything is started.
+pub fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
+    if let Subcommand::Apply(a) = command
+        && a.retry
+        && a.version.is_none()
+    {
+        return Err(Error::with(
+            Exit::Usage,
+            "reading the command line: --retry needs a VERSION",
+        ));
+    }
+    let config = read_config(host, config)?;
+    let store = Store::new(host, &config.data_dir, &config.factory)?;
+    store.may_read()?;
+    let mut screen = Screen::new(settings(command).0);
+    let exit = follow(&store, &mut screen)?;
+    let is_answer = match command {
+        Subcommand::Apply(a) => a.dry_run,
+        command => matches!(command, Subcommand::Check(_)),
+    };
+    match screen.failed {
+        Some(e) if is_answer => Err(e),
+        _ => Ok(exit),
+    }
+}
+
+/// How progress is shown, and whether to wait for others.
+fn settings(command: &Subcommand) -> (Option<Progress>, bool) {
+    match command {
+        Subcommand::Check(a) => (a.progress, a.wait),
+        Subcommand::Apply(a) => (a.progress, a.wait),
+        Subcommand::Confirm(a) => (a.progress, a.wait),
+        Subcommand::Rollback(a) => (a.progress, a.wait),
+        _ => (None, false),
+    }
+}
+
+/// The worker's side.
+pub fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
+    let mut appliance = open(host, config, settings(command).1)?;
+    carry_out(&mut appliance, command).or_else(|e| {
+        appliance.log.error("end", e.chain());
+        Ok(e.exit)
+    })
+}
+
+fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
+    surroundings::leave_directory();
+    // It may be restarting whoever holds its terminal; SIGPIPE is ignored by Rust's runtime already.
+    signal_hook::flag::register(
+        signal_hook::consts::SIGHUP,
+        Arc::new(AtomicBool::new(false)),
+    )
+    .doing(|| "ignoring SIGHUP")?;
+    match command {
+        Subcommand::Check(a) => appliance.check(a.from.as_deref()),
+        Subcommand::Apply(a) => appliance.apply(&Apply {
+            version: a.version.clone(),
+            from: a.from.clone(),
+            dry_run: a.dry_run,
+            retry: a.retry,
+            repair: a.repair,
+        }),
+        Subcommand::Confirm(a) => appliance.confirm(a.force),
+        Subcommand::Rollback(a) => appliance.rollback(a.to, a.discard_data),
+        Subcommand::Reset(_) => appliance.reset(),
+        Subcommand::Status(_)
+        | Subcommand::Recover(_)
+        | Subcommand::Verify(_)
+        | Subcommand::Which(_)
+        | Subcommand::Log(_) => Err(Error::new("running the command: it has no worker")),
+    }
+}
+
+fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
+    let config = read_config(host, path)?;
+    let store = Store::new(host, &config.data_dir, &config.factory)?;
+    let log = Log::new(place(host, &config, &store)?, true);
+    Ok(Appliance {
+        host: host.clone(),
+        config,
+        store,
+        log,
+        wait,
+    })
+}
+
+pub fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
+    surroundings::leave_directory();
+    let (store, place, read) = open_store(host, config)?;
+    let mut log = Log::new(place, false);
+    if let Err(e) = &read {
+        log.warning("recover", format!("going on with defaults: {}", e.chain()));
+    }
+    let stage = DataStage {
+        host,
+        store: &store,
+        log: &mut log,
+        config: read.as_ref().ok(),
+    };
+    stage.run().inspect_err(|e| log.error("recover", e.chain()))
+}
