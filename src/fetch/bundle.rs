@@ -4,6 +4,7 @@
 //! read where they lie.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -84,9 +85,11 @@ impl Bundle {
             Error::with(Exit::Refused, why)
         };
         let unreadable = |e: io::Error| match e.raw_os_error() {
-            Some(_) => Err::<(), _>(e)
-                .doing(|| format!("reading the bundle {}", path.display()))
-                .unwrap_err(),
+            Some(_) => {
+                let doing = || format!("reading the bundle {}", path.display());
+                let Err(error) = Err::<Infallible, _>(e).doing(doing);
+                error
+            }
             None => refused(&format!(
                 "it is no uncompressed tar archive, or a damaged one: {e}"
             )),

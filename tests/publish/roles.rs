@@ -805,7 +805,7 @@ fn two_publishers_at_once_do_not_mix() {
     let place = with_team();
     // A publisher at work, stopped while it holds the lock: its key is a signer that waits for us.
     let lock = std::fs::File::open(place.path("repo/metadata")).unwrap();
-    lock.lock().unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let recipe = place.recipe("1.0.0", &["web"]);
     for arguments in [
         &["release", &recipe][..],
