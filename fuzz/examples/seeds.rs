@@ -133,7 +133,7 @@ fn main() {
         "components": [component("app", "bin", "bin/app"), component("web", "tree", "share/web"), component("mig", "tree", "migrations")],
         "removed": ["bin/old"],
         "services": [{"name": "app", "runs": "bin/app", "uses": ["web"], "order": 1}],
-        "data": [{"name": "db", "accepts_from": 1, "accepts_to": 2, "leaves": 2}],
+        "data": [{"name": "db", "accepts_from": 1, "accepts_to": 2, "schema_after": 2}],
         "migrate": {"run": ["migrations/up", "--now"], "timeout_s": 60, "touches": ["db"]},
         "health": [{"type": "http", "url": "http://127.0.0.1/", "json": {"pointer": "/version", "equals": "1"}},
             {"type": "tcp", "address": "127.0.0.1:80"}, {"type": "exec", "run": ["bin/app", "check"]}, {"type": "service", "service": "app"}],

@@ -235,7 +235,7 @@ mod tests {
         let mut text = serde_json::json!({
             "format": 1, "product": "vdc", "version": version, "arch": "x86_64", "channel": "stable",
             "released": "2026-01-01T00:00:00Z", "components": components,
-            "data": [{"name": "db", "accepts_from": 1, "accepts_to": 3, "leaves": 3}],
+            "data": [{"name": "db", "accepts_from": 1, "accepts_to": 3, "schema_after": 3}],
         });
         if let Some(min) = min {
             text["min_version"] = min.into();

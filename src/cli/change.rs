@@ -140,7 +140,7 @@ pub fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Ex
         ));
     }
     let config = read_config(host, config)?;
-    let store = Store::new(host, &config.data_dir, &config.factory)?;
+    let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     store.may_read()?;
     let mut screen = Screen::new(settings(command).0);
     let exit = follow(&store, &mut screen)?;
@@ -204,7 +204,7 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
 
 fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
     let config = read_config(host, path)?;
-    let store = Store::new(host, &config.data_dir, &config.factory)?;
+    let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     let log = Log::new(place(host, &config, &store)?, true);
     Ok(Appliance {
         host: host.clone(),

@@ -23,7 +23,7 @@ use qx_release::error::{Error, Exit, Result};
 use qx_release::{output, text};
 
 use crate::model::config::{self, Config};
-use crate::model::dataset::{DataSet, Protect};
+use crate::model::dataset::{DataSet, Method};
 use crate::store::{self, Store};
 use crate::system::host::Host;
 use crate::system::log::{self, Level, Line, Place};
@@ -268,7 +268,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
     // A place may lead to another by a link. Where that cannot be followed, whoever opens it says why.
     let real = |path: &str| Some(host.real_path(path).ok()?.to_str()?.to_owned());
     let data_dir = real(&config.data_dir).unwrap_or_else(|| config.data_dir.clone());
-    let files = |set: &&DataSet| set.protect == Protect::Files;
+    let files = |set: &&DataSet| set.method == Method::Files;
     for set in config.data.iter().filter(files) {
         if let Some(place) = real(&set.place)
             && let Some(own) = config::own_place(host.root(), &data_dir, &place)
@@ -301,7 +301,7 @@ fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<C
     let config = read_config(host, path);
     let (store, place) = match &config {
         Ok(config) => {
-            let store = Store::new(host, &config.data_dir, &config.factory)?;
+            let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
             let place = place(host, config, &store)?;
             (store, place)
         }

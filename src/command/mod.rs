@@ -797,7 +797,7 @@ impl Appliance {
         let web = places.iter().any(|place| is_url(place));
         let proxies = match &config.proxy {
             _ if !web => Proxies::default(),
-            Some(proxy) => Proxies::configured(proxy.url.as_deref(), &proxy.except)?,
+            Some(proxy) => Proxies::configured(proxy.url.as_deref(), &proxy.no_proxy)?,
             None => Proxies::from_environment(|name| std::env::var(name).ok())?,
         };
         // For the configured sources only: what a person names is not necessarily entitled to them.

@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::fs::{Gid, Uid};
 use serde_json::json;
 
-use crate::model::dataset::{COMPANIONS, DataSet, Protect};
+use crate::model::dataset::{COMPANIONS, DataSet, Method};
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::process::{Ended, Program, User};
@@ -68,7 +68,7 @@ pub enum DataClone {
 /// What a copy of the data takes, in a directory `near` that exists. For a `command` set that is its limit. What could
 /// not be saved is an error already.
 pub fn size(host: &Host, set: &DataSet, near: &Path) -> Result<Size> {
-    if set.protect == Protect::Command {
+    if set.method == Method::Command {
         return Ok(Size {
             bytes: set.limit_bytes,
             shares: false,
@@ -99,9 +99,9 @@ pub fn save(host: &Host, set: &DataSet, to: &Path, log: &mut Log) -> Result<()> 
     }
     log.info(STEP, format!("saving the data set {}", set.name));
     durable::create_dir(to, 0o700)?;
-    let index = match set.protect {
-        Protect::Files => save_files(host, set, to, log),
-        Protect::Command => save_stream(host, set, to, log),
+    let index = match set.method {
+        Method::Files => save_files(host, set, to, log),
+        Method::Command => save_stream(host, set, to, log),
     };
     let index = index.doing(doing)?;
     // Also syncs the directory.
@@ -120,9 +120,9 @@ pub fn restore(host: &Host, set: &DataSet, from: &Path, log: &mut Log) -> Result
     };
     let index = Index::read(set, from).doing(doing)?;
     log.info(STEP, format!("restoring the data set {}", set.name));
-    let restored = match set.protect {
-        Protect::Files => restore_files(host, set, &index, from, log),
-        Protect::Command => restore_stream(host, set, &index, from, log),
+    let restored = match set.method {
+        Method::Files => restore_files(host, set, &index, from, log),
+        Method::Command => restore_stream(host, set, &index, from, log),
     };
     restored.doing(doing)?;
     if !set.check.is_empty() {
@@ -141,12 +141,12 @@ pub fn set_aside(host: &Host, set: &DataSet, to: &Path, log: &mut Log) -> Result
     let mut part = to.as_os_str().to_owned();
     part.push(PART);
     let part = PathBuf::from(part);
-    match set.protect {
-        Protect::Command => {
+    match set.method {
+        Method::Command => {
             durable::remove_tree(&part)?;
             save(host, set, &part, log)?;
         }
-        Protect::Files => {
+        Method::Files => {
             log.info(STEP, format!("setting the data set {} aside", set.name));
             durable::create_dir(&part, 0o700)?;
             if let Some(place) = Place::of(host, set)? {
@@ -168,8 +168,8 @@ pub fn clone(
     log: &mut Log,
 ) -> Result<DataClone> {
     log.info(STEP, format!("cloning the data set {}", set.name));
-    match set.protect {
-        Protect::Command => {
+    match set.method {
+        Method::Command => {
             let Some(clone) = &set.clone_place else {
                 return Ok(DataClone::Skipped(
                     "the appliance declares no way to clone it".into(),
@@ -180,7 +180,7 @@ pub fn clone(
             check_ended(set, "cloning", &set.clone, &ended)?;
             Ok(DataClone::At(clone.clone()))
         }
-        Protect::Files => clone_files(host, set, to, owner, log)
+        Method::Files => clone_files(host, set, to, owner, log)
             .doing(|| format!("cloning the data set {} to {}", set.name, to.display())),
     }
 }
@@ -191,8 +191,8 @@ pub fn drop_clone(host: &Host, set: &DataSet, log: &mut Log) -> Result<()> {
         return Ok(());
     };
     let doing = "removing the clone of";
-    let ended = command(host, set, doing, &set.drop, Some(clone), log)?;
-    check_ended(set, doing, &set.drop, &ended)
+    let ended = command(host, set, doing, &set.drop_copy, Some(clone), log)?;
+    check_ended(set, doing, &set.drop_copy, &ended)
 }
 
 /// What a snapshot holds.
@@ -296,7 +296,7 @@ impl Index {
             Some(text) => Some(json::string(text)?.parse()?),
             None => None,
         };
-        let stream = set.protect == Protect::Command;
+        let stream = set.method == Method::Command;
         if (kind == Kind::Stream) != stream || digest.is_some() != stream {
             return Err("the snapshot was taken in another way".into());
         }
@@ -320,7 +320,7 @@ impl Index {
 /// # Errors
 /// Files that are reached through a link that somebody else could have laid.
 pub fn place(host: &Host, set: &DataSet) -> Result<String> {
-    if set.protect == Protect::Command {
+    if set.method == Method::Command {
         return Ok(set.place.clone());
     }
     let path = match Place::of(host, set)? {
@@ -1164,7 +1164,7 @@ mod tests {
     }
 
     fn set(json: serde_json::Value) -> DataSet {
-        let mut all = json!({"name": "inventory", "protect": "files", "place": "/srv/db"});
+        let mut all = json!({"name": "inventory", "method": "files", "place": "/srv/db"});
         let members = json.as_object().unwrap().clone();
         all.as_object_mut().unwrap().extend(members);
         let set: DataSet = serde_json::from_value(all).unwrap();
@@ -1179,7 +1179,7 @@ mod tests {
     /// Whose data is the file `/srv/db` of the machine, by way of commands.
     fn commands(machine: &Machine, more: &[(String, serde_json::Value)]) -> DataSet {
         let place = machine.at("srv/db").display().to_string();
-        let mut all = json!({"protect": "command", "place": place,
+        let mut all = json!({"method": "command", "place": place,
             "save": ["sh", "-c", "echo saving >&2; cat \"$0\"", "{place}"],
             "restore": ["sh", "-c", "cat >\"$0\"", "{place}"]});
         all.as_object_mut().unwrap().extend(more.iter().cloned());
@@ -1811,7 +1811,7 @@ mod tests {
             &machine,
             &[
                 ("clone".into(), json!(["cp", "-n", "{place}", "{clone}"])),
-                ("drop".into(), json!(["rm", "-f", "{clone}"])),
+                ("drop_copy".into(), json!(["rm", "-f", "{clone}"])),
                 ("clone_place".into(), json!(place)),
             ],
         );

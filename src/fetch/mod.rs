@@ -92,7 +92,7 @@ impl From<&Limits> for Patience {
             connect_timeout: Duration::from_secs(limits.connect_timeout_s),
             stall_timeout: Duration::from_secs(limits.stall_timeout_s),
             small_timeout: Duration::from_secs(limits.metadata_timeout_s),
-            slowest: limits.slowest_bytes_per_s,
+            slowest: limits.min_bytes_per_s,
             retries: limits.retries,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::model::dataset::{DataSet, Protect};
+use crate::model::dataset::{DataSet, Method};
 use qx_release::json;
 use qx_release::manifest::{MAX_SECONDS, MAX_SIZE, Name};
 use qx_release::text;
@@ -69,8 +69,8 @@ pub struct Config {
     #[serde(default = "data_dir")]
     pub data_dir: String,
     /// The factory set's manifest, absolute.
-    #[serde(default = "factory")]
-    pub factory: String,
+    #[serde(default = "factory_manifest")]
+    pub factory_manifest: String,
     /// The update log.
     #[serde(default)]
     pub log: Log,
@@ -95,7 +95,7 @@ pub struct Proxy {
     /// `http://[USER:PASSWORD@]HOST[:PORT]`. Absent: no proxy, whatever the environment says.
     pub url: Option<String>,
     /// Hosts that are asked directly, and all below them; `*` for all.
-    pub except: Vec<String>,
+    pub no_proxy: Vec<String>,
 }
 
 /// An error tells the field, and never what it holds: there may be a password in it.
@@ -108,12 +108,12 @@ impl TryFrom<serde_json::Value> for Proxy {
         struct Fields {
             url: Option<String>,
             #[serde(default)]
-            except: Vec<String>,
+            no_proxy: Vec<String>,
         }
-        let Fields { url, except } = serde_json::from_value(value).map_err(
-            |_| "proxy: it is an object of `url`, a text, and `except`, a list of texts",
+        let Fields { url, no_proxy } = serde_json::from_value(value).map_err(
+            |_| "proxy: it is an object of `url`, a text, and `no_proxy`, a list of texts",
         )?;
-        Ok(Proxy { url, except })
+        Ok(Proxy { url, no_proxy })
     }
 }
 
@@ -239,7 +239,7 @@ pub struct Limits {
     /// Seconds until one file of metadata or a manifest must be whole, all tries included. 300.
     pub metadata_timeout_s: u64,
     /// Bytes a second that an artifact must bring at least, measured over each `stall_timeout_s`. 100.
-    pub slowest_bytes_per_s: u64,
+    pub min_bytes_per_s: u64,
     /// How often a broken transfer is tried again, with growing pauses. 5.
     pub retries: u32,
     /// Seconds a service may take to start or to stop. 60.
@@ -261,7 +261,7 @@ impl Default for Limits {
             connect_timeout_s: 15,
             stall_timeout_s: 30,
             metadata_timeout_s: 300,
-            slowest_bytes_per_s: 100,
+            min_bytes_per_s: 100,
             retries: 5,
             service_timeout_s: 60,
             trial_boots: 3,
@@ -296,7 +296,7 @@ impl Config {
         let paths = [
             ("trust_root", config.trust_root.as_str()),
             ("data_dir", &config.data_dir),
-            ("factory", &config.factory),
+            ("factory_manifest", &config.factory_manifest),
         ];
         for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
             if !path.starts_with('/') {
@@ -337,11 +337,7 @@ impl Config {
                 return Err(format!("data: duplicate '{}'", set.name));
             }
         }
-        for set in config
-            .data
-            .iter()
-            .filter(|set| set.protect == Protect::Files)
-        {
+        for set in config.data.iter().filter(|set| set.method == Method::Files) {
             if let Some(own) = own_place(Path::new("/"), &config.data_dir, &set.place) {
                 return Err(format!(
                     "data: {}: the place {} is in {}, or that in it, which is no place for data",
@@ -391,8 +387,8 @@ impl Config {
                 1..=MAX_SECONDS,
             ),
             (
-                "limits.slowest_bytes_per_s",
-                limits.slowest_bytes_per_s,
+                "limits.min_bytes_per_s",
+                limits.min_bytes_per_s,
                 0..=1 << 40,
             ),
             ("limits.retries", limits.retries.into(), 0..=1000),
@@ -515,7 +511,7 @@ fn data_dir() -> String {
     DATA_DIR.into()
 }
 
-fn factory() -> String {
+fn factory_manifest() -> String {
     FACTORY.into()
 }
 
@@ -604,7 +600,7 @@ mod tests {
             "connect_timeout_s",
             "stall_timeout_s",
             "metadata_timeout_s",
-            "slowest_bytes_per_s",
+            "min_bytes_per_s",
             "retries",
             "service_timeout_s",
             "trial_boots",
@@ -657,7 +653,7 @@ mod tests {
 
     #[test]
     fn data_and_log_lie_where_nothing_else_does() {
-        let data = |place: &str| json!([{"name": "db", "protect": "files", "place": place}]);
+        let data = |place: &str| json!([{"name": "db", "method": "files", "place": place}]);
         for place in [
             "/data/update",
             "/data/update/state.0",

@@ -25,14 +25,14 @@ pub struct DataSet {
     /// As releases call it.
     pub name: Name,
     /// How it is saved and restored.
-    pub protect: Protect,
+    pub method: Method,
     /// Where it is. `files`: the absolute path of a file (with what SQLite keeps beside it) or of a directory.
     /// `command`: whatever the commands and the migrations understand, such as a database's URL.
     pub place: String,
     /// The services that use it: they are stopped while it is saved, migrated and restored. Absent: all of the
     /// release's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub users: Option<Vec<Name>>,
+    pub services: Option<Vec<Name>>,
     /// The most bytes that it, its snapshot or its clone may take.
     #[serde(default = "limit_bytes")]
     pub limit_bytes: u64,
@@ -57,7 +57,7 @@ pub struct DataSet {
     pub clone: Vec<String>,
     /// `command`: removes the clone; nothing there is fine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub drop: Vec<String>,
+    pub drop_copy: Vec<String>,
     /// `command`: the place of the clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone_place: Option<String>,
@@ -66,7 +66,7 @@ pub struct DataSet {
 /// How a data set is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Protect {
+pub enum Method {
     /// Its files are copied.
     Files,
     /// Its own commands do it.
@@ -78,8 +78,8 @@ impl DataSet {
     pub fn check(&self) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("data: {}: {what}", self.name));
         let has = |vector: &Vec<String>| !vector.is_empty();
-        match self.protect {
-            Protect::Files => {
+        match self.method {
+            Method::Files => {
                 let plain = self
                     .place
                     .strip_prefix('/')
@@ -89,23 +89,23 @@ impl DataSet {
                 }
                 if has(&self.save)
                     || has(&self.restore)
-                    || has(&self.drop)
+                    || has(&self.drop_copy)
                     || self.clone_place.is_some()
                 {
-                    return wrong("save, restore, drop and clone_place are for `command`");
+                    return wrong("save, restore, drop_copy and clone_place are for `command`");
                 }
             }
-            Protect::Command => {
+            Method::Command => {
                 if !has(&self.save) || !has(&self.restore) {
                     return wrong("`command` needs save and restore");
                 }
                 let parts = [
                     has(&self.clone),
-                    has(&self.drop),
+                    has(&self.drop_copy),
                     self.clone_place.is_some(),
                 ];
                 if parts.contains(&true) && parts.contains(&false) {
-                    return wrong("clone, drop and clone_place go together");
+                    return wrong("clone, drop_copy and clone_place go together");
                 }
             }
         }
@@ -120,9 +120,9 @@ impl DataSet {
 
     /// Whether a service uses it.
     pub fn used_by(&self, service: &Name) -> bool {
-        self.users
+        self.services
             .as_ref()
-            .is_none_or(|users| users.contains(service))
+            .is_none_or(|services| services.contains(service))
     }
 
     /// One of its commands, with the places put in.
@@ -153,7 +153,7 @@ impl DataPlan {
         schemas: &BTreeMap<Name, u64>,
         declared: &[DataSet],
     ) -> Result<DataPlan, String> {
-        let leaves = |data: &Data| (data.name.clone(), data.leaves);
+        let leaves = |data: &Data| (data.name.clone(), data.schema_after);
         let mut after: BTreeMap<Name, u64> = to.data.iter().map(leaves).collect();
         let there = |name: &&Name| {
             schemas
@@ -208,7 +208,7 @@ impl DataPlan {
             let mut down = stay.clone();
             for name in &migrate.touches {
                 match to.data.iter().find(|data| data.name == *name) {
-                    Some(data) => down.schemas.insert(name.clone(), data.leaves),
+                    Some(data) => down.schemas.insert(name.clone(), data.schema_after),
                     None => down.schemas.remove(name),
                 };
             }
@@ -228,7 +228,7 @@ impl DataPlan {
         });
         let names: Vec<Name> = unfit.map(|data| data.name.clone()).collect();
         let data = find(&names, declared)?;
-        if let Some(set) = data.iter().find(|set| set.protect == Protect::Command) {
+        if let Some(set) = data.iter().find(|set| set.method == Method::Command) {
             return Err(format!(
                 "{why}; the snapshot of before is gone, and {} is protected by commands, so that it cannot be begun anew",
                 set.name
@@ -278,22 +278,22 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn set(protect: &str) -> DataSet {
-        let mut text = json!({"name": "db", "protect": protect, "place": "/data/db"});
-        if protect == "command" {
+    fn set(method: &str) -> DataSet {
+        let mut text = json!({"name": "db", "method": method, "place": "/data/db"});
+        if method == "command" {
             text["save"] = json!(["save"]);
             text["restore"] = json!(["restore"]);
         }
         serde_json::from_value(text).unwrap()
     }
 
-    /// A release that accepts the schemas from `from` to `leaves` and migrates to the last, and can go down or not.
-    fn release(from: u64, leaves: u64, down: bool) -> Manifest {
+    /// A release that accepts the schemas from `from` to `after` and migrates to the last, and can go down or not.
+    fn release(from: u64, after: u64, down: bool) -> Manifest {
         let text = json!({
             "format": 1, "product": "os", "version": "1.0.0", "arch": "x86_64", "channel": "stable", "released": "",
             "components": [{"name": "migrations", "kind": "tree", "install_path": "migrations", "mode": "0755",
                             "sha256": "0".repeat(64), "size_bytes": 1, "entries": 1}],
-            "data": [{"name": "db", "accepts_from": from, "accepts_to": leaves, "leaves": leaves}],
+            "data": [{"name": "db", "accepts_from": from, "accepts_to": after, "schema_after": after}],
             "migrate": {"run": ["migrations/up"], "timeout_s": 1, "touches": ["db"],
                         "down": if down { vec!["migrations/down"] } else { vec![] }},
         });
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn the_way_back_takes_what_there_is() {
         let old = release(1, 1, false);
-        for (schema, down, discard, protect, change) in [
+        for (schema, down, discard, method, change) in [
             (1, false, false, "files", Ok(DataChange::None)),
             (2, true, false, "files", Ok(DataChange::Down)),
             (2, true, true, "files", Ok(DataChange::Down)),
@@ -345,7 +345,7 @@ mod tests {
                 Some(&active),
                 Some(&old),
                 &at(schema),
-                &[set(protect)],
+                &[set(method)],
                 discard,
             );
             match (way, change) {
@@ -359,14 +359,14 @@ mod tests {
                     assert_eq!(way.schemas, after);
                 }
                 (Err(why), Err(words)) => assert!(why.contains(words), "{why}"),
-                (way, _) => panic!("{schema} {down} {discard} {protect}: {way:?}"),
+                (way, _) => panic!("{schema} {down} {discard} {method}: {way:?}"),
             }
         }
     }
 
     #[test]
     fn a_data_set_must_make_sense() {
-        let good = json!({"name": "db", "protect": "files", "place": "/data/db"});
+        let good = json!({"name": "db", "method": "files", "place": "/data/db"});
         let wrong = |field: &str, value: serde_json::Value| {
             let mut text = good.clone();
             text[field] = value;
@@ -385,7 +385,7 @@ mod tests {
             ("place", json!("data/db"), "absolute path"),
             ("place", json!("/data/../etc"), "absolute path"),
             ("save", json!(["x"]), "for `command`"),
-            ("protect", json!("command"), "needs save and restore"),
+            ("method", json!("command"), "needs save and restore"),
             ("limit_bytes", json!(0), "limit_bytes: 0 is not from 1 to"),
             ("limit_bytes", json!(u64::MAX), "limit_bytes"),
             ("timeout_s", json!(0), "timeout_s: 0 is not from 1 to 86400"),

@@ -31,7 +31,7 @@ impl Fit {
                 data.accepts_from, data.accepts_to, data.name
             );
             let touches = |migrate: &Migrate| migrate.touches.contains(&data.name);
-            if *schema > data.leaves || !manifest.migrate.as_ref().is_some_and(touches) {
+            if *schema > data.schema_after || !manifest.migrate.as_ref().is_some_and(touches) {
                 return Fit::Never(why);
             }
             fit = Fit::Migrated(why);

@@ -828,6 +828,7 @@ mod tests {
         for golden in [
             &include_bytes!("../../tests/golden/state-1-trial.json")[..],
             include_bytes!("../../tests/golden/state-1-trial-data.json"),
+            include_bytes!("../../tests/golden/state-1-trial-method.json"),
         ] {
             let (sequence, record) = decode(golden).unwrap();
             assert_eq!(sequence, 12);
@@ -931,7 +932,7 @@ mod tests {
             op.service_timeout_s = u64::MAX;
             op.data = vec![
                 json::parse_str(&format!(
-                    r#"{{"name":"db","protect":"files","place":"/data/db","timeout_s":{}}}"#,
+                    r#"{{"name":"db","method":"files","place":"/data/db","timeout_s":{}}}"#,
                     u64::MAX
                 ))
                 .unwrap(),

@@ -8,7 +8,7 @@ use rustix::fs::{Access, StatVfsMountFlags, access};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::model::config::{Config, Services};
-use crate::model::dataset::Protect;
+use crate::model::dataset::Method;
 use crate::proof::observe::Census;
 use crate::store::Store;
 use crate::system::host::Host;
@@ -103,11 +103,7 @@ fn descriptors(host: &Host, config: &Config) -> Result<()> {
         },
     );
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    for set in config
-        .data
-        .iter()
-        .filter(|set| set.protect == Protect::Files)
-    {
+    for set in config.data.iter().filter(|set| set.method == Method::Files) {
         let place = host.path(&set.place)?;
         let depth = depth(&place);
         if depth.saturating_add(DESCRIPTORS) > most {
@@ -170,7 +166,7 @@ fn data_commands(config: &Config) -> Result<()> {
             ("restore", &set.restore),
             ("check", &set.check),
             ("clone", &set.clone),
-            ("drop", &set.drop),
+            ("drop_copy", &set.drop_copy),
         ] {
             if let Some(program) = vector.first()
                 && !is_program(program)

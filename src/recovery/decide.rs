@@ -1214,7 +1214,7 @@ mod tests {
         }
     }
 
-    /// Keeps `tests/golden` honest: what it holds is what this code writes.
+    /// Keeps `tests/golden` honest: what it holds is what this code writes, and what was written before is read as the same.
     #[test]
     fn the_golden_trial_is_this_trial() {
         let mut record = Record::idle(factory(), None, NOW);
@@ -1224,10 +1224,15 @@ mod tests {
             op.saved_at = Some(NOW.into());
             op.change = crate::model::record::DataChange::Migrate;
             op.schemas = [("inventory".parse().unwrap(), 2)].into();
-            let set = r#"{"name":"inventory","protect":"files","place":"/data/inventory.db"}"#;
+            let set = r#"{"name":"inventory","method":"files","place":"/data/inventory.db"}"#;
             op.data.push(serde_json::from_str(set).unwrap());
         }
-        let golden = include_str!("../../tests/golden/state-1-trial-data.json");
+        let former = include_bytes!("../../tests/golden/state-1-trial-data.json");
+        assert_eq!(
+            crate::model::record::decode(former).unwrap(),
+            (12, record.clone())
+        );
+        let golden = include_str!("../../tests/golden/state-1-trial-method.json");
         let written =
             String::from_utf8(crate::model::record::encode(&record, 12).unwrap()).unwrap();
         assert_eq!(written, golden);

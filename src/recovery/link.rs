@@ -207,7 +207,7 @@ fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
     // Where it cannot be read nothing is written: that it leaves nothing is never recorded.
     let manifest = store.manifest(set).ok().flatten();
     let data = manifest.into_iter().flat_map(|(manifest, _)| manifest.data);
-    data.map(|data| (data.name, data.leaves)).collect()
+    data.map(|data| (data.name, data.schema_after)).collect()
 }
 
 /// Whether all that there is to write is how long a trial has lasted.

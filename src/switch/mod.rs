@@ -291,7 +291,7 @@ impl<'a> Switch<'a> {
             .op
             .data
             .iter()
-            .flat_map(|set| set.users.iter().flatten());
+            .flat_map(|set| set.services.iter().flatten());
         let mut others: Vec<Name> = named
             .filter(|name| !self.home.has(name) && !self.to.has(name) && !known.contains(name))
             .cloned()

@@ -188,12 +188,13 @@ const TODAY: &str = "2026-11-11 11:11:11";
 fn with_data() -> Appliance {
     let appliance = Appliance::new();
     appliance.edit_config(|config| {
-        config["data"] = json!([{"name": "db", "protect": "files", "place": "/data/db/db"}]);
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
     });
     fs::create_dir(appliance.data().join("db")).unwrap();
     fs::write(appliance.data().join("db/db"), "rows").unwrap();
     let recipe = appliance.recipe("1.1.0").edit(|json| {
-        json["data"] = json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "leaves": 1}]);
+        json["data"] =
+            json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
     });
     appliance.release(&recipe);
     appliance.update(&["apply"]).code(0);
@@ -204,7 +205,8 @@ fn with_data() -> Appliance {
 fn migrating(appliance: &Appliance, version: &str) -> Recipe {
     let recipe = appliance.recipe(version).migration("echo new >$1", 60);
     recipe.edit(|json| {
-        json["data"] = json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "leaves": 2}]);
+        json["data"] =
+            json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "schema_after": 2}]);
         json["migrate"] =
             json!({"run": ["migrations/run", "{data:db}"], "timeout_s": 300, "touches": ["db"]});
     })

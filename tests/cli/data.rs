@@ -13,7 +13,7 @@ use crate::common::{Appliance, Recipe, path, text, wait_until, write_executable,
 fn with_data() -> Appliance {
     let appliance = Appliance::new();
     appliance.edit_config(|config| {
-        config["data"] = json!([{"name": "db", "protect": "files", "place": "/data/db/db"}]);
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
     });
     fs::create_dir(appliance.data().join("db")).unwrap();
     put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
@@ -26,7 +26,7 @@ fn with_data() -> Appliance {
 }
 
 fn schemas(from: u64, to: u64) -> Value {
-    json!([{"name": "db", "accepts_from": from, "accepts_to": to, "leaves": to}])
+    json!([{"name": "db", "accepts_from": from, "accepts_to": to, "schema_after": to}])
 }
 
 fn place(appliance: &Appliance, name: &str) -> PathBuf {
@@ -461,7 +461,7 @@ fn only_a_regression_condemns() {
 fn a_user_of_the_data_that_does_not_stop() {
     let appliance = with_data();
     appliance.edit_config(|config| {
-        config["data"][0]["users"] = json!(["node", "console", "report"]);
+        config["data"][0]["services"] = json!(["node", "console", "report"]);
     });
     let mut report = Command::new("sleep").arg("1000").spawn().unwrap();
     let pidfile = appliance.root.join("run/report.pid");

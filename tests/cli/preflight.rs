@@ -161,7 +161,7 @@ fn users_that_are_not_there() {
     appliance.edit_config(|config| {
         config.as_object_mut().unwrap().remove("migration_user");
         config["data"] =
-            json!([{"name": "db", "protect": "files", "place": "/srv/db", "user": "trent"}]);
+            json!([{"name": "db", "method": "files", "place": "/srv/db", "user": "trent"}]);
     });
     told_before_anything_stops(&appliance, 2, &["data[].user", "trent"]);
 }
@@ -192,12 +192,12 @@ fn commands_of_data_that_are_not_there() {
     let plain = appliance.root.join("srv/dump");
     fs::create_dir_all(plain.parent().unwrap()).unwrap();
     fs::write(&plain, "not to be run").unwrap();
-    for field in ["save", "restore", "check", "clone", "drop"] {
+    for field in ["save", "restore", "check", "clone", "drop_copy"] {
         for program in ["/nowhere/dump", "qx-nowhere", path(&plain)] {
             appliance.edit_config(|config| {
                 config["data"] = json!([{
-                    "name": "db", "protect": "command", "place": "app", "clone_place": "copy",
-                    "save": ["true"], "restore": ["true"], "check": ["true"], "clone": ["true"], "drop": ["true"],
+                    "name": "db", "method": "command", "place": "app", "clone_place": "copy",
+                    "save": ["true"], "restore": ["true"], "check": ["true"], "clone": ["true"], "drop_copy": ["true"],
                 }]);
                 config["data"][0][field][0] = json!(program);
             });
@@ -213,7 +213,7 @@ fn data_that_is_too_deep() {
     let appliance = Appliance::new();
     appliance.publish_release("1.1.0");
     appliance.edit_config(|config| {
-        config["data"] = json!([{"name": "db", "protect": "files", "place": "/srv/db"}]);
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/srv/db"}]);
     });
     let mut deep = appliance.root.join("srv/db");
     for _ in 0..200 {

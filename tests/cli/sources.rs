@@ -268,7 +268,8 @@ fn through_a_proxy() {
     appliance.edit_config(|config| config["proxy"] = json!({"url": url}));
     appliance.update(&["check"]).code(3);
     assert!(!proxy.asked().is_empty());
-    appliance.edit_config(|config| config["proxy"] = json!({"url": url, "except": ["127.0.0.1"]}));
+    appliance
+        .edit_config(|config| config["proxy"] = json!({"url": url, "no_proxy": ["127.0.0.1"]}));
     appliance.update(&["check"]).code(3);
     assert_eq!(proxy.asked(), [""; 0]);
 
@@ -688,7 +689,7 @@ fn a_slow_server_is_given_up() {
     appliance.edit_config(|config| {
         config["limits"]["metadata_timeout_s"] = json!(5);
         config["limits"]["stall_timeout_s"] = json!(1);
-        config["limits"]["slowest_bytes_per_s"] = json!(5000);
+        config["limits"]["min_bytes_per_s"] = json!(5000);
     });
     appliance.source(&slow.url);
     appliance.refuses(&["apply"], 1, &["timestamp.json", "timed out"]);
@@ -701,7 +702,7 @@ fn a_slow_server_is_given_up() {
     appliance.edit_config(|config| {
         config["limits"]["metadata_timeout_s"] = json!(60);
         config["limits"]["stall_timeout_s"] = json!(30);
-        config["limits"]["slowest_bytes_per_s"] = json!(100);
+        config["limits"]["min_bytes_per_s"] = json!(100);
     });
     appliance.source(&steady.url);
     appliance.update(&["apply"]).code(0);

@@ -140,12 +140,12 @@ fn places_and_urls_with_secrets() {
     let appliance = Appliance::new();
     appliance.edit_config(|config| {
         config["data"] = json!([{
-            "name": "db", "protect": "command", "place": format!("postgres://app:{SECRET}@db/app"),
+            "name": "db", "method": "command", "place": format!("postgres://app:{SECRET}@db/app"),
             "save": ["sh", "-c", "echo saved; echo from {place} >&2"],
             "restore": ["sh", "-c", "cat >/dev/null; echo into {place} >&2"],
         }]);
     });
-    let schemas = |number: u64| json!([{"name": "db", "accepts_from": number, "accepts_to": number, "leaves": number}]);
+    let schemas = |number: u64| json!([{"name": "db", "accepts_from": number, "accepts_to": number, "schema_after": number}]);
     let first = appliance.recipe("1.1.0").edit(|json| {
         json["data"] = schemas(1);
         let url = json["health"][0]["url"].as_str().unwrap().to_owned();
@@ -265,7 +265,7 @@ fn a_configuration_that_cannot_be_meant() {
     for (link, to) in [("slots", "/data/slots"), ("all", "/"), ("usr", "../usr")] {
         std::os::unix::fs::symlink(to, appliance.data().join(format!("to-{link}"))).unwrap();
     }
-    let data = |place: &str| json!([{"name": "db", "protect": "files", "place": place}]);
+    let data = |place: &str| json!([{"name": "db", "method": "files", "place": place}]);
     for (field, value, words) in [
         ("data", data("/data/update"), ["data: db", "/data/update"]),
         ("data", data("/data/to-slots/x"), ["data: db", "data/slots"]),

@@ -278,7 +278,7 @@ fn which_stays_inside() {
 fn with_shared_data() -> (Appliance, PathBuf, PathBuf) {
     let appliance = Appliance::new();
     appliance.edit_config(|config| {
-        config["data"] = json!([{"name": "db", "protect": "files", "place": "/data/app/state/db"}]);
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/data/app/state/db"}]);
     });
     let app = appliance.data().join("app");
     fs::create_dir_all(app.join("state")).unwrap();
@@ -292,7 +292,8 @@ fn with_shared_data() -> (Appliance, PathBuf, PathBuf) {
     fs::write(secret.join("db"), "root only").unwrap();
     fs::set_permissions(secret.join("db"), fs::Permissions::from_mode(0o600)).unwrap();
     let recipe = appliance.recipe("1.1.0").edit(|json| {
-        json["data"] = json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "leaves": 1}]);
+        json["data"] =
+            json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
     });
     appliance.release(&recipe);
     appliance.update(&["apply"]).code(0);
@@ -304,7 +305,8 @@ fn migrate(appliance: &Appliance, version: &str, script: &str) {
         .recipe(version)
         .migration(script, 20)
         .edit(|json| {
-            json["data"] = json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "leaves": 2}]);
+            json["data"] =
+                json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "schema_after": 2}]);
             json["migrate"] =
                 json!({"run": ["migrations/run", "{data:db}"], "timeout_s": 20, "touches": ["db"]});
         });
@@ -380,7 +382,7 @@ fn a_hard_link_in_a_clone() {
     migrate(&appliance, "1.2.0", "echo migrated >$1");
     let before = seen(&secret);
     let recipe = appliance.recipe("1.3.0").migration("test -r $1", 20).edit(|json| {
-        json["data"] = json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "leaves": 2}]);
+        json["data"] = json!([{"name": "db", "accepts_from": 2, "accepts_to": 2, "schema_after": 2}]);
         json["migrate"] = json!({"run": ["migrations/run", "{data:db}"], "timeout_s": 20, "touches": ["db"], "rehearse": true});
     });
     appliance.release(&recipe);

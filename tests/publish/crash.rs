@@ -190,7 +190,7 @@ fn a_rotation_without_the_old_key_is_mended_by_refresh() {
         .seen("known")
         .unwrap_or_else(|e| panic!("{}", e.chain()));
     place.take_away("timestamp", "lost");
-    let arguments = [&["rotate", "timestamp", "--lost"], &HERE[..]].concat();
+    let arguments = [&["rotate", "timestamp", "--without-old-key"], &HERE[..]].concat();
     let mut torn = 0;
     for syscalls in SYSCALLS {
         for number in 1.. {

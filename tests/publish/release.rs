@@ -87,7 +87,7 @@ impl Place {
                 {"name": "migrations", "kind": "tree", "install_path": "migrations", "source": "migrations"},
             ],
             "services": [{"name": "quantix-controlplane", "runs": "bin/qx-controlplane", "uses": ["dashboard"]}],
-            "data": [{"name": "main", "accepts_from": 1, "accepts_to": 2, "leaves": 2}],
+            "data": [{"name": "main", "accepts_from": 1, "accepts_to": 2, "schema_after": 2}],
             "migrate": {"run": ["migrations/migrate", "up"], "timeout_s": 60, "touches": ["main"]},
             "health": [{"type": "http", "url": "http://127.0.0.1:8080/health", "json": {"pointer": "/version", "equals": version}}],
         });

@@ -454,9 +454,9 @@ fn an_old_key_that_is_lost_is_not_waited_for() {
         place.take_away(role, "lost");
         if role != "targets" {
             let told = place.bad(1, &["rotate", role], &[]);
-            assert!(told.contains("--lost"), "{told}");
+            assert!(told.contains("--without-old-key"), "{told}");
         }
-        place.good(&["rotate", role], &["--lost"]);
+        place.good(&["rotate", role], &["--without-old-key"]);
         assert_eq!(
             (place.fresh().root, place.fresh().releases.len()),
             (2, 1),
@@ -984,13 +984,13 @@ fn a_lost_key_is_not_waited_for_where_the_root_is_signed_elsewhere() {
     let place = offline();
     place.seen("known").unwrap();
     place.take_away("timestamp", "lost");
-    place.good(&["rotate", "timestamp"], &["--lost"]);
+    place.good(&["rotate", "timestamp"], &["--without-old-key"]);
     let one = sign_draft(&place, "safe1");
     let two = sign_draft(&place, "safe2");
     let both = ["--add-signature", &one, "--add-signature", &two];
     let told = place.bad(1, &["sign"], &both);
-    assert!(told.contains("--lost"), "{told}");
-    place.good(&["sign"], &[&both[..], &["--lost"]].concat());
+    assert!(told.contains("--without-old-key"), "{told}");
+    place.good(&["sign"], &[&both[..], &["--without-old-key"]].concat());
     assert_eq!(
         (place.fresh().root, place.seen("known").unwrap().root),
         (2, 2)

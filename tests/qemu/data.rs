@@ -73,7 +73,7 @@ fn failing(name: &str, version: &str, rehearse: bool) -> Release {
         }
         as_version(dir, version);
         recipe["data"][0] =
-            json!({"name": "inventory", "accepts_from": 3, "accepts_to": 3, "leaves": 3});
+            json!({"name": "inventory", "accepts_from": 3, "accepts_to": 3, "schema_after": 3});
         recipe["migrate"]["rehearse"] = json!(rehearse);
     })
 }

@@ -42,7 +42,7 @@ pub struct Store {
     /// The drafts that wait, by role.
     pub drafts: BTreeMap<String, Draft>,
     /// The old key of a role whose keys change is lost: its signature is not waited for.
-    pub lost: bool,
+    pub without_old_key: bool,
     now: SystemTime,
     staging: PathBuf,
     added: Vec<(RelPath, TargetFile, PathBuf)>,
@@ -99,7 +99,7 @@ impl Store {
         Ok(Store {
             current,
             drafts,
-            lost: false,
+            without_old_key: false,
             now,
             staging,
             added: Vec::new(),
@@ -363,7 +363,7 @@ impl Store {
             return Ok(vec![new]);
         }
         // The new root must not do without what the old one asks for; all others can, if the key is lost.
-        if role != ROOT && self.lost {
+        if role != ROOT && self.without_old_key {
             return Ok(vec![new]);
         }
         Ok(vec![old, new])
@@ -416,7 +416,7 @@ impl Store {
                 let why = "the targets, signed by their new keys, come first";
                 return Ok(Some((ROOT.into(), why.into())));
             }
-        } else if self.lost
+        } else if self.without_old_key
             && let Some(draft) = ready.get(TARGETS)
             && !draft.envelope.verifies(&self.current.authority(TARGETS)?)
         {
@@ -453,7 +453,11 @@ impl Store {
             None => vec![old],
             Some(root) => {
                 let new = Authority::of_root(&root.envelope.signed, role);
-                if self.lost { vec![new] } else { vec![old, new] }
+                if self.without_old_key {
+                    vec![new]
+                } else {
+                    vec![old, new]
+                }
             }
         }
     }
@@ -481,7 +485,7 @@ impl Store {
                 envelope.sign(&authority, keys)?;
                 if let Some(missing) = authority.missing(&envelope)? {
                     let lost = match ready.contains_key(ROOT) {
-                        true => "; if the old one is gone for good, add --lost",
+                        true => "; if the old one is gone for good, add --without-old-key",
                         false => "",
                     };
                     return Err(keys.missing(&format!(
@@ -521,7 +525,7 @@ impl Store {
         }
         let root = ready.get(ROOT);
         for seen in [false, true] {
-            if !seen && root.is_some() && self.lost {
+            if !seen && root.is_some() && self.without_old_key {
                 continue;
             }
             let first = metadata_file(&self.current.dir, ROOT, 1);
@@ -579,7 +583,7 @@ impl Store {
         durable::sync_file_system(dir)?;
         let root = ready.get(ROOT).map(|draft| &draft.envelope);
         let timestamp = new.get(TIMESTAMP);
-        if self.lost
+        if self.without_old_key
             && let (Some(root), Some(timestamp)) = (root, timestamp)
         {
             // Neither is trusted without the other: nothing but one rename may lie between them. The root is first,

@@ -180,7 +180,7 @@ struct Sign {
     add_signature: Vec<PathBuf>,
     /// the old key of a role whose keys change is lost for good
     #[argh(switch)]
-    lost: bool,
+    without_old_key: bool,
 }
 
 /// Give a role other keys. Without an option that says which, each key is replaced by a new one.
@@ -210,7 +210,7 @@ struct Rotate {
     threshold: Option<u64>,
     /// the old key is lost for good: do not wait for its signature
     #[argh(switch)]
-    lost: bool,
+    without_old_key: bool,
 }
 
 /// Renew what expires soon; made for cron. Exits 10 if something will expire that it could not renew.
@@ -484,10 +484,10 @@ fn carry_out(command: Command, now: SystemTime) -> Result<String> {
             key,
             remove,
             threshold,
-            lost,
+            without_old_key,
         }) => {
             let mut store = Store::open(&repo, now)?;
-            store.lost = lost;
+            store.without_old_key = without_old_key;
             let rotation = Rotation {
                 role: &role,
                 keys: &key,
@@ -659,11 +659,11 @@ fn sign(command: Sign, now: SystemTime) -> Result<String> {
         out,
         repo,
         add_signature,
-        lost,
+        without_old_key,
     } = command;
     let keyring = Keyring::open(&keys, passphrase_file.as_deref())?;
     match (draft, repo) {
-        (Some(draft), repo) if add_signature.is_empty() && !lost => {
+        (Some(draft), repo) if add_signature.is_empty() && !without_old_key => {
             let out = out.unwrap_or_else(|| draft.clone());
             let signed = qx_publish::sign(&draft, &keyring, repo.as_deref(), &out)?;
             let mut text = signed.description;
@@ -680,7 +680,7 @@ fn sign(command: Sign, now: SystemTime) -> Result<String> {
         }
         (None, Some(repo)) if out.is_none() => {
             let mut store = Store::open(&repo, now)?;
-            store.lost = lost;
+            store.without_old_key = without_old_key;
             let (lines, done) = qx_publish::collect(store, &add_signature, &keyring)?;
             let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
             Ok(lines + &changed(&done, &repo, &keys))

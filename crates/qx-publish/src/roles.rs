@@ -45,14 +45,14 @@ pub fn rotate(
         let online = [TIMESTAMP, SNAPSHOT].contains(&role);
         if online && authority.at_hand(keys) < authority.threshold {
             return Err(keys.missing(&format!(
-                "key that signs the {role} metadata ({}, {} needed); if the old one is gone for good, add --lost",
+                "key that signs the {role} metadata ({}, {} needed); if the old one is gone for good, add --without-old-key",
                 authority.keys.keys().map(|id| short(id)).collect::<Vec<_>>().join(", "),
                 authority.threshold
             )));
         }
         Ok(())
     };
-    if !store.lost {
+    if !store.without_old_key {
         // Before a key is made in vain.
         check(&old, &keys()?)?;
     }

@@ -283,7 +283,7 @@ pub struct Data {
     /// The highest schema number that these programs work with.
     pub accepts_to: u64,
     /// The schema number after the migration.
-    pub leaves: u64,
+    pub schema_after: u64,
 }
 
 /// What stands for the place of a data set, or of its clone, in a release's argument vectors.

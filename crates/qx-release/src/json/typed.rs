@@ -226,6 +226,16 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
     }
 }
 
+/// Members that had another name once, and how they are called now: what was written under the former name stays readable.
+const FORMER: [(&str, &str); 6] = [
+    ("drop", "drop_copy"),
+    ("factory", "factory_manifest"),
+    ("leaves", "schema_after"),
+    ("protect", "method"),
+    ("slowest_bytes_per_s", "min_bytes_per_s"),
+    ("users", "services"),
+];
+
 /// Reads a name, and gives its place among these, or the name if it is not among them.
 struct NameIn(&'static [&'static str]);
 
@@ -245,7 +255,12 @@ impl Visitor<'_> for NameIn {
     }
 
     fn visit_str<E: de::Error>(self, name: &str) -> Result<Self::Value, E> {
-        let at = (0..).zip(self.0).find(|(_, known)| **known == name);
+        let place = |name: &str| (0..).zip(self.0).find(|(_, known)| **known == name);
+        let older = || {
+            let (_, now) = FORMER.iter().find(|(former, _)| *former == name)?;
+            place(now)
+        };
+        let at = place(name).or_else(older);
         Ok(at.map(|(at, _)| at).ok_or_else(|| name.to_owned()))
     }
 }
@@ -319,6 +334,29 @@ mod tests {
     enum Kind {
         One,
         Two,
+    }
+
+    #[test]
+    fn a_former_name_is_read_where_the_present_one_is_expected() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Renamed {
+            method: u64,
+        }
+        #[derive(Debug, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Kept {
+            protect: u64,
+        }
+        for text in [r#"{"method":1}"#, r#"{"protect":1}"#] {
+            assert_eq!(parse_str::<Renamed>(text), Ok(Renamed { method: 1 }));
+        }
+        let kept = parse_str::<Kept>(r#"{"protect":1}"#);
+        assert_eq!(kept, Ok(Kept { protect: 1 }));
+        let both = parse_str::<Renamed>(r#"{"protect":1,"method":2}"#).unwrap_err();
+        assert!(both.contains("duplicate"), "{both}");
+        let wrong = parse_str::<Renamed>(r#"{"users":1}"#).unwrap_err();
+        assert!(wrong.contains("users"), "{wrong}");
     }
 
     #[test]
