@@ -84,16 +84,17 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
         && let Phase::Switching { op, .. } | Phase::Trial { op, .. } | Phase::Reverting { op, .. } =
             &record.phase
     {
+        let note = format!(
+            "this boot uses the factory set as it was told to; {} stays {}",
+            op.to,
+            record.phase.name()
+        );
         return Decision {
             record: record.clone(),
             show: Set::Factory,
             drop_leftovers: false,
             hold: None,
-            notes: vec![format!(
-                "this boot uses the factory set as it was told to; {} stays {}",
-                op.to,
-                record.phase.name()
-            )],
+            notes: vec![note],
         };
     }
     match &record.phase {
@@ -138,44 +139,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
             }),
             op,
         ),
-        Phase::Trial {
-            op,
-            data,
-            boots,
-            boot_id,
-            since,
-            lasted,
-        } => {
-            let boots = boots + u32::from(*boot_id != observed.moment.boot_id);
-            let cause = match trial_fault(observed, op, boots) {
-                None => {
-                    return Decision {
-                        record: record.with(Phase::Trial {
-                            op: op.clone(),
-                            data: *data,
-                            boots,
-                            boot_id: observed.moment.boot_id.clone(),
-                            since: since.clone(),
-                            lasted: Some(lasting(lasted.as_ref(), observed)),
-                        }),
-                        show: op.to.set,
-                        drop_leftovers: false,
-                        hold: None,
-                        notes: vec![format!("{} is on trial, boot {boots}", op.to)],
-                    };
-                }
-                Some(cause) if record.is_stale_trial(observed.moment) => {
-                    return stay_on_trial(observed, record, op, boots, &cause);
-                }
-                Some(cause) => cause,
-            };
-            let reverting = Phase::Reverting {
-                op: op.clone(),
-                data: *data,
-                cause,
-            };
-            revert(observed, &record.with(reverting), op)
-        }
+        Phase::Trial { .. } => another_boot(observed, record),
         Phase::Reverting { op, .. } => revert(observed, record, op),
     }
 }
@@ -188,40 +152,55 @@ fn lasting(lasted: Option<&Lasted>, observed: &Observed) -> Lasted {
     }
 }
 
-/// A trial that must not go on, and is too old for its data to be restored unasked: what has been written since is lost
-/// only if a person says so.
-fn stay_on_trial(
-    observed: &Observed,
-    record: &Record,
-    op: &Operation,
-    boots: u32,
-    cause: &Cause,
-) -> Decision {
-    let mut record = record.clone();
-    if let Phase::Trial {
-        boots: counted,
+/// A trial sees another boot, or the same one again.
+fn another_boot(observed: &Observed, record: &Record) -> Decision {
+    let mut counted = record.clone();
+    let Phase::Trial {
+        op,
+        data,
+        boots,
         boot_id,
         lasted,
         ..
-    } = &mut record.phase
-    {
-        *counted = boots;
-        *boot_id = observed.moment.boot_id.clone();
-        *lasted = Some(lasting(lasted.as_ref(), observed));
-    }
-    let show = match verify(observed, &op.to) {
-        Ok(()) => op.to.set,
-        Err(_) => Set::Factory,
+    } = &mut counted.phase
+    else {
+        return decide_phase(observed, record);
     };
-    Decision {
+    *boots += u32::from(*boot_id != observed.moment.boot_id);
+    boot_id.clone_from(&observed.moment.boot_id);
+    *lasted = Some(lasting(lasted.as_ref(), observed));
+    let decision = |record: Record, show: Set, note: String| Decision {
         record,
         show,
         drop_leftovers: false,
         hold: None,
-        notes: vec![format!(
-            "{}; its trial is too old for its data to be restored unasked",
-            cause.message
-        )],
+        notes: vec![note],
+    };
+    match trial_fault(observed, op, *boots) {
+        None => {
+            let (show, note) = (op.to.set, format!("{} is on trial, boot {boots}", op.to));
+            decision(counted, show, note)
+        }
+        // What has been written since is lost only if a person says so.
+        Some(cause) if record.is_stale_trial(observed.moment) => {
+            let show = match verify(observed, &op.to) {
+                Ok(()) => op.to.set,
+                Err(_) => Set::Factory,
+            };
+            let note = format!(
+                "{}; its trial is too old for its data to be restored unasked",
+                cause.message
+            );
+            decision(counted, show, note)
+        }
+        Some(cause) => {
+            let reverting = Phase::Reverting {
+                op: op.clone(),
+                data: *data,
+                cause,
+            };
+            revert(observed, &record.with(reverting), op)
+        }
     }
 }
 
@@ -309,9 +288,16 @@ fn settle(
     let Err(why) = verify(observed, &idle.active) else {
         return decision(stay(), idle.active.set, notes);
     };
+    let (next, what) = fall_back(observed, record, idle, &why);
+    let show = next.active.set;
+    decision(Phase::Idle(next), show, vec![what])
+}
+
+/// What runs instead of a set that is damaged, and why.
+fn fall_back(observed: &Observed, record: &Record, idle: &Idle, why: &str) -> (Idle, String) {
     let what = format!("{} is damaged: {why}", idle.active);
     let chosen = choose(observed, idle.fallback.as_ref(), &record.schemas);
-    let trouble = match fit(chosen.set).obstacle() {
+    let trouble = match (observed.fit)(chosen.set, &record.schemas).obstacle() {
         None => Trouble {
             what: format!("{what}; {chosen} runs instead"),
             needs_person: false,
@@ -324,8 +310,7 @@ fn settle(
         lost: Some(idle.active.clone()),
         ..Idle::on(chosen, fallback, observed.now)
     };
-    let show = next.active.set;
-    decision(Phase::Idle(next), show, vec![trouble.what])
+    (next, trouble.what)
 }
 
 /// A switch that ended before the data was touched and before the link moved.

@@ -35,157 +35,227 @@ pub struct Outcome {
 /// # Errors
 /// Only if the boot must not go on with `/data` in place: a set that must not be used could not be hidden.
 pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> {
-    let mut problems = Vec::new();
-    let mut obstacle = None;
-    let mut told = |e: Error, problems: &mut Vec<String>| {
-        problems.push(e.chain());
-        obstacle.get_or_insert(e);
+    let stage = LinkStage {
+        host,
+        store,
+        log,
+        now: host.timestamp(),
+        problems: Vec::new(),
+        obstacle: None,
+        writable: true,
     };
-    let mut writable = true;
-    if let Err(e) = store.prepare() {
-        told(e, &mut problems);
-        writable = false;
-    }
-    let (mut factory, fault) = store.factory();
-    let loaded = store.load();
-    if let Some(fault) = fault {
-        match &loaded {
-            // It is the one that the record knows, for all that can be told.
-            Loaded::Record(record) => factory = recorded_factory(record).unwrap_or(factory),
-            // What it leaves the data at must not be recorded as nothing.
-            Loaded::Absent | Loaded::Unreadable(_) => writable = false,
+    stage.run()
+}
+
+/// The stage, and what it has met so far.
+struct LinkStage<'a> {
+    host: &'a Host,
+    store: &'a Store,
+    log: &'a mut Log,
+    now: String,
+    problems: Vec<String>,
+    obstacle: Option<Error>,
+    /// Whether the record can be written.
+    writable: bool,
+}
+
+/// What is found on the medium.
+struct Found {
+    loaded: Loaded,
+    factory: Installed,
+    link: Link,
+    /// The slots that were verified: each is read once.
+    verified: RefCell<BTreeMap<Slot, Verdict>>,
+}
+
+impl LinkStage<'_> {
+    fn run(mut self) -> Result<Outcome> {
+        let found = self.look();
+        let hidden = self.hidden_before();
+        if let (Some(slot), Loaded::Record(record)) = (hidden, &found.loaded) {
+            // What is hidden looks damaged: nothing is concluded from it until the next boot.
+            let what = format!(
+                "slot {slot} is hidden until the next boot, because the links could not be changed"
+            );
+            self.tell(Error::with(Exit::NeedsPerson, what));
+            let record = (**record).clone();
+            return Ok(self.outcome(record, Set::Factory, None));
         }
-        problems.push(fault);
-    }
-    let link = store.link();
-    let hidden = match store.boot_note() {
-        Ok(note) => note.and_then(|note| note.hidden),
-        Err(e) => {
-            told(e, &mut problems);
-            None
+        let decision = self.decide_durably(&found);
+        for note in &decision.notes {
+            self.log.warning("recover", note.clone());
         }
-    };
-    let seen = RefCell::new(BTreeMap::new());
-    let verify = |slot: Slot| -> Verdict {
-        seen.borrow_mut()
-            .entry(slot)
-            .or_insert_with(|| match store.verify(slot) {
+        let mut hidden = None;
+        for e in show(&decision, &found.link, self.store, self.log, &mut hidden)? {
+            self.tell(e);
+        }
+        if let Some(slot) = hidden {
+            self.problems.push(format!(
+                "slot {slot} is hidden for this boot: the factory set runs"
+            ));
+        }
+        if self.writable
+            && let Err(e) = drop_leftovers(&decision, self.store)
+        {
+            self.problems.push(e.chain());
+        }
+        let show = match hidden {
+            Some(_) => Set::Factory,
+            None => decision.show,
+        };
+        self.note(&decision, show, hidden);
+        let interrupted = interrupted(found.loaded, &decision.record);
+        Ok(self.outcome(decision.record, show, interrupted))
+    }
+
+    /// Something is not as it has to be for an operation to build on.
+    fn tell(&mut self, e: Error) {
+        self.problems.push(e.chain());
+        self.obstacle.get_or_insert(e);
+    }
+
+    fn outcome(self, record: Record, show: Set, interrupted: Option<Operation>) -> Outcome {
+        Outcome {
+            record,
+            show,
+            problems: self.problems,
+            obstacle: self.obstacle,
+            interrupted,
+        }
+    }
+
+    fn look(&mut self) -> Found {
+        if let Err(e) = self.store.prepare() {
+            self.tell(e);
+            self.writable = false;
+        }
+        let (mut factory, fault) = self.store.factory();
+        let loaded = self.store.load();
+        if let Some(fault) = fault {
+            match &loaded {
+                // It is the one that the record knows, for all that can be told.
+                Loaded::Record(record) => factory = recorded_factory(record).unwrap_or(factory),
+                // What it leaves the data at must not be recorded as nothing.
+                Loaded::Absent | Loaded::Unreadable(_) => self.writable = false,
+            }
+            self.problems.push(fault);
+        }
+        Found {
+            loaded,
+            factory,
+            link: self.store.link(),
+            verified: RefCell::default(),
+        }
+    }
+
+    /// The slot that this boot's first run had to hide.
+    fn hidden_before(&mut self) -> Option<Slot> {
+        match self.store.boot_note() {
+            Ok(note) => note?.hidden,
+            Err(e) => {
+                self.tell(e);
+                None
+            }
+        }
+    }
+
+    fn decide(&self, found: &Found) -> Decision {
+        let (host, store) = (self.host, self.store);
+        let verify = |slot: Slot| -> Verdict {
+            let look = || match store.verify(slot) {
                 Verdict::Damaged(why) => Verdict::Damaged(host.own_paths(&why)),
                 verdict => verdict,
-            })
-            .clone()
-    };
-    let fit = |set: Set, schemas: &BTreeMap<Name, u64>| sets::fit(store, set, schemas);
-    let leaves = |set: Set| leaves(store, set);
-    let moment = host.moment();
-    let now = host.timestamp();
-    let decide = |writable: bool| {
+            };
+            let mut verified = found.verified.borrow_mut();
+            verified.entry(slot).or_insert_with(look).clone()
+        };
         decide::decide(&Observed {
-            loaded: &loaded,
-            link: &link,
+            loaded: &found.loaded,
+            link: &found.link,
             slots: store.has_slots(),
             verify: &verify,
-            factory: &factory,
-            fit: &fit,
-            leaves: &leaves,
+            factory: &found.factory,
+            fit: &|set, schemas| sets::fit(store, set, schemas),
+            leaves: &|set| leaves(store, set),
             factory_boot: host.kernel_argument(FACTORY_BOOT),
-            moment: &moment,
-            writable,
+            moment: &host.moment(),
+            writable: self.writable,
             snapshot: store.has_snapshot(),
-            now: &now,
+            now: &self.now,
         })
-    };
-    if let (Some(slot), Loaded::Record(record)) = (hidden, &loaded) {
-        // What is hidden looks damaged: nothing is concluded from it until the next boot.
-        let what = format!(
-            "slot {slot} is hidden until the next boot, because the links could not be changed"
-        );
-        told(Error::with(Exit::NeedsPerson, what), &mut problems);
-        return Ok(Outcome {
-            record: (**record).clone(),
-            show: Set::Factory,
-            problems,
-            obstacle,
-            interrupted: None,
-        });
     }
-    let mut decision = decide(writable);
-    let known = matches!(&loaded, Loaded::Record(record) if **record == decision.record);
-    if !known && writable {
-        // The record first: wherever the power goes, the next boot decides the same.
-        let saved = hold(&decision, store, &now).and_then(|()| store.save(&decision.record));
-        match (saved, &loaded) {
-            (Ok(()), _) => {}
+
+    /// The record first: wherever the power goes, the next boot decides the same.
+    fn decide_durably(&mut self, found: &Found) -> Decision {
+        let decision = self.decide(found);
+        let known = matches!(&found.loaded, Loaded::Record(record) if **record == decision.record);
+        if known || !self.writable {
+            return decision;
+        }
+        let held = hold(&decision, self.store, &self.now);
+        let saved = held.and_then(|()| self.store.save(&decision.record));
+        match (saved, &found.loaded) {
+            (Ok(()), _) => decision,
             // Nothing else depends on it, least of all a proof that goes on.
             (Err(e), Loaded::Record(record)) if only_lasted(record, &decision.record) => {
-                log.warning("recover", e.chain());
+                self.log.warning("recover", e.chain());
+                decision
             }
             (Err(e), _) => {
-                told(e, &mut problems);
-                decision = decide(false);
+                self.tell(e);
+                // What is left to be deleted is deleted all the same.
+                self.writable = false;
+                let decision = self.decide(found);
+                self.writable = true;
+                decision
             }
         }
     }
-    for note in &decision.notes {
-        log.warning("recover", note.clone());
+
+    /// Leaves word of this boot for `status`, and in the log.
+    fn note(&mut self, decision: &Decision, show: Set, hidden: Option<Slot>) {
+        if let Phase::Idle(idle) = &decision.record.phase {
+            let trouble = idle.trouble.iter().map(|t| t.what.clone());
+            self.problems.extend(trouble);
+        }
+        self.problems = self
+            .problems
+            .iter()
+            .map(|p| self.host.own_paths(p))
+            .collect();
+        self.problems.dedup();
+        for problem in &self.problems {
+            self.log.warning("recover", problem.clone());
+        }
+        let note = BootNote {
+            boot_id: self.host.moment().boot_id,
+            time: self.now.clone(),
+            show,
+            hidden,
+            problems: self.problems.clone(),
+        };
+        if let Err(e) = self.store.write_boot_note(&note) {
+            self.log.warning("recover", e.chain());
+        }
     }
-    let mut hidden = None;
-    for e in show(&decision, &link, store, log, &mut hidden)? {
-        told(e, &mut problems);
-    }
-    if let Some(slot) = hidden {
-        problems.push(format!(
-            "slot {slot} is hidden for this boot: the factory set runs"
-        ));
-    }
-    if writable && let Err(e) = drop_leftovers(&decision, store) {
-        problems.push(e.chain());
-    }
-    if let Phase::Idle(idle) = &decision.record.phase {
-        problems.extend(idle.trouble.iter().map(|t| t.what.clone()));
-    }
-    let mut problems: Vec<String> = problems.iter().map(|p| host.own_paths(p)).collect();
-    problems.dedup();
-    for problem in &problems {
-        log.warning("recover", problem.clone());
-    }
-    let show = if hidden.is_some() {
-        Set::Factory
-    } else {
-        decision.show
+}
+
+/// The operation whose services may have been left stopped.
+fn interrupted(loaded: Loaded, now: &Record) -> Option<Operation> {
+    let left = now.stopped.as_deref().cloned();
+    let Loaded::Record(before) = loaded else {
+        return left;
     };
-    let note = BootNote {
-        boot_id: moment.boot_id,
-        time: now,
-        show,
-        hidden,
-        problems: problems.clone(),
-    };
-    if let Err(e) = store.write_boot_note(&note) {
-        log.warning("recover", e.chain());
-    }
-    let left = decision.record.stopped.as_deref().cloned();
-    let interrupted = match loaded {
-        Loaded::Record(record)
-            if matches!(record.phase, Phase::Staging { .. } | Phase::Staged { .. } | Phase::Switching { .. })
-                // On the way back the data comes first.
-                && !matches!(decision.record.phase, Phase::Reverting { .. }) =>
+    // On the way back the data comes first.
+    let back = matches!(now.phase, Phase::Reverting { .. });
+    match before.phase {
+        Phase::Staging { op } | Phase::Staged { op } | Phase::Switching { op, .. }
+            if !back && !op.ran.is_empty() =>
         {
-            record
-                .operation()
-                .filter(|op| !op.ran.is_empty())
-                .cloned()
-                .or(left)
+            Some(op)
         }
         _ => left,
-    };
-    Ok(Outcome {
-        record: decision.record,
-        show,
-        problems,
-        obstacle,
-        interrupted,
-    })
+    }
 }
 
 /// The factory set as a record knows it.
