@@ -69,6 +69,8 @@ fn bundle(desk: &Desk, version: &str, more: &[&str], out: &str) -> BTreeMap<Stri
     entries
 }
 
+/// An appliance without a network finds in a bundle every root since the first, the current metadata of each role and
+/// all artifacts of the release, byte for byte the repository's. The same state makes the same bundle.
 #[test]
 fn a_bundle_holds_a_release_and_all_metadata() {
     let desk = repository();
@@ -110,6 +112,8 @@ fn a_bundle_holds_a_release_and_all_metadata() {
     }
 }
 
+/// A bundle serves appliances of all architectures of a version, so that one stick is enough, and only those that were
+/// named if space is short.
 #[test]
 fn a_bundle_holds_every_architecture_unless_it_is_told_which() {
     let desk = repository();
@@ -134,6 +138,8 @@ fn a_bundle_holds_every_architecture_unless_it_is_told_which() {
     assert_eq!(arches(one), ["aarch64"]);
 }
 
+/// A publisher who asks for a release that is not there, or whose artifact is damaged, is told so and gets no bundle;
+/// nor is a file overwritten. The fault is found at the desk and not at the appliance.
 #[test]
 fn a_bundle_that_would_be_refused_is_not_made() {
     let desk = repository();
@@ -188,6 +194,8 @@ fn a_bundle_that_would_be_refused_is_not_made() {
     );
 }
 
+/// A repository that is sound verifies with one line and without problems, warnings or notes: a check that cries wolf
+/// is not looked at.
 #[test]
 fn a_whole_repository_verifies() {
     let desk = repository();
@@ -207,6 +215,8 @@ fn a_whole_repository_verifies() {
     assert_eq!(report["targets"], 11);
 }
 
+/// A publisher learns from `verify` of every file of metadata or of a release that is changed, cut or gone, by its
+/// name, with exit 1; a damaged artifact does not hide the others.
 #[test]
 fn whatever_is_damaged_is_a_problem_of_its_own() {
     let desk = repository();
@@ -249,6 +259,8 @@ fn whatever_is_damaged_is_a_problem_of_its_own() {
     assert_eq!(problems(&desk).len(), 2);
 }
 
+/// A publisher is warned by `verify` of metadata that expire soon, while it is no problem yet: appliances refuse a
+/// repository that has expired.
 #[test]
 fn what_expires_is_told_in_time() {
     let desk = repository();
@@ -269,6 +281,8 @@ fn what_expires_is_told_in_time() {
     );
 }
 
+/// Files that no metadata name are listed by `verify` as notes, and are not called damage: no appliance reads them, and
+/// only a person knows whether they may go.
 #[test]
 fn what_nobody_names_is_a_note() {
     let desk = repository();
@@ -285,6 +299,8 @@ fn what_nobody_names_is_a_note() {
     assert_eq!(report["notes"], json!(names));
 }
 
+/// A person sees with `inspect` each role's keys, threshold and days left, what a team may publish, and which releases
+/// are there: so a rotation or renewal is planned without reading metadata.
 #[test]
 fn inspect_tells_who_signs_what_and_for_how_long() {
     let desk = repository();

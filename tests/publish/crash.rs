@@ -122,6 +122,8 @@ fn with_team() -> Place {
     place
 }
 
+/// A release that dies anywhere leaves appliances with either all releases of before or the new one too, whole, and the
+/// same command ends it: a build machine may lose power at any time.
 #[test]
 fn a_release() {
     let place = ready();
@@ -130,36 +132,50 @@ fn a_release() {
     killed_anywhere(&place, &["release", &recipe], &[]);
 }
 
+/// Whoever changes the root's key and is interrupted loses no appliance: each sees the old root or the new one, and the
+/// key that was made is the one that is used in the end.
 #[test]
 fn a_rotation_of_the_root() {
     killed_anywhere(&ready(), &["rotate", "root"], &[]);
 }
 
+/// An interrupted change of the timestamp's key never leaves a root that names a key which signed nothing yet:
+/// appliances, new and old, would trust the repository no more.
 #[test]
 fn a_rotation_of_the_timestamp() {
     killed_anywhere(&ready(), &["rotate", "timestamp"], &[]);
 }
 
+/// An interrupted change of the snapshot's key never leaves appliances with a snapshot that the current root does not
+/// vouch for, and is ended by the same command.
 #[test]
 fn a_rotation_of_the_snapshot() {
     killed_anywhere(&ready(), &["rotate", "snapshot"], &[]);
 }
 
+/// An interrupted change of the targets' key never leaves appliances with releases that the current root does not vouch
+/// for, and is ended by the same command.
 #[test]
 fn a_rotation_of_the_targets() {
     killed_anywhere(&ready(), &["rotate", "targets"], &[]);
 }
 
+/// An interrupted change of a team's key never separates who the team is from what it has signed: its releases stay
+/// visible to every appliance.
 #[test]
 fn a_rotation_of_a_team() {
     killed_anywhere(&with_team(), &["rotate", "webbers"], &[]);
 }
 
+/// A renewal of all metadata that dies anywhere leaves a repository that appliances can read, and goes through when it
+/// is run again, as a cron job does.
 #[test]
 fn a_refresh_of_everything() {
     killed_anywhere(&with_team(), &["refresh"], &["--within", "4000"]);
 }
 
+/// An interrupted delegation never names a team whose metadata are not there, which no appliance could get past; the
+/// same command ends it.
 #[test]
 fn a_delegation() {
     killed_anywhere(
@@ -169,6 +185,8 @@ fn a_delegation() {
     );
 }
 
+/// The signature that completes a draft publishes it wholly or not at all, whenever the process dies, and can be added
+/// again: people who sign elsewhere are not asked twice.
 #[test]
 fn the_last_signature_of_a_draft() {
     let place = Place::with(&["--root-keys", "2", "--root-threshold", "2"]);
@@ -183,6 +201,8 @@ fn the_last_signature_of_a_draft() {
     killed_anywhere(&place, &["sign"], &["--add-signature", "signed"]);
 }
 
+/// A change of a lost key cannot be one step for appliances; if it dies in the short time between, `refresh` completes
+/// it, and before the new root is there nothing is broken at all.
 #[test]
 fn a_rotation_without_the_old_key_is_mended_by_refresh() {
     let place = ready();
@@ -226,6 +246,8 @@ fn a_rotation_without_the_old_key_is_mended_by_refresh() {
     assert!((1..=5).contains(&torn), "{torn}");
 }
 
+/// A repository whose making died anywhere is made by the same command, or is there already, and then takes releases
+/// and rotations: nobody has to know what a half-made one lacks.
 #[test]
 fn init() {
     let arguments = [&["init", "--product", "vdc", "--root-keys", "2"], &HERE[..]].concat();
@@ -252,6 +274,8 @@ fn init() {
     }
 }
 
+/// A team's release that dies anywhere is seen by appliances wholly or not at all, and the team's same command ends it,
+/// as with a release of the targets role.
 #[test]
 fn a_release_of_a_team() {
     let place = with_team();
@@ -264,6 +288,8 @@ fn a_release_of_a_team() {
     );
 }
 
+/// A team that is dismissed by a command that dies leaves its releases readable throughout, under its own name or under
+/// the targets role.
 #[test]
 fn the_end_of_a_delegation() {
     killed_anywhere(&with_team(), &["delegate", "webbers", "--remove"], &[]);

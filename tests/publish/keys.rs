@@ -18,6 +18,8 @@ use serde_json::json;
 const SCHEMES: [&str; 2] = ["ed25519", "ecdsa-sha2-nistp256"];
 const PASSPHRASE: &str = "correct horse £ battery";
 
+/// A key that `key new` makes, encrypted or not, is a file that openssl reads and only its owner may, and no half of a
+/// pair is ever overwritten. A release team is not tied to this program, and does not lose a key to a typing error.
 #[test]
 fn openssl_reads_the_keys_that_are_made() {
     let desk = Desk::new();
@@ -61,6 +63,8 @@ fn openssl_reads_the_keys_that_are_made() {
     }
 }
 
+/// A new key whose file would not be found later, or whose scheme is unknown, is refused as wrong usage before it is
+/// made: nobody relies on a key that no command will look at.
 #[test]
 fn a_key_is_named_so_that_it_is_found() {
     let desk = Desk::new();
@@ -78,6 +82,8 @@ fn a_key_is_named_so_that_it_is_found() {
     );
 }
 
+/// A key that a team made with openssl, in any of the encryptions that openssl offers for it, signs here what openssl
+/// then verifies. Teams bring the keys that they have.
 #[test]
 fn keys_that_openssl_makes_sign_what_openssl_verifies() {
     let desk = Desk::new();
@@ -178,6 +184,8 @@ fn keys_that_openssl_makes_sign_what_openssl_verifies() {
     }
 }
 
+/// A build machine without a terminal gives the passphrase in a file or in the environment. A wrong, missing or empty
+/// one is told with the place that it came from, and nothing is published.
 #[test]
 fn a_passphrase_comes_from_a_file_or_the_environment() {
     let desk = Desk::ready();
@@ -226,6 +234,8 @@ fn a_passphrase_comes_from_a_file_or_the_environment() {
     assert!(output.status.success(), "{:?}", texts(&output));
 }
 
+/// A release is published without the passphrase of the root key, which signs nothing of it: the most precious secret
+/// is not needed for daily work.
 #[test]
 fn nobody_is_asked_for_the_passphrase_of_a_key_that_is_not_needed() {
     let desk = Desk::ready();
@@ -233,6 +243,8 @@ fn nobody_is_asked_for_the_passphrase_of_a_key_that_is_not_needed() {
     desk.release("1.0.0");
 }
 
+/// A person who publishes is asked once for the passphrase of several keys, unseen, and can correct what was typed. One
+/// for a new key is typed twice, and a key is only made if both are the same: no slip locks it for ever.
 #[test]
 fn a_person_types_the_passphrase_once_and_unseen() {
     let desk = Desk::ready();
@@ -279,6 +291,8 @@ fn a_person_types_the_passphrase_once_and_unseen() {
     );
 }
 
+/// A person who gives up at the question for a passphrase, or types a wrong one, has a terminal that echoes and reads
+/// lines again, one line of error, and files as they were.
 #[test]
 fn an_interrupted_question_leaves_the_terminal_as_it_was() {
     let desk = Desk::ready();
@@ -304,6 +318,8 @@ fn an_interrupted_question_leaves_the_terminal_as_it_was() {
     assert!(desk.files() == before);
 }
 
+/// A key file that is of no use is named with what is wrong with it, and the release waits as a draft instead of being
+/// published. Without that line a team would not know why a signature is missing.
 #[test]
 fn a_file_that_is_no_key_is_told_from_the_others() {
     let desk = Desk::ready();
@@ -371,6 +387,8 @@ fn a_file_that_is_no_key_is_told_from_the_others() {
     desk.fails(RELEASE, &["reading the keys in keys"]);
 }
 
+/// A key that never enters the process, as one in a smart card, signs through a described command, what that command
+/// says reaches the person, and the release is published as with any other key.
 #[test]
 fn openssl_signs_as_an_external_signer() {
     let desk = Desk::ready();
@@ -405,6 +423,8 @@ fn openssl_signs_as_an_external_signer() {
     );
 }
 
+/// A signing command that fails, hangs, floods, or signs with another key or something else publishes nothing and is
+/// named: what it answers is verified, never believed.
 #[test]
 fn nothing_is_published_that_an_external_signer_did_not_sign() {
     let desk = Desk::ready();
@@ -461,6 +481,8 @@ fn nothing_is_published_that_an_external_signer_did_not_sign() {
     desk.succeeds(RELEASE);
 }
 
+/// A signer's description with anything in it that is wrong or unknown is named with the field, and is not used: what
+/// it would sign for is not guessed.
 #[test]
 fn a_signer_is_described_in_full() {
     let desk = Desk::ready();

@@ -265,6 +265,8 @@ fn clock() -> Clock {
     Clock::new(SystemTime::now(), SystemTime::now())
 }
 
+/// Intent: a script tells wrong usage from failure by exit code 2 or 1, answers are on standard output and errors on
+/// standard error, and none of these attempts leaves a file.
 #[test]
 fn usage_is_told_by_the_exit_code() {
     let place = Place::new();
@@ -290,6 +292,7 @@ fn usage_is_told_by_the_exit_code() {
     assert!(place.tree("").is_empty());
 }
 
+/// Intent: a new repository can be served to appliances at once, and its private keys are for their owner's eyes only.
 #[test]
 fn init_makes_private_keys_and_a_repository_that_appliances_can_read() {
     let place = Place::new();
@@ -329,6 +332,8 @@ fn init_makes_private_keys_and_a_repository_that_appliances_can_read() {
     assert!(shown.contains("no releases"), "{shown}");
 }
 
+/// Intent: a second `init` destroys neither a repository nor keys, and no private key is put where a server would hand
+/// it out: either loss would be for ever.
 #[test]
 fn init_overwrites_nothing_and_keeps_keys_out_of_the_repository() {
     let place = Place::ready();
@@ -346,6 +351,8 @@ fn init_overwrites_nothing_and_keeps_keys_out_of_the_repository() {
     assert!(!place.path("other").exists());
 }
 
+/// Intent: an appliance reads a manifest that says what the recipe said, with the digests of the very files, and
+/// archives that hold just these files below their install path, owned by root and without times.
 #[test]
 fn a_release_arrives_as_it_was_described() {
     let place = Place::ready();
@@ -429,6 +436,8 @@ fn a_release_arrives_as_it_was_described() {
     );
 }
 
+/// Intent: whoever builds the same files again, elsewhere and later, gets the same manifest and archives, so that a
+/// release can be checked by building it.
 #[test]
 fn the_same_input_makes_the_same_bytes() {
     let published = |touch: bool| {
@@ -471,6 +480,8 @@ fn the_same_input_makes_the_same_bytes() {
     );
 }
 
+/// Intent: a version that appliances may have installed is never published again with another content; another channel
+/// or version is another release.
 #[test]
 fn a_published_version_never_changes() {
     let place = Place::ready();
@@ -491,6 +502,8 @@ fn a_published_version_never_changes() {
     assert_eq!(place.manifests().len(), 3);
 }
 
+/// Intent: a component that is as it was is not stored or downloaded again, and one whose mode alone changed is another
+/// artifact: older releases keep theirs.
 #[test]
 fn what_did_not_change_is_published_once() {
     let place = Place::ready();
@@ -517,6 +530,8 @@ fn what_did_not_change_is_published_once() {
     place.succeeds(&["inspect", "--repo", "repo"]);
 }
 
+/// Intent: a component that is missing, not executable, of another architecture, or of a kind that no appliance would
+/// install is found when the release is made, by name, and the repository stays as it was.
 #[test]
 fn no_partial_or_unfit_set_is_published() {
     type Change = fn(&Place, &mut Value);
@@ -600,6 +615,8 @@ fn no_partial_or_unfit_set_is_published() {
     }
 }
 
+/// Intent: a mistake in a recipe, an unknown field or placeholder included, is wrong usage that names the field, and
+/// publishes nothing: a misspelt check would otherwise silently check nothing.
 #[test]
 fn a_wrong_recipe_is_named_with_its_field() {
     let place = Place::ready();
@@ -846,6 +863,8 @@ fn another_version_that_may_be_right_is_a_warning() {
     }
 }
 
+/// Intent: a release is refused if the keys given are another repository's, or if one of them cannot be read, and the
+/// file or directory is named: appliances would trust nothing of it.
 #[test]
 fn only_the_repositorys_own_keys_publish() {
     let place = Place::ready();
@@ -871,6 +890,8 @@ fn only_the_repositorys_own_keys_publish() {
     assert!(error.contains("keys/snapshot.pem"), "{error}");
 }
 
+/// Intent: a publisher who releases onto metadata that somebody changed is refused with the file's name: signing anew
+/// would make the forgery genuine.
 #[test]
 fn nothing_is_signed_on_top_of_what_was_tampered_with() {
     let place = Place::ready();
@@ -891,6 +912,8 @@ fn nothing_is_signed_on_top_of_what_was_tampered_with() {
     place.release();
 }
 
+/// Intent: a publisher that meets another one at work exits as busy and changes nothing, while readers go on; otherwise
+/// one would publish over the other.
 #[test]
 fn two_publishers_do_not_run_at_once() {
     let place = Place::ready();
@@ -905,6 +928,8 @@ fn two_publishers_do_not_run_at_once() {
     place.release();
 }
 
+/// Intent: what a publisher left half done is seen by no appliance, and the next release goes through and clears the
+/// staging directory.
 #[test]
 fn what_an_interrupted_publisher_left_is_in_nobodys_way() {
     let place = Place::ready();
@@ -918,6 +943,8 @@ fn what_an_interrupted_publisher_left_is_in_nobodys_way() {
     assert!(!place.path("repo/.staging").exists());
 }
 
+/// Intent: an appliance that reads for the first time, at any moment while releases are published, sees only releases
+/// whose manifest and artifacts are all there, and never fewer than before.
 #[test]
 fn a_reader_never_sees_a_part_of_a_publication() {
     let place = Place::ready();
@@ -971,6 +998,8 @@ fn a_reader_never_sees_a_part_of_a_publication() {
     });
 }
 
+/// Intent: a repository that nobody tended until appliances refused it is shown as expired to the publisher, and is
+/// readable again after the next release.
 #[test]
 fn an_expired_repository_is_renewed_by_a_release() {
     let place = Place::new();
@@ -1013,6 +1042,8 @@ fn an_expired_repository_is_renewed_by_a_release() {
     );
 }
 
+/// Intent: a person or a script sees each role's version and all releases, ordered as versions and not as text, with
+/// their components' sizes.
 #[test]
 fn inspect_shows_roles_and_releases() {
     let place = Place::ready();
@@ -1057,6 +1088,8 @@ fn inspect_shows_roles_and_releases() {
     }
 }
 
+/// Intent: an image build gets a factory manifest with the digests of the files that it has at hand, and none at all if
+/// a file is missing: the appliance would otherwise find its own factory set damaged.
 #[test]
 fn a_factory_set_is_measured_where_the_build_has_it() {
     let place = Place::new();
@@ -1128,6 +1161,8 @@ impl Drop for Server {
     }
 }
 
+/// Intent: an appliance can resume a download from `qx-publish serve`, and nobody gets a hidden file or one outside of
+/// the repository by any spelling of a path or by a link.
 #[test]
 fn the_server_serves_ranges_and_nothing_outside() {
     let place = Place::ready();
@@ -1216,6 +1251,8 @@ fn the_server_serves_ranges_and_nothing_outside() {
     assert_eq!(get("/metadata/2.root.json", "").0, "HTTP/1.1 404 Not Found");
 }
 
+/// Intent: one repository serves an appliance by HTTP and from a directory alike, and what is unpacked from either is
+/// what the manifest promises.
 #[test]
 fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     let place = Place::ready();
@@ -1263,6 +1300,8 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     }
 }
 
+/// Intent: a person whose server cannot have its address is told which one, with a failure, instead of waiting for
+/// appliances that never come.
 #[test]
 fn the_server_says_when_it_cannot_listen() {
     let place = Place::ready();

@@ -40,6 +40,8 @@ fn set(ids: Vec<String>) -> BTreeSet<String> {
     ids.into_iter().collect()
 }
 
+/// A team that asks for several root keys gets them each in a file of its own, is told to take them away, and publishes
+/// without them: one stolen machine then does not own the appliances.
 #[test]
 fn init_makes_root_keys_that_can_be_kept_apart() {
     let place = Place::empty();
@@ -72,6 +74,8 @@ fn init_makes_root_keys_that_can_be_kept_apart() {
     assert_eq!(place.fresh().releases.len(), 1);
 }
 
+/// A number of root keys that cannot meet its threshold is refused before there is a repository: its root could never
+/// be changed.
 #[test]
 fn init_refuses_thresholds_that_cannot_be_met() {
     for (keys, threshold) in [("0", "1"), ("1", "2"), ("2", "0"), ("33", "1")] {
@@ -82,6 +86,8 @@ fn init_refuses_thresholds_that_cannot_be_met() {
     }
 }
 
+/// An interrupted `init` is ended with the key that it made, by the same command; another product, or keys of which it
+/// is not known whose they are, are refused: no key is overwritten.
 #[test]
 fn an_interrupted_init_is_ended_by_the_same_command_only() {
     let place = Place::empty();
@@ -102,6 +108,8 @@ fn an_interrupted_init_is_ended_by_the_same_command_only() {
     assert!(!place.path("keys/init.unfinished").exists());
 }
 
+/// Metadata live as many days as the publisher set for their role, from when they were issued, and a lifetime that
+/// makes no sense is refused: an appliance's patience is the publisher's choice.
 #[test]
 fn metadata_say_when_they_were_issued_and_live_as_long_as_they_were_told_to() {
     let place = Place::with(&[]);
@@ -139,6 +147,8 @@ fn metadata_say_when_they_were_issued_and_live_as_long_as_they_were_told_to() {
     }
 }
 
+/// Any of the four roles gets a new key without an appliance losing trust, new or old, for the change is signed by both
+/// keys; afterwards the old one is neither named nor needed.
 #[test]
 fn every_top_level_role_can_be_rotated() {
     let place = Place::with(&[]);
@@ -187,6 +197,8 @@ fn every_top_level_role_can_be_rotated() {
     }
 }
 
+/// A publisher adds and removes keys of the root and sets its threshold, one at a time or together; what names no key,
+/// several, or changes nothing is refused with the reason.
 #[test]
 fn keys_come_and_go_as_told() {
     let place = Place::with(&[]);
@@ -244,6 +256,8 @@ fn keys_come_and_go_as_told() {
     assert!(told.contains("private key"), "{told}");
 }
 
+/// A new root whose keys are in different safes waits as a draft that appliances do not see and releases do not wait
+/// for, and is published with the last signature needed, once.
 #[test]
 fn a_root_whose_keys_are_apart_is_signed_in_several_places() {
     let place = offline();
@@ -286,6 +300,8 @@ fn a_root_whose_keys_are_apart_is_signed_in_several_places() {
     release(&place, "1.2.0", &["web"], &[]);
 }
 
+/// A root that changes hands is published only when enough of the old and enough of the new keys have signed:
+/// appliances would refuse it with fewer.
 #[test]
 fn a_new_root_takes_the_thresholds_of_the_old_one_and_of_the_new_one() {
     let place = offline();
@@ -322,6 +338,8 @@ fn a_new_root_takes_the_thresholds_of_the_old_one_and_of_the_new_one() {
     assert_eq!(place.fresh().root, 2);
 }
 
+/// A signature that is wrong, of a key that has no say, or of something else than the draft is refused and the draft
+/// stays as it was; the right one is still taken.
 #[test]
 fn signatures_that_do_not_belong_to_a_draft_are_refused() {
     let place = offline();
@@ -374,6 +392,8 @@ fn signatures_that_do_not_belong_to_a_draft_are_refused() {
     place.good(&["sign"], &["--add-signature", "bare"]);
 }
 
+/// Whoever signs a draft is shown what it would change, and nothing that a forger wrote into it can look like a line of
+/// its own or drive the terminal: a signature is given knowingly.
 #[test]
 fn who_signs_a_draft_sees_what_it_is() {
     let place = offline();
@@ -419,6 +439,8 @@ fn who_signs_a_draft_sees_what_it_is() {
     assert_eq!(beside.matches("NEW").count(), 1, "{beside}");
 }
 
+/// A draft that an intruder laid into the repository is not signed by the commands of daily work, which hold the keys
+/// for it; the release that meets it names it and stops.
 #[test]
 fn a_draft_of_somebody_else_is_never_signed_unseen() {
     let place = offline();
@@ -445,6 +467,8 @@ fn a_draft_of_somebody_else_is_never_signed_unseen() {
     assert!(signers(&json_file(&place.path("repo/.drafts/2.targets.json"))).is_empty());
 }
 
+/// A team that lost a key replaces it on its word, and appliances new and old go on. Without that word the loss of a
+/// timestamp or snapshot key is an error that says the way out.
 #[test]
 fn an_old_key_that_is_lost_is_not_waited_for() {
     for role in ["timestamp", "snapshot", "targets"] {
@@ -468,6 +492,8 @@ fn an_old_key_that_is_lost_is_not_waited_for() {
     }
 }
 
+/// An appliance that a thief of the timestamp and snapshot keys brought to enormous versions takes the honest, lower
+/// ones again after both keys were rotated: no theft locks it out for ever.
 #[test]
 fn a_stolen_timestamp_key_that_ran_ahead_is_recovered_from() {
     let place = Place::with(&[]);
@@ -531,6 +557,8 @@ fn resign(place: &Place, role: &str, metadata: &mut Value) {
     metadata["signatures"][0]["sig"] = json!(hex);
 }
 
+/// A cron job's `refresh` renews what expires within the time it was given and nothing else, and says what is due next:
+/// it can run daily without filling the repository.
 #[test]
 fn refresh_renews_what_is_due_and_says_when_to_come_again() {
     let place = Place::with(&[]);
@@ -555,6 +583,8 @@ fn refresh_renews_what_is_due_and_says_when_to_come_again() {
     assert_eq!(place.fresh().root, 2);
 }
 
+/// A renewal that needs keys which are not there is a draft and exit 10, so that a cron job calls a person; running
+/// again keeps the signatures, and other work is not held up.
 #[test]
 fn refresh_exits_10_for_what_it_cannot_renew() {
     let place = offline();
@@ -591,6 +621,8 @@ fn refresh_exits_10_for_what_it_cannot_renew() {
     assert_eq!(before, place.tree("repo/metadata"));
 }
 
+/// A publisher is warned by one line of `inspect` or `release` of a role that expires soon, and not of a short-lived
+/// one that is still young: appliances refuse what has expired.
 #[test]
 fn what_expires_soon_is_warned_of() {
     let place = Place::with(&[]);
@@ -615,6 +647,8 @@ fn what_expires_soon_is_warned_of() {
     assert_eq!(place.run(&[&["refresh"][..], &HERE].concat()).code, 0);
 }
 
+/// A release that takes two people is packed and waits, unseen by appliances, until the second has signed; meanwhile
+/// the same release can be made again, and another one cannot be put in its place.
 #[test]
 fn targets_with_a_threshold_are_signed_in_several_places() {
     let place = Place::with(&[]);
@@ -640,6 +674,8 @@ fn targets_with_a_threshold_are_signed_in_several_places() {
     assert_eq!(place.fresh().releases.len(), 1);
 }
 
+/// A renewal, rotation or delegation with keys that are not the repository's fails and leaves no byte of it changed:
+/// the wrong directory on the command line costs nothing.
 #[test]
 fn keys_that_are_not_the_repositorys_change_nothing() {
     let place = Place::with(&[]);
@@ -672,6 +708,8 @@ fn with_team() -> Place {
     place
 }
 
+/// A team with the name of a role or a path, or patterns that leave the repository or mean nothing, is refused as wrong
+/// usage: such a name would be a file of another role.
 #[test]
 fn teams_and_patterns_that_are_none_are_refused() {
     let place = Place::with(&[]);
@@ -711,6 +749,8 @@ fn teams_and_patterns_that_are_none_are_refused() {
     );
 }
 
+/// A team is told that what it would publish lies behind another team's paths, where appliances end their search,
+/// instead of publishing what none of them finds.
 #[test]
 fn a_team_behind_a_terminating_one_publishes_nothing_that_is_not_found() {
     let place = Place::with(&[]);
@@ -734,6 +774,8 @@ fn a_team_behind_a_terminating_one_publishes_nothing_that_is_not_found() {
     );
 }
 
+/// A team whose key is not here is delegated to when it has signed its first metadata, and not before: appliances could
+/// not read a repository that names metadata which are not there.
 #[test]
 fn a_team_with_keys_elsewhere_signs_first() {
     let place = Place::with(&[]);
@@ -776,6 +818,8 @@ fn a_team_with_keys_elsewhere_signs_first() {
     );
 }
 
+/// A team whose key was stolen gets another one, what it published is signed anew with it and the old key is no longer
+/// named, without any use of the old key; then it publishes as before.
 #[test]
 fn a_teams_keys_are_rotated_with_what_they_sign() {
     let place = with_team();
@@ -800,6 +844,8 @@ fn a_teams_keys_are_rotated_with_what_they_sign() {
     );
 }
 
+/// Every command that would change a repository exits as busy while another is at work, and of several releases at once
+/// each is published whole or refused as busy: none is lost.
 #[test]
 fn two_publishers_at_once_do_not_mix() {
     let place = with_team();
@@ -845,6 +891,8 @@ fn two_publishers_at_once_do_not_mix() {
     assert_eq!(place.fresh().releases.len(), published);
 }
 
+/// A repository that version 0.1 made takes releases and more root keys without a conversion, and appliances see them
+/// all.
 #[test]
 fn a_repository_of_the_first_layout_goes_on() {
     // Four keys, one each, metadata without x-issued, repository.json without lifetimes: as version 0.1 made it.
@@ -882,6 +930,8 @@ fn a_repository_of_the_first_layout_goes_on() {
     assert_eq!((place.fresh().root, place.fresh().releases.len()), (2, 2));
 }
 
+/// A release uses a team's component without signing for it again, and stays whole when the team goes. A team that
+/// comes back goes on in its versions, so that appliances which saw it before accept it.
 #[test]
 fn a_release_names_what_a_team_has_published() {
     let place = with_team();
@@ -923,6 +973,8 @@ fn a_release_names_what_a_team_has_published() {
     place.seen("known").unwrap();
 }
 
+/// A team that publishes outside of its paths is refused with the name and the paths, and what it may publish is signed
+/// by its key alone: appliances would not look at the rest.
 #[test]
 fn a_team_publishes_what_it_may_and_nothing_else() {
     let place = with_team();
@@ -955,6 +1007,8 @@ fn a_team_publishes_what_it_may_and_nothing_else() {
     assert!(told.contains("published on web already"), "{told}");
 }
 
+/// Root and targets that expired together are renewed by people in different places, neither waiting for the other, and
+/// appliances read the repository again when both have signed.
 #[test]
 fn what_has_expired_is_renewed_whoever_is_late() {
     let place = Place::empty();
@@ -979,6 +1033,8 @@ fn what_has_expired_is_renewed_whoever_is_late() {
     assert_eq!(place.run(&refresh).code, 0);
 }
 
+/// A lost timestamp key is replaced also where the root is signed elsewhere; whoever adds the signatures must say again
+/// that the old key is gone, and then appliances new and old go on.
 #[test]
 fn a_lost_key_is_not_waited_for_where_the_root_is_signed_elsewhere() {
     let place = offline();
@@ -997,6 +1053,8 @@ fn a_lost_key_is_not_waited_for_where_the_root_is_signed_elsewhere() {
     );
 }
 
+/// A reader of `docs/publishing.md` can type its commands in their order: each does what it should, or is at least
+/// understood where it needs what only the reader has.
 #[test]
 fn the_commands_of_the_document_are_commands() {
     let place = Place::empty();
