@@ -154,6 +154,8 @@ fn complete(downloads: &Path, content: &[u8]) -> std::path::PathBuf {
     downloads.join(Digest::of(content).to_string())
 }
 
+/// An appliance downloads an artifact once, and again only if what it kept is not what was signed: a slow line is not
+/// paid for twice, and a damaged file not believed.
 #[test]
 fn a_download_is_kept_and_not_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -171,6 +173,8 @@ fn a_download_is_kept_and_not_fetched_again() {
     assert_eq!(server.ranges(), [None, None]);
 }
 
+/// An appliance on a line that breaks again and again gets the whole artifact without asking for any byte twice, as
+/// often as there is progress.
 #[test]
 fn a_cut_transfer_goes_on_where_it_was_cut_however_often() {
     let dir = tempfile::tempdir().unwrap();
@@ -182,6 +186,8 @@ fn a_cut_transfer_goes_on_where_it_was_cut_however_often() {
     assert_eq!(server.ranges(), asked);
 }
 
+/// What an updater that was killed had downloaded is not downloaded again, be it a part or all of it: an appliance that
+/// loses power often gets there too.
 #[test]
 fn what_a_killed_process_left_is_used() {
     let dir = tempfile::tempdir().unwrap();
@@ -198,6 +204,7 @@ fn what_a_killed_process_left_is_used() {
     assert_eq!(server.ranges(), [Some(700_000)]);
 }
 
+/// A part on the disk that is damaged or too long costs an appliance one more download and not the update.
 #[test]
 fn a_damaged_or_over_long_part_is_begun_anew() {
     let content = content();
@@ -214,6 +221,8 @@ fn a_damaged_or_over_long_part_is_begun_anew() {
     }
 }
 
+/// A link that somebody laid in the place of a part is an error, and the file that it points to stays as it was: the
+/// updater writes as root.
 #[test]
 fn a_link_in_place_of_a_download_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
@@ -227,6 +236,8 @@ fn a_link_in_place_of_a_download_is_not_followed() {
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
+/// An appliance whose web server knows no ranges gets the artifact all the same, from the first byte, and not one that
+/// is two beginnings joined.
 #[test]
 fn a_server_without_ranges_is_asked_from_the_start() {
     let dir = tempfile::tempdir().unwrap();
@@ -248,6 +259,8 @@ fn a_server_without_ranges_is_asked_from_the_start() {
     assert_eq!(server.ranges(), [None, Some(500_000)]);
 }
 
+/// A server that always begins anew and always cuts at the same place ends in an error after as many tries as are set,
+/// and does not keep the appliance downloading for ever.
 #[test]
 fn starting_again_for_ever_is_no_progress() {
     let dir = tempfile::tempdir().unwrap();
@@ -266,6 +279,8 @@ fn starting_again_for_ever_is_no_progress() {
     assert_eq!(server.ranges().len(), 3);
 }
 
+/// An artifact from a server that tells no length is not whole because the connection ended: it is asked for again, and
+/// then an error.
 #[test]
 fn a_body_without_a_length_that_ends_early_is_tried_again_but_not_for_ever() {
     let dir = tempfile::tempdir().unwrap();
@@ -280,6 +295,8 @@ fn a_body_without_a_length_that_ends_early_is_tried_again_but_not_for_ever() {
     assert_eq!(server.ranges().len(), 3);
 }
 
+/// A server that refuses to go on from a part is asked once more for all of it, so that a part on the disk never blocks
+/// an update.
 #[test]
 fn nothing_beyond_the_part_begins_it_anew() {
     let dir = tempfile::tempdir().unwrap();
@@ -294,6 +311,7 @@ fn nothing_beyond_the_part_begins_it_anew() {
     assert_eq!(server.ranges(), [Some(7), None]);
 }
 
+/// An appliance takes an artifact from a server that sends it in chunks: that is how proxies and many servers answer.
 #[test]
 fn chunks_are_as_good_as_a_length() {
     let dir = tempfile::tempdir().unwrap();
@@ -314,6 +332,7 @@ fn chunks_are_as_good_as_a_length() {
     assert!(download(&server.source(), &content, dir.path()).unwrap() == content);
 }
 
+/// An error of the server or a lost connection is tried again, so that its restart does not fail an appliance's update.
 #[test]
 fn a_server_that_recovers_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -328,6 +347,8 @@ fn a_server_that_recovers_is_waited_for() {
     assert_eq!(server.ranges().len(), 3);
 }
 
+/// A transfer that gets on, however slowly, may take longer than the stall time-out, and one that stands still is cut
+/// and resumed: neither a thin line nor a dead one stops updates.
 #[test]
 fn a_slow_but_steady_transfer_lives_and_a_stalled_one_is_cut() {
     let dir = tempfile::tempdir().unwrap();
@@ -358,6 +379,8 @@ fn a_slow_but_steady_transfer_lives_and_a_stalled_one_is_cut() {
     assert_eq!(stalled.ranges(), ranges);
 }
 
+/// A server that sends its headers without end, byte by byte, is timed out, although it never stalls: it does not hold
+/// the updater.
 #[test]
 fn a_head_that_drips_is_cut() {
     let dir = tempfile::tempdir().unwrap();
@@ -452,6 +475,7 @@ fn lies_are_refused_at_once() {
     }
 }
 
+/// An answer with another range than was asked for is an error at once, for its bytes do not belong behind the part.
 #[test]
 fn a_wrong_range_is_refused() {
     for range in [
@@ -482,6 +506,8 @@ fn a_wrong_range_is_refused() {
     }
 }
 
+/// A body without end is refused at the limit of what was asked for, be it an artifact, metadata or a health check: it
+/// fills neither memory nor disk.
 #[test]
 fn an_endless_body_is_cut_at_the_limit() {
     let dir = tempfile::tempdir().unwrap();
@@ -510,6 +536,8 @@ fn an_endless_body_is_cut_at_the_limit() {
     );
 }
 
+/// Whoever reads metadata is told whether a file is there, is not, or is longer than it may be; where it must be there,
+/// the error tells a wrong token from a file that is gone.
 #[test]
 fn small_files_are_there_or_not_or_too_long() {
     let server = Server::start(|_, asked, stream| match asked.path.as_str() {
@@ -556,6 +584,8 @@ fn small_files_are_there_or_not_or_too_long() {
     );
 }
 
+/// Metadata of which a part arrived are asked for again, and are an error if they never arrive whole: they are never
+/// taken for shorter metadata.
 #[test]
 fn a_small_file_that_is_cut_is_not_taken_for_whole() {
     let server = Server::start(|number, _, stream| {
@@ -580,6 +610,8 @@ fn a_small_file_that_is_cut_is_not_taken_for_whole() {
     }
 }
 
+/// An appliance follows a server that moved through five redirects, and no more: two servers that point at each other
+/// do not hold it.
 #[test]
 fn redirects_are_followed_but_not_for_ever() {
     let server = Server::start(|_, asked, stream| match asked.path.as_str() {
@@ -603,6 +635,7 @@ fn redirects_are_followed_but_not_for_ever() {
     assert_eq!(server.ranges().len(), 6 + 6);
 }
 
+/// A person whose server does not listen reads one sentence: which URL, and why.
 #[test]
 fn a_dead_server_is_one_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -625,6 +658,8 @@ fn a_dead_server_is_one_error() {
     assert_eq!(error.chain(), expected);
 }
 
+/// A health check sees what the service itself answers: an error status and a redirect are answers, nothing is tried
+/// again or followed, and one that drips for ever ends at its time-out.
 #[test]
 fn a_health_check_asks_once_and_has_a_time_out() {
     let server = Server::start(|_, asked, stream| match asked.path.as_str() {
@@ -657,6 +692,8 @@ fn a_health_check_asks_once_and_has_a_time_out() {
     assert!(fetch::get("https://localhost/", Duration::from_secs(1), 1).is_err());
 }
 
+/// An appliance updates from a directory as from a server, with the same limits and refusals, and neither leaves it nor
+/// waits at a pipe in it.
 #[test]
 fn a_directory_is_a_source() {
     let dir = tempfile::tempdir().unwrap();
@@ -727,6 +764,8 @@ fn keeping(
     (url, connections)
 }
 
+/// An appliance asks for all files of an update over one connection, whatever kind of answer came before: a handshake
+/// for each would take most of the time on a slow line.
 #[test]
 fn one_connection_serves_many_files() {
     let (url, connections) = keeping(|asked, stream| {
@@ -848,6 +887,8 @@ fn a_connection_is_not_used_again_when_in_doubt() {
     assert_eq!(connections.lock().unwrap().len(), 2);
 }
 
+/// A server that never accepts the connection is an error after the connect time-out, whatever longer times are set for
+/// the transfer.
 #[test]
 fn a_server_that_accepts_nobody_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -920,6 +961,8 @@ fn a_bundle_that_is_replaced_while_it_is_read() {
     assert!(!complete(dir.path(), &content).exists());
 }
 
+/// A person who configured a source that can be none reads which, with the exit code for its kind, and no password or
+/// query of it gets into a log.
 #[test]
 fn a_source_that_cannot_be_one_is_named() {
     for (spec, shown, exit) in [
@@ -946,6 +989,8 @@ fn a_source_that_cannot_be_one_is_named() {
     }
 }
 
+/// A build without TLS says that this is why it does not read an https source, instead of reading it without protection
+/// or naming a network error.
 #[cfg(not(feature = "https"))]
 #[test]
 fn without_tls_an_https_source_is_one_error() {
@@ -1021,6 +1066,8 @@ mod tls {
         .unwrap()
     }
 
+    /// An appliance with an authority of its own trusts a server that it vouches for, by that server's name, and nobody
+    /// else; an authority file that is of no use is an error at once and not a reason to trust the system's.
     #[test]
     fn a_configured_authority_is_trusted_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
@@ -1063,6 +1110,8 @@ mod tls {
         assert!(error.contains("certificate"), "{error}");
     }
 
+    /// An appliance without a clock that can be believed accepts a certificate which may be valid now, and never one
+    /// that had expired before the updater was built; with a good clock both ends count.
     #[test]
     fn without_a_clock_a_certificate_may_be_young_and_not_old() {
         let year =
@@ -1101,6 +1150,8 @@ mod tls {
         }
     }
 
+    /// A server reached over https cannot send an appliance on to plain http: whoever configured https gets it for
+    /// every byte.
     #[test]
     fn a_redirect_does_not_leave_https() {
         let dir = tempfile::tempdir().unwrap();

@@ -135,6 +135,8 @@ fn listing(dir: &Path) -> Vec<String> {
     found
 }
 
+/// A tree arrives with the modes, links, empty directories and bytes that were measured when it was packed, also read
+/// back from the medium, and the progress ends at all of the artifact.
 #[test]
 fn a_tree_is_installed_as_it_was_packed() {
     let dir = tempfile::tempdir().unwrap();
@@ -186,6 +188,8 @@ fn a_tree_is_installed_as_it_was_packed() {
     );
 }
 
+/// A program is put with its mode into a directory where others are already: components share the directories of a
+/// slot.
 #[test]
 fn a_bin_is_installed_beside_others() {
     let dir = tempfile::tempdir().unwrap();
@@ -199,6 +203,8 @@ fn a_bin_is_installed_beside_others() {
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
 }
 
+/// A file whose name is longer than a tar header holds is installed under that name, in either of the ways in which
+/// archivers write it: publishers need not know of the limit.
 #[test]
 fn long_names_are_fine() {
     let dir = tempfile::tempdir().unwrap();
@@ -228,6 +234,8 @@ fn long_names_are_fine() {
     );
 }
 
+/// An archive that is padded with zeros to a full record, as GNU tar makes it, is accepted: only what is no padding
+/// counts as something that follows.
 #[test]
 fn what_an_archiver_fills_its_last_record_with_is_fine() {
     let dir = tempfile::tempdir().unwrap();
@@ -596,6 +604,8 @@ fn hostile_entries_are_refused() {
     }
 }
 
+/// The archive of a program that holds a directory, a link, a file elsewhere, two files or none is refused: what a
+/// service starts is one file.
 #[test]
 fn a_bin_is_one_file() {
     for (tar, why) in [
@@ -623,6 +633,8 @@ fn a_bin_is_one_file() {
     }
 }
 
+/// A program is not unpacked over or through what lies in its place, here a link to a precious file: whoever could lay
+/// a link would have root write where it points.
 #[test]
 fn what_is_there_is_never_written_to() {
     let dir = tempfile::tempdir().unwrap();
@@ -637,6 +649,8 @@ fn what_is_there_is_never_written_to() {
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
+/// An archive that inflates to more than its manifest says, where no file of it shows it, is refused, and of an
+/// artifact that is too long not more than one byte beyond its length is read.
 #[test]
 fn a_bomb_is_stopped_at_the_declared_size() {
     struct Counted<'a>(&'a [u8], u64);
@@ -698,6 +712,8 @@ fn a_bomb_is_stopped_at_the_declared_size() {
     assert_eq!((error.exit, counted.1), (Exit::Refused, length + 1));
 }
 
+/// An archive that is cut, garbled or followed by something is refused, though its digest is right, with what is wrong
+/// with it: a publisher finds the fault of the packing by that.
 #[test]
 fn damage_is_told_as_what_it_is() {
     let tree = Tar::default()
@@ -800,6 +816,8 @@ fn tampering_is_told_by_the_digest() {
     );
 }
 
+/// A disk or medium that cannot be read is told as that, as a failure and not as a refusal of the release, and is not
+/// hidden by a digest that is wrong in consequence.
 #[test]
 fn a_source_that_cannot_be_read_is_not_the_archives_fault() {
     /// Once only: nothing is read again in the hope of a better answer.

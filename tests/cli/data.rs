@@ -99,6 +99,8 @@ fn tidy(appliance: &Appliance) {
     }
 }
 
+/// An owner's data is migrated once with the release that needs it, and not again by the next one; the migration runs
+/// in its slot, in an environment that holds only what is promised to it.
 #[test]
 fn the_data_moves_with_the_release() {
     let appliance = with_data();
@@ -163,6 +165,8 @@ fn restored(appliance: &Appliance, kept: &[(&str, &str)]) {
         .says(&["what was written from", aside.to_str().unwrap()]);
 }
 
+/// A migration that fails half way costs the owner nothing: the data is byte for byte what it was, the old release
+/// runs, and what the migration said, and wrote, is kept for whoever mends it.
 #[test]
 fn a_failed_migration_leaves_the_data_as_it_was() {
     let appliance = with_data();
@@ -189,6 +193,8 @@ fn a_failed_migration_leaves_the_data_as_it_was() {
     appliance.refuses(&["apply"], 5, &["1.2.0", "quarantined"]);
 }
 
+/// A migration that does not end in its time is given up, the data is what it was and the old release runs: an
+/// appliance does not stand still for ever.
 #[test]
 fn a_migration_that_hangs_is_undone() {
     let appliance = with_data();
@@ -206,6 +212,8 @@ fn a_migration_that_hangs_is_undone() {
     restored(&appliance, &[("db", "migrated\n")]);
 }
 
+/// A release that crashes after its migration takes nothing of the owner's data with it, at a second try as at the
+/// first, and no snapshot of another operation is ever put in the data's place.
 #[test]
 fn a_release_that_fails_its_proof_gives_the_data_back() {
     let appliance = with_data();
@@ -225,6 +233,8 @@ fn a_release_that_fails_its_proof_gives_the_data_back() {
     restored(&appliance, &[("db", "migrated\n")]);
 }
 
+/// A migration that fails on a clone, in its check, or by the space that it takes, rejects the release without touching
+/// the data; where it or its check fails, no service is stopped either.
 #[test]
 fn a_failed_rehearsal_stops_nothing() {
     let appliance = with_data();
@@ -277,6 +287,8 @@ fn a_failed_rehearsal_stops_nothing() {
     assert!(log.contains("no such column"), "{log}");
 }
 
+/// A rehearsal leaves neither a clone nor a change of the data, and the migration then runs once on the data itself, at
+/// full speed: services wait for it.
 #[test]
 fn a_rehearsal_that_succeeds_leaves_no_trace() {
     let appliance = with_data();
@@ -295,6 +307,8 @@ fn a_rehearsal_that_succeeds_leaves_no_trace() {
     tidy(&appliance);
 }
 
+/// A release whose data is larger than its limit, or is not declared here, is refused when it is planned: no service is
+/// stopped and the data is as it was.
 #[test]
 fn data_that_does_not_fit_is_refused_before_anything_is_fetched() {
     let appliance = with_data();
@@ -312,6 +326,8 @@ fn data_that_does_not_fit_is_refused_before_anything_is_fetched() {
     assert_eq!(found(&appliance), old());
 }
 
+/// A person can go back across a migration by its own way down; without one the data is only set aside, never deleted,
+/// and only if the person says so.
 #[test]
 fn a_person_goes_back() {
     let appliance = with_data();

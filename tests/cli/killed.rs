@@ -118,33 +118,44 @@ fn converges(points: &[Point], next: Next) {
     }
 }
 
+/// An updater that is killed while it fetches and unpacks needs nobody: the same command installs the release and
+/// leaves no litter in the slots, for power may go at any time.
 #[test]
 fn while_it_stages() {
     converges(&points("staging", &[0, 3, 30, 150, 300]), Next::Again);
 }
 
+/// An appliance that reboots while a release is fetched and unpacked comes up with one complete set and says which, and
+/// the same command still installs the release.
 #[test]
 fn while_it_stages_and_a_boot() {
     converges(&points("staging", &[0, 10, 100, 250]), Next::Boot);
 }
 
+/// An updater that is killed just before, or while, it moves services to the new release leaves nothing that the same
+/// command does not mend: both services end on the new one.
 #[test]
 fn while_it_switches() {
     converges(&points("staged", &[0, 10]), Next::Again);
     converges(&points("switching", &[0, 5, 15, 40, 80]), Next::Again);
 }
 
+/// An appliance that loses power before or during the switch boots into one complete set, old or new, says which, and
+/// ends on the new release.
 #[test]
 fn while_it_switches_and_a_boot() {
     converges(&points("staged", &[0]), Next::Boot);
     converges(&points("switching", &[0, 10, 30, 60]), Next::Boot);
 }
 
+/// An updater that is killed while it watches the new release does not condemn it: the same command ends the trial, and
+/// a good release is what runs.
 #[test]
 fn in_a_trial() {
     converges(&points("trial", &[0, 10, 50, 200, 700]), Next::Again);
 }
 
+/// An appliance that reboots in a trial still has one complete set, says which, and a good release is not lost by it.
 #[test]
 fn in_a_trial_and_a_boot() {
     converges(&points("trial", &[0, 20, 100, 700]), Next::Boot);
@@ -181,16 +192,22 @@ fn undone(points: &[Point], next: Next) {
     }
 }
 
+/// An updater that is killed while it undoes a release that crashes leaves nothing that the same command does not mend:
+/// the old release runs in the end and the bad one is refused for good.
 #[test]
 fn while_it_reverts() {
     undone(&points("reverting", &[0, 20, 100]), Next::Again);
 }
 
+/// An appliance that loses power while a bad release is undone boots into one complete set and ends on the old release,
+/// with the bad one refused for good.
 #[test]
 fn while_it_reverts_and_a_boot() {
     undone(&points("reverting", &[0, 40]), Next::Boot);
 }
 
+/// An appliance that reboots while a bad release is on trial does not keep it because nobody was there to see it fail:
+/// it ends on the old one, and refuses the bad one for good.
 #[test]
 fn a_bad_trial_and_a_boot() {
     undone(&points("trial", &[0, 500]), Next::Boot);

@@ -490,31 +490,43 @@ fn artifacts(answer: Answer) -> impl Fn(&Request) -> Answer {
     }
 }
 
+/// Half an artifact with a length that fits is refused as not what was signed, nothing changes, and the update goes
+/// through when the server is well again.
 #[test]
 fn a_truncated_download() {
     broken_transfer(5, artifacts(Answer::Truncated), &[".tar.gz"]);
 }
 
+/// An artifact that never ends is refused, nothing of it stays in the slots, and the update goes through when the
+/// server is well again: no server can fill an appliance.
 #[test]
 fn an_endless_download() {
     broken_transfer(5, artifacts(Answer::Endless), &[".tar.gz"]);
 }
 
+/// A server that stops in the middle is given up as timed out, what runs is untouched, and the update goes through
+/// later: an appliance does not wait for ever.
 #[test]
 fn a_server_that_stalls() {
     broken_transfer(1, artifacts(Answer::Stall), &[".tar.gz", "timed out"]);
 }
 
+/// A length that is not the signed one is refused as that, nothing changes, and the update goes through when the server
+/// is well again.
 #[test]
 fn a_server_that_lies_about_the_length() {
     broken_transfer(5, artifacts(Answer::Short(100)), &[".tar.gz"]);
 }
 
+/// A server that cuts every transfer before its first byte ends in a failure and not in endless tries; nothing changes,
+/// and the update goes through later.
 #[test]
 fn a_server_that_always_cuts() {
     broken_transfer(1, artifacts(Answer::Cut(0)), &[".tar.gz"]);
 }
 
+/// A server that redirects every file to itself is given up with one error that says so; nothing changes, and the
+/// update goes through later.
 #[test]
 fn a_server_that_redirects_for_ever() {
     broken_transfer(
@@ -524,16 +536,22 @@ fn a_server_that_redirects_for_ever() {
     );
 }
 
+/// A person whose mirror lacks an artifact of the release reads which file, and that the answer was 404; nothing
+/// changes, and the update goes through when it is there.
 #[test]
 fn a_server_that_has_it_no_more() {
     broken_transfer(1, artifacts(Answer::Status(404)), &["404", ".tar.gz"]);
 }
 
+/// A server that answers nothing but 503 is a failure that names it, not a refusal of the release; nothing changes, and
+/// the update goes through later.
 #[test]
 fn a_server_in_trouble() {
     broken_transfer(1, |_| Answer::Status(503), &["503"]);
 }
 
+/// Metadata without end are refused at their limit, before anything in them is believed; nothing changes, and the
+/// update goes through when the server is well again.
 #[test]
 fn endless_metadata() {
     broken_transfer(

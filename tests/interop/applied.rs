@@ -34,6 +34,8 @@ fn applied(case: &str) {
 /// A test for each case, of its name.
 macro_rules! cases {
     ($($case:ident)*) => {$(
+        /// An appliance installs from a repository of this kind that python-tuf made, not our publisher, and trusts
+        /// again what it kept of it: the format is TUF's and not our own reading of it.
         #[test]
         fn $case() {
             applied(stringify!($case));

@@ -82,8 +82,8 @@ fn a_key_is_named_so_that_it_is_found() {
     );
 }
 
-/// A key that a team made with openssl, in any of the encryptions that openssl offers for it, signs here what openssl
-/// then verifies. Teams bring the keys that they have.
+/// A key that a team made with openssl, plain or in one of its usual encryptions, signs here what openssl then
+/// verifies: teams bring the keys that they have.
 #[test]
 fn keys_that_openssl_makes_sign_what_openssl_verifies() {
     let desk = Desk::new();

@@ -40,6 +40,8 @@ pub fn decode(text: &str) -> Vec<u8> {
     bytes
 }
 
+/// Intent: the examples of the RFC are encoded and decoded as it says, so that no script or output is garbled on its
+/// way into the machine and back, and a fault found there is the updater's.
 #[test]
 fn base64_is_that_of_rfc_4648() {
     for (bytes, text) in [
