@@ -32,24 +32,32 @@ const WORLD: [&str; 7] = [
     "rustix::",
 ];
 
-/// All below a directory, with what is no test.
-fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
+/// All Rust below a directory, as it is.
+fn files(directory: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(sources(&path));
+            found.extend(files(&path));
         } else if path.extension().is_some_and(|e| e == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-            let code: Vec<&str> = code
-                .lines()
-                .filter(|l| !l.trim().starts_with("//"))
-                .collect();
-            found.push((path, code.join("\n")));
+            found.push((path, text));
         }
     }
     found
+}
+
+/// The same without comments, and what of it is no test.
+fn sources(directory: &Path) -> Vec<(PathBuf, String)> {
+    let without_tests = |(path, text): (PathBuf, String)| {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code: Vec<&str> = code
+            .lines()
+            .filter(|l| !l.trim().starts_with("//"))
+            .collect();
+        (path, code.join("\n"))
+    };
+    files(directory).into_iter().map(without_tests).collect()
 }
 
 fn top() -> &'static Path {
@@ -115,4 +123,28 @@ fn the_agreement_knows_neither_side() {
     for (path, code) in sources(&top().join("src")) {
         assert!(!code.contains("qx_publish"), "{}", path.display());
     }
+}
+
+/// Intent: whoever sees a test fail reads directly above it what should hold, and for whom, and need not guess it from
+/// the code.
+#[test]
+fn every_test_says_its_intent() {
+    let (mut tests, mut silent) = (0, Vec::new());
+    for (path, text) in files(&top().join("tests")) {
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        // A line that is the attribute and nothing else: no string of this file is.
+        for at in (0..lines.len()).filter(|at| lines[*at] == "#[test]") {
+            tests += 1;
+            let mut above = lines[..at].iter().rev();
+            let above = above.find(|line| !line.starts_with("#["));
+            let said = above.and_then(|line| line.strip_prefix("///"));
+            if said.is_none_or(|words| words.trim().is_empty()) {
+                let mut below = lines[at..].iter();
+                let name = below.find_map(|line| line.split_once("fn ")?.1.split('(').next());
+                silent.push(format!("{}: {}", path.display(), name.unwrap_or("?")));
+            }
+        }
+    }
+    assert!(tests > 300, "only {tests} tests were found");
+    assert!(silent.is_empty(), "no intent above: {silent:#?}");
 }
