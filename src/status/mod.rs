@@ -1,6 +1,8 @@
 //! What `status` tells: what runs, as observed and not as hoped; what was tried last and how it ended; what to do now.
 
-use crate::system::host::FACTORY_BOOT;
+mod advice;
+mod render;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -10,20 +12,20 @@ use serde::Serialize;
 
 use crate::model::config::{Config, Services};
 use crate::model::fit::Fit;
-use crate::model::record::Loaded;
 use crate::model::record::{
-    Attempt, DataState, Discarded, Failure, Idle, OperationKind, Phase, Record, Refusal,
-    RefusalKind,
+    Attempt, DataState, Failure, Idle, Loaded, OperationKind, Phase, Record, Refusal, Trouble,
 };
 use crate::model::slot::{Installed, Link, Set, Slot};
 use crate::proof::observe::{Census, State};
-use crate::store::{self, Freshness, Holder, Refreshed, Store};
-use crate::system::host::Host;
+use crate::store::{self, Holder, Refreshed, Store};
+use crate::system::host::{FACTORY_BOOT, Host};
 use crate::system::proc::{FileId, Identity};
 use crate::system::service::Manager;
-use qx_release::error::{Exit, Result};
+use qx_release::error::Result;
 use qx_release::manifest::{Manifest, Name};
 use qx_release::text;
+
+pub use render::for_people;
 
 /// So many files that were added to a release are named.
 const MAX_ADDED: usize = 5;
@@ -135,74 +137,18 @@ impl Status {
             Loaded::Record(record) => Some(&**record),
             Loaded::Absent | Loaded::Unreadable(_) => None,
         };
-        let Found {
-            set: running,
-            manifest,
-            plain,
-            fault,
-        } = found(store);
-        let mut problems = problems(&loaded, store, config);
-        problems.extend(fault);
-        if let Some(plain) = &plain {
-            problems.push(format!(
-                "{} is a plain directory: init scripts take what lies in it, and no release; move it away",
-                plain.display()
-            ));
-        }
-        if let (Some(slot), Some(manifest), Some(digest)) =
-            (running.set.slot(), &manifest, running.manifest)
-        {
-            let added = store.added(slot, manifest, digest);
-            problems.extend(added.iter().take(MAX_ADDED).map(|path| {
-                let path = text::path(path);
-                format!("{path} is not the release's: it was added, is not checked, and goes with the next update")
-            }));
-            if let Some(more) = added.len().checked_sub(MAX_ADDED + 1) {
-                problems.push(format!("{} more were added", more + 1));
-            }
-        }
-        let recorded = record.map(recorded);
+        let found = found(store);
         let factory_boot = host.kernel_argument(FACTORY_BOOT);
-        if let Some(kept) = record.filter(|_| factory_boot).map(Record::idle_when_ended)
-            && kept.active.set != Set::Factory
-        {
-            problems.push(format!(
-                "this boot was told to use the factory set, by {} on the kernel's command line; {} is kept",
-                FACTORY_BOOT,
-                kept.active
-            ));
-        } else if let Some((set, _)) = &recorded
-            && *set != running.set
-            && plain.is_none()
-            && store.holder().is_none()
-        {
-            problems.push(format!(
-                "the record names {set}, but the active set is: {}",
-                running.set
-            ));
-        }
-        let trouble = match record.map(|r| &r.phase) {
-            Some(Phase::Idle(Idle {
-                trouble: Some(trouble),
-                ..
-            })) => Some(trouble),
-            _ => None,
-        };
+        let trouble = record.and_then(trouble);
+        let held = record.and_then(|record| held(record, &found, host));
+        let mut problems = problems(&loaded, store, config);
+        problems.extend(found.problems(store));
+        problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
-        let held = record.and_then(|record| held(record, &running, manifest.as_ref(), host));
         problems.extend(held.clone());
-        let mut refused = store.refusals().unwrap_or_else(|e| {
-            problems.push(format!(
-                "{}; nothing is tried until `qx-update reset` begins a new list",
-                e.chain()
-            ));
+        let refused = refused(store, &found.set).unwrap_or_else(|why| {
+            problems.push(why);
             Vec::new()
-        });
-        // The newest first; what is older than what runs is offered to nobody.
-        refused.reverse();
-        refused.retain(|refusal| match (&refusal.version, &running.version) {
-            (Some(refused), Some(running)) => refused.cmp_precedence(running).is_ge(),
-            _ => true,
         });
         let refreshed = store.refreshed().unwrap_or_else(|e| {
             problems.push(e.chain());
@@ -210,32 +156,21 @@ impl Status {
         });
         let mut said = BTreeSet::new();
         problems.retain(|problem| said.insert(problem.clone()));
-        let default = Services::default();
-        let how = config.as_ref().map_or(&default, |c| &c.services);
-        let manager = Manager::new(how, host, Duration::from_secs(5));
-        let (services, elsewhere) = match &manifest {
-            Some(manifest) if manager.controls() => {
-                look_at_services(&running, manifest, store, &manager)
-            }
-            _ => (Vec::new(), Vec::new()),
-        };
+        let (services, elsewhere) = look_at_services(&found, host, store, config);
         let mut status = Status {
             format: 1,
             time: host.timestamp(),
             product: config.as_ref().ok().map(|c| c.product.clone()),
             channel: config.as_ref().ok().map(|c| c.channel.clone()),
-            since: recorded.and_then(|(set, since)| (set == running.set).then_some(since)),
-            running,
-            plain,
+            since: record.and_then(|r| since(r, found.set.set)),
+            running: found.set,
+            plain: found.plain,
             factory_boot,
             stopped: record.is_some_and(|record| record.stopped.is_some()),
             phase: record.map_or("unknown", |r| r.phase.name()),
             operation: record.and_then(open),
             fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
-            lost: record.and_then(|r| match &r.phase {
-                Phase::Idle(idle) => idle.lost.clone(),
-                _ => None,
-            }),
+            lost: record.and_then(lost),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
             refreshed,
@@ -247,38 +182,9 @@ impl Status {
             problems,
             advice: Vec::new(),
         };
-        status.advice = advice(&status);
+        status.advice = advice::advice(&status);
         status
     }
-}
-
-/// Why what uses the data waits for a person, if it does.
-fn held(
-    record: &Record,
-    running: &Installed,
-    manifest: Option<&Manifest>,
-    host: &Host,
-) -> Option<String> {
-    if let Phase::Reverting {
-        op,
-        data: DataState::Saved,
-        ..
-    } = &record.phase
-    {
-        return Some(format!("the data of before {} is not restored yet", op.to));
-    }
-    if record.is_stale_trial(&host.moment()) {
-        return Some(
-            "the trial is too old for its data to be restored unasked: `qx-update confirm` proves the release, \
-             `qx-update confirm --force` keeps it, `qx-update rollback --discard-data` goes back"
-                .into(),
-        );
-    }
-    let why = Fit::of(manifest?, record.schemas_now()).obstacle()?;
-    Some(format!(
-        "services that use the data stay stopped: {running} is to run, and {why}: `qx-update apply --repair`, or a release that \
-         accepts the data, ends that"
-    ))
 }
 
 /// What init scripts find.
@@ -289,6 +195,32 @@ struct Found {
     plain: Option<PathBuf>,
     /// What could not be read.
     fault: Option<String>,
+}
+
+impl Found {
+    /// What is wrong with it, a sentence each.
+    fn problems(&self, store: &Store) -> Vec<String> {
+        let mut problems: Vec<String> = self.fault.iter().cloned().collect();
+        if let Some(plain) = &self.plain {
+            problems.push(format!(
+                "{} is a plain directory: init scripts take what lies in it, and no release; move it away",
+                plain.display()
+            ));
+        }
+        if let (Some(slot), Some(manifest), Some(digest)) =
+            (self.set.set.slot(), &self.manifest, self.set.manifest)
+        {
+            let added = store.added(slot, manifest, digest);
+            problems.extend(added.iter().take(MAX_ADDED).map(|path| {
+                let path = text::path(path);
+                format!("{path} is not the release's: it was added, is not checked, and goes with the next update")
+            }));
+            if let Some(more) = added.len().checked_sub(MAX_ADDED + 1) {
+                problems.push(format!("{} more were added", more + 1));
+            }
+        }
+        problems
+    }
 }
 
 /// The set that init scripts find, and its manifest.
@@ -351,6 +283,72 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
     problems
 }
 
+/// That another set runs than the record says, if nothing explains it.
+fn other_set(record: &Record, found: &Found, factory_boot: bool, store: &Store) -> Option<String> {
+    let kept = record.idle_when_ended().active;
+    if factory_boot && kept.set != Set::Factory {
+        return Some(format!(
+            "this boot was told to use the factory set, by {FACTORY_BOOT} on the kernel's command line; {kept} is kept"
+        ));
+    }
+    let (set, _) = recorded(record);
+    if set == found.set.set || found.plain.is_some() || store.holder().is_some() {
+        return None;
+    }
+    Some(format!(
+        "the record names {set}, but the active set is: {}",
+        found.set.set
+    ))
+}
+
+fn trouble(record: &Record) -> Option<&Trouble> {
+    match &record.phase {
+        Phase::Idle(Idle { trouble, .. }) => trouble.as_ref(),
+        _ => None,
+    }
+}
+
+/// Why what uses the data waits for a person, if it does.
+fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
+    if let Phase::Reverting {
+        op,
+        data: DataState::Saved,
+        ..
+    } = &record.phase
+    {
+        return Some(format!("the data of before {} is not restored yet", op.to));
+    }
+    if record.is_stale_trial(&host.moment()) {
+        return Some(
+            "the trial is too old for its data to be restored unasked: `qx-update confirm` proves the release, \
+             `qx-update confirm --force` keeps it, `qx-update rollback --discard-data` goes back"
+                .into(),
+        );
+    }
+    let why = Fit::of(found.manifest.as_ref()?, record.schemas_now()).obstacle()?;
+    Some(format!(
+        "services that use the data stay stopped: {} is to run, and {why}: `qx-update apply --repair`, or a release that \
+         accepts the data, ends that",
+        found.set
+    ))
+}
+
+/// The refusals that still matter, the newest first: what is older than what runs is offered to nobody.
+fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>, String> {
+    let mut refused = store.refusals().map_err(|e| {
+        format!(
+            "{}; nothing is tried until `qx-update reset` begins a new list",
+            e.chain()
+        )
+    })?;
+    refused.reverse();
+    refused.retain(|refusal| match (&refusal.version, &running.version) {
+        (Some(refused), Some(running)) => refused.cmp_precedence(running).is_ge(),
+        _ => true,
+    });
+    Ok(refused)
+}
+
 /// What the record says is running, and since when.
 fn recorded(record: &Record) -> (Set, String) {
     match &record.phase {
@@ -361,6 +359,12 @@ fn recorded(record: &Record) -> (Set, String) {
         | Phase::Switching { op, .. }
         | Phase::Reverting { op, .. } => (op.from().set, op.before.since.clone()),
     }
+}
+
+/// Since when this set runs, if it is the one that the record names.
+fn since(record: &Record, running: Set) -> Option<String> {
+    let (set, since) = recorded(record);
+    (set == running).then_some(since)
 }
 
 fn open(record: &Record) -> Option<Open> {
@@ -386,6 +390,13 @@ fn fallback(record: &Record) -> Option<Installed> {
     }
 }
 
+fn lost(record: &Record) -> Option<Installed> {
+    match &record.phase {
+        Phase::Idle(idle) => idle.lost.clone(),
+        _ => None,
+    }
+}
+
 /// Whether a set still is what the record calls it, by its manifest. One that cannot be read may be.
 fn is_there(installed: &Installed, store: &Store) -> bool {
     match store.manifest(installed.set) {
@@ -401,17 +412,24 @@ fn is_there(installed: &Installed, store: &Store) -> bool {
 
 /// The running set's services, and every process that runs from another set's files or from what a slot held before.
 fn look_at_services(
-    running: &Installed,
-    manifest: &Manifest,
+    found: &Found,
+    host: &Host,
     store: &Store,
-    manager: &Manager,
+    config: &Result<Config>,
 ) -> (Vec<ServiceState>, Vec<Elsewhere>) {
-    let census = Census::take(&[manifest], &[], store, manager);
-    let proc = manager.host().proc();
+    let default = Services::default();
+    let how = config.as_ref().map_or(&default, |c| &c.services);
+    let manager = Manager::new(how, host, Duration::from_secs(5));
+    let Some(manifest) = found.manifest.as_ref().filter(|_| manager.controls()) else {
+        return (Vec::new(), Vec::new());
+    };
+    let running = found.set.set;
+    let census = Census::take(&[manifest], &[], store, &manager);
+    let proc = host.proc();
     let name = |process: Identity| proc.executable_name(process.pid);
     let services = manifest.services.iter().filter_map(|service| {
         let component = manifest.at(&service.runs)?;
-        let seen = census.look(service, running.set, manifest);
+        let seen = census.look(service, running, manifest);
         Some(ServiceState {
             name: service.name.clone(),
             state: match seen.state {
@@ -422,14 +440,14 @@ fn look_at_services(
             pid: seen.process.map(|process| process.pid),
             runs: seen.process.map(name),
             installed: store
-                .component(running.set, component)
+                .component(running, component)
                 .unwrap_or_else(|_| component.install_path.as_str().into()),
             why: seen.why,
         })
     });
     let slots = Slot::BOTH
         .into_iter()
-        .filter(|slot| running.set != Set::from(*slot));
+        .filter(|slot| running != Set::from(*slot));
     let places = slots.map(|slot| store.slot(slot)).chain(store.kept());
     let users = store.users(&places.collect::<Vec<_>>());
     let elsewhere = users.into_iter().map(|user| Elsewhere {
@@ -440,284 +458,4 @@ fn look_at_services(
         left: census.is_left(user.process.pid),
     });
     (services.collect(), elsewhere.collect())
-}
-
-fn advice(status: &Status) -> Vec<String> {
-    let mut advice = Vec::new();
-    if let Some(holder) = &status.busy {
-        advice.push(format!(
-            "wait: process {} ({}) is at work since {}; `qx-update log` shows how far it is",
-            holder.pid, holder.command, holder.since
-        ));
-        return advice;
-    }
-    match status.phase {
-        // In such a boot nothing is concluded.
-        _ if status.factory_boot => {}
-        "trial" | "reverting" | "switching" | "staging" => advice.push(format!(
-            "an operation was interrupted while {}: `qx-update confirm` takes it up again (so does the next boot)",
-            status.phase
-        )),
-        "staged" => advice.push("a release is staged: `qx-update apply` switches to it".into()),
-        _ => {}
-    }
-    if status.stopped {
-        advice.push(
-            "an operation was cut short after it had stopped services: `qx-update confirm` starts them"
-                .into(),
-        );
-    }
-    if status.factory_boot {
-        advice.push(format!(
-            "boot without {} to go on with the release, or `qx-update rollback --to factory` to stay with the factory set",
-            FACTORY_BOOT
-        ));
-    }
-    if status.needs_person {
-        advice.push(
-            "a person is needed: see the problem above; when it is dealt with, `qx-update reset`"
-                .into(),
-        );
-    }
-    if status.lost.is_some() {
-        advice.push(
-            "a damaged release was left: `qx-update apply --repair` installs it again".into(),
-        );
-    }
-    for service in status.services.iter().filter(|s| s.state == "stopped") {
-        advice.push(format!(
-            "{} has no process: start it, and look at its own log",
-            service.name
-        ));
-    }
-    for service in status.services.iter().filter(|s| s.state == "other") {
-        advice.push(format!(
-            "{} runs {}, not {}: restart it, and look at which path its init script takes",
-            service.name,
-            service.runs.as_deref().unwrap_or("nothing"),
-            service.installed.display()
-        ));
-    }
-    if let Some(failure) = &status.failure {
-        advice.push(match failure.result {
-            Exit::NoSpace => "make room in the data directory, then `qx-update apply`".into(),
-            Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {
-                "mend what the failed attempt names, then `qx-update confirm`".into()
-            }
-            _ => "mend what the failed attempt names, then `qx-update apply`: nothing was changed by it".into(),
-        });
-    }
-    if let Some(last) = &status.last {
-        let refused = status
-            .refused
-            .iter()
-            .any(|r| Some(r.manifest) == last.to.manifest);
-        let failed = matches!(
-            last.result,
-            Exit::BackToPrevious | Exit::BackToFactory | Exit::NeedsPerson
-        );
-        match &last.to.version {
-            Some(version) if failed && refused => advice.push(format!(
-                "{version} is not tried again by itself: publish a release with a higher version, or, if the cause lay \
-                 elsewhere, `qx-update apply {version} --retry`"
-            )),
-            _ if failed => advice.push("it was not the release's fault: the next `qx-update apply` tries again".into()),
-            _ if matches!(last.result, Exit::Failed | Exit::Refused | Exit::NoSpace) => {
-                advice.push("nothing was changed: mend what the last attempt names, then `qx-update apply`".into());
-            }
-            _ => {}
-        }
-    }
-    if (status.refreshed.as_ref()).is_some_and(|r| r.freshness == Freshness::NotVerified) {
-        advice.push("set the clock, then `qx-update check`: updates go on without, but only a clock tells what is stale".into());
-    }
-    if advice.is_empty() {
-        let calm = if status.problems.is_empty() {
-            "nothing to do"
-        } else {
-            "see what is named above"
-        };
-        advice.push(calm.into());
-    }
-    advice
-}
-
-/// The answer as text.
-pub fn for_people(status: &Status) -> String {
-    let mut lines = Vec::new();
-    // Processes and servers have a part in the texts: each stays one line.
-    let mut add = |name: &str, text: String| lines.push(format!("{name:<10}{}", text::line(&text)));
-    let since = status
-        .since
-        .as_ref()
-        .map(|s| format!(", since {s}"))
-        .unwrap_or_default();
-    match &status.plain {
-        Some(plain) => add(
-            "running",
-            format!("what lies in {}, a plain directory", plain.display()),
-        ),
-        None => add("running", format!("{}{since}", status.running)),
-    }
-    for service in &status.services {
-        let told = match (service.state, service.pid, &service.runs) {
-            ("installed", Some(pid), Some(path)) => format!("process {pid} runs {path}"),
-            (_, Some(pid), Some(path)) => {
-                format!(
-                    "process {pid} runs {path}, NOT {}",
-                    service.installed.display()
-                )
-            }
-            _ => match &service.why {
-                Some(why) => format!("NOT RUNNING: {why}"),
-                None => "NOT RUNNING".into(),
-            },
-        };
-        add("service", format!("{}: {told}", service.name));
-    }
-    for process in &status.elsewhere {
-        let whose = match (&process.service, process.left) {
-            (_, true) => ", left behind on purpose".to_owned(),
-            (Some(service), _) => format!(", of {service}"),
-            (None, false) => String::new(),
-        };
-        add(
-            "elsewhere",
-            format!(
-                "process {} ({}{whose}) still uses {}",
-                process.pid, process.runs, process.uses
-            ),
-        );
-    }
-    match &status.fallback {
-        Some(fallback) => add("fallback", fallback.to_string()),
-        None => add("fallback", "factory set".into()),
-    }
-    if let Some(open) = &status.operation {
-        let boots = match open.boots {
-            0 => String::new(),
-            n => format!(", boot {n}"),
-        };
-        add(
-            "phase",
-            format!(
-                "{}: {} to {}, since {}{boots}",
-                status.phase,
-                verb(open.kind),
-                open.to,
-                open.started
-            ),
-        );
-    } else if status.phase == "unknown" {
-        add("phase", "unknown: there is no readable record".into());
-    }
-    match &status.last {
-        None => add("last", "nothing was tried yet".into()),
-        Some(last) => {
-            add(
-                "last",
-                format!("{} from {} to {}", verb(last.kind), last.from, last.to),
-            );
-            add(
-                "",
-                format!(
-                    "began {}, ended {}: {}",
-                    last.started,
-                    last.ended,
-                    match (last.result, last.unproved.as_slice()) {
-                        (Exit::Done, [_, ..]) =>
-                            format!("done, not proved: {} (exit 0)", last.unproved.join("; ")),
-                        _ => result(last.result),
-                    }
-                ),
-            );
-            if let Some(reason) = &last.reason {
-                add("reason", reason.clone());
-            }
-            for line in &last.output {
-                add("", line.clone());
-            }
-            if let Some(Discarded { from, to, kept }) = &last.discarded {
-                let kept = match kept {
-                    Some(place) => format!("it is kept in {place}"),
-                    None => "it is not kept".into(),
-                };
-                add(
-                    "data",
-                    format!("what was written from {from} to {to} was dropped; {kept}"),
-                );
-            }
-        }
-    }
-    if let Some(failure) = &status.failure {
-        add(
-            "since then",
-            format!("{}: an attempt {}", failure.at, result(failure.result)),
-        );
-        add("reason", failure.reason.clone());
-    }
-    if let Some(refreshed) = &status.refreshed {
-        add(
-            "trust",
-            format!("refreshed {} from {}", refreshed.time, refreshed.source),
-        );
-        if refreshed.freshness == Freshness::NotVerified {
-            add(
-                "",
-                format!(
-                    "freshness not verified: the clock said {}, which cannot be; newer releases may have been withheld",
-                    refreshed.clock
-                ),
-            );
-        }
-    }
-    for refused in &status.refused {
-        let version = refused
-            .version
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let kind = match refused.kind {
-            RefusalKind::Quarantined => "quarantined",
-            RefusalKind::Held => "held",
-        };
-        add(
-            "refused",
-            format!(
-                "{version} is {kind} since {}: {}",
-                refused.at, refused.reason
-            ),
-        );
-    }
-    for problem in &status.problems {
-        add("problem", problem.clone());
-    }
-    for advice in &status.advice {
-        add("now", advice.clone());
-    }
-    let mut text = lines.join("\n");
-    text.push('\n');
-    text
-}
-
-fn verb(kind: OperationKind) -> &'static str {
-    match kind {
-        OperationKind::Install => "install",
-        OperationKind::Rollback => "rollback",
-        OperationKind::Factory => "return",
-        OperationKind::Image => "take-over by the image,",
-    }
-}
-
-fn result(exit: Exit) -> String {
-    let text = match exit {
-        Exit::Done => "done, proved healthy",
-        Exit::BackToPrevious => "FAILED; the previous release runs again",
-        Exit::BackToFactory => "FAILED; the factory set runs",
-        Exit::NeedsPerson => "FAILED, and needs a person",
-        Exit::NoSpace => "failed for lack of space; nothing changed",
-        Exit::Refused => "refused; nothing changed",
-        _ => "failed; nothing changed",
-    };
-    format!("{text} (exit {})", exit.code())
 }

@@ -1,0 +1,126 @@
+//! What to do now, a sentence each.
+
+use super::Status;
+use crate::model::record::{Attempt, Failure, Refusal};
+use crate::store::Freshness;
+use crate::system::host::FACTORY_BOOT;
+use qx_release::error::Exit;
+
+/// What to do now; never nothing.
+pub fn advice(status: &Status) -> Vec<String> {
+    if let Some(holder) = &status.busy {
+        return vec![format!(
+            "wait: process {} ({}) is at work since {}; `qx-update log` shows how far it is",
+            holder.pid, holder.command, holder.since
+        )];
+    }
+    let mut advice = about_what_is_open(status);
+    if status.needs_person {
+        advice.push(
+            "a person is needed: see the problem above; when it is dealt with, `qx-update reset`"
+                .into(),
+        );
+    }
+    if status.lost.is_some() {
+        advice.push(
+            "a damaged release was left: `qx-update apply --repair` installs it again".into(),
+        );
+    }
+    advice.extend(about_services(status));
+    advice.extend(status.failure.as_ref().map(after_failure));
+    let last = status.last.as_ref();
+    advice.extend(last.and_then(|last| after_attempt(last, &status.refused)));
+    if (status.refreshed.as_ref()).is_some_and(|r| r.freshness == Freshness::NotVerified) {
+        advice.push("set the clock, then `qx-update check`: updates go on without, but only a clock tells what is stale".into());
+    }
+    if advice.is_empty() {
+        let calm = if status.problems.is_empty() {
+            "nothing to do"
+        } else {
+            "see what is named above"
+        };
+        advice.push(calm.into());
+    }
+    advice
+}
+
+/// What ends an operation that was cut short, and a boot into the factory set.
+fn about_what_is_open(status: &Status) -> Vec<String> {
+    let mut advice = Vec::new();
+    match status.phase {
+        // In such a boot nothing is concluded.
+        _ if status.factory_boot => {}
+        "trial" | "reverting" | "switching" | "staging" => advice.push(format!(
+            "an operation was interrupted while {}: `qx-update confirm` takes it up again (so does the next boot)",
+            status.phase
+        )),
+        "staged" => advice.push("a release is staged: `qx-update apply` switches to it".into()),
+        _ => {}
+    }
+    if status.stopped {
+        advice.push(
+            "an operation was cut short after it had stopped services: `qx-update confirm` starts them"
+                .into(),
+        );
+    }
+    if status.factory_boot {
+        advice.push(format!(
+            "boot without {FACTORY_BOOT} to go on with the release, or `qx-update rollback --to factory` to stay with the factory set"
+        ));
+    }
+    advice
+}
+
+/// First what does not run, then what runs something else.
+fn about_services(status: &Status) -> Vec<String> {
+    let in_state = |state| status.services.iter().filter(move |s| s.state == state);
+    let stopped = in_state("stopped").map(|service| {
+        format!(
+            "{} has no process: start it, and look at its own log",
+            service.name
+        )
+    });
+    let other = in_state("other").map(|service| {
+        format!(
+            "{} runs {}, not {}: restart it, and look at which path its init script takes",
+            service.name,
+            service.runs.as_deref().unwrap_or("nothing"),
+            service.installed.display()
+        )
+    });
+    stopped.chain(other).collect()
+}
+
+fn after_failure(failure: &Failure) -> String {
+    match failure.result {
+        Exit::NoSpace => "make room in the data directory, then `qx-update apply`".into(),
+        Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {
+            "mend what the failed attempt names, then `qx-update confirm`".into()
+        }
+        _ => {
+            "mend what the failed attempt names, then `qx-update apply`: nothing was changed by it"
+                .into()
+        }
+    }
+}
+
+fn after_attempt(last: &Attempt, refused: &[Refusal]) -> Option<String> {
+    let refused = refused.iter().any(|r| Some(r.manifest) == last.to.manifest);
+    let failed = matches!(
+        last.result,
+        Exit::BackToPrevious | Exit::BackToFactory | Exit::NeedsPerson
+    );
+    match &last.to.version {
+        Some(version) if failed && refused => Some(format!(
+            "{version} is not tried again by itself: publish a release with a higher version, or, if the cause lay \
+             elsewhere, `qx-update apply {version} --retry`"
+        )),
+        _ if failed => {
+            Some("it was not the release's fault: the next `qx-update apply` tries again".into())
+        }
+        _ if matches!(last.result, Exit::Failed | Exit::Refused | Exit::NoSpace) => Some(
+            "nothing was changed: mend what the last attempt names, then `qx-update apply`".into(),
+        ),
+        _ => None,
+    }
+}
