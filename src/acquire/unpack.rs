@@ -142,6 +142,15 @@ struct Extensions {
     link: Option<Vec<u8>>,
 }
 
+/// What is to be made of an entry that was checked.
+struct Item {
+    path: RelPath,
+    /// The permission bits alone.
+    mode: u32,
+    /// What a link leads to.
+    target: Vec<u8>,
+}
+
 struct Unpacker<'a> {
     component: &'a Component,
     staging: &'a Path,
@@ -263,86 +272,15 @@ impl<'a> Unpacker<'a> {
         extensions: Extensions,
         entry: &mut tar::Entry<impl Read>,
     ) -> Result<()> {
-        let header = entry.header();
-        let raw = extensions
-            .path
-            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let Extensions { path, link } = extensions;
+        let raw = path.unwrap_or_else(|| entry.header().path_bytes().into_owned());
+        let component = self.component;
         let refuse = |why: &str| {
             let why = format!("entry '{}' {why}", shown(&raw));
-            refused(&self.component.name, why)
+            refused(&component.name, why)
         };
-        let name = std::str::from_utf8(&raw).map_err(|_| refuse("is not UTF-8"))?;
-        let name = match kind {
-            EntryType::Directory => name.strip_suffix('/').unwrap_or(name),
-            _ => name,
-        };
-        let path: RelPath = name
-            .parse()
-            .map_err(|why: String| refuse(&format!("is refused: {why}")))?;
-        let place = &self.component.install_path;
-        let Some(relative) = path.below(place) else {
-            return Err(refuse(&format!("is outside of {place}")));
-        };
-        match (kind, self.component.kind) {
-            (EntryType::Regular, Kind::Bin) if !relative.is_empty() => {
-                return Err(refuse(&format!("is below {place}, which is a bin")));
-            }
-            (EntryType::Regular, Kind::Tree) if relative.is_empty() => {
-                return Err(refuse("is a file, and the component is a tree"));
-            }
-            (EntryType::Regular, _) | (EntryType::Directory | EntryType::Symlink, Kind::Tree) => {}
-            (EntryType::Directory | EntryType::Symlink, Kind::Bin) => {
-                return Err(refuse("is no file, and the component is a bin"));
-            }
-            (EntryType::Link, _) => return Err(refuse("is a hard link")),
-            (EntryType::Char | EntryType::Block | EntryType::Fifo, _) => {
-                return Err(refuse("is a device or a pipe"));
-            }
-            (EntryType::GNUSparse, _) => return Err(refuse("is a sparse file")),
-            (other, _) => {
-                let kind = shown(&[other.as_byte()]);
-                return Err(refuse(&format!("is of an unknown type ('{kind}')")));
-            }
-        }
-        // The bits above are the file's type, which some archivers repeat here.
-        let mode = header.mode().map_err(|_| refuse("has no mode"))? & 0o7777;
-        if mode > 0o777 {
-            return Err(refuse(&format!(
-                "has a set-user-id, set-group-id or sticky bit (mode {mode:o})"
-            )));
-        }
-        if self.entries == self.component.entries {
-            let entries = self.component.entries;
-            return Err(refuse(&format!(
-                "is one more than the {entries} of the manifest"
-            )));
-        }
-        let size = entry.size();
-        if kind == EntryType::Regular && size > self.component.size_bytes - self.bytes {
-            let most = self.component.size_bytes;
-            return Err(refuse(&format!(
-                "is larger than the manifest's {most} bytes allow"
-            )));
-        }
-        let target = match kind {
-            EntryType::Symlink => {
-                let target = extensions
-                    .link
-                    .or_else(|| header.link_name_bytes().map(|t| t.into_owned()))
-                    .unwrap_or_default();
-                let inside = std::str::from_utf8(&target)
-                    .is_ok_and(|target| tree::link_stays_inside(relative, target));
-                if !inside || relative.is_empty() {
-                    return Err(refuse(&format!(
-                        "is a link to '{}', which is not inside of the component",
-                        shown(&target)
-                    )));
-                }
-                target
-            }
-            _ => Vec::new(),
-        };
-
+        let checked = self.check(kind, &raw, link, entry);
+        let Item { path, mode, target } = checked.map_err(|why| refuse(&why))?;
         let full = self.staging.join(&path);
         let directory = match self.directory_of(&path) {
             Ok(directory) => directory,
@@ -375,12 +313,65 @@ impl<'a> Unpacker<'a> {
         }
         self.entries += 1;
         if let Some(mut file) = file {
+            let size = entry.size();
             self.bytes += size;
             self.write(entry, size, &mut file, &full)?;
             file.set_permissions(fs::Permissions::from_mode(mode))
                 .doing(|| format!("setting the mode of {}", full.display()))?;
         }
         Ok(())
+    }
+
+    /// Checks what the archive says of an entry: all that can be known before anything is made of it. The error goes on after
+    /// the entry's name.
+    fn check(
+        &self,
+        kind: EntryType,
+        name: &[u8],
+        link: Option<Vec<u8>>,
+        entry: &tar::Entry<impl Read>,
+    ) -> Result<Item, String> {
+        let component = self.component;
+        let name = std::str::from_utf8(name).map_err(|_| "is not UTF-8")?;
+        let name = match kind {
+            EntryType::Directory => name.strip_suffix('/').unwrap_or(name),
+            _ => name,
+        };
+        let path: RelPath = name
+            .parse()
+            .map_err(|why: String| format!("is refused: {why}"))?;
+        let place = &component.install_path;
+        let relative = path
+            .below(place)
+            .ok_or_else(|| format!("is outside of {place}"))?;
+        check_kind(kind, relative, component)?;
+        let header = entry.header();
+        // The bits above are the file's type, which some archivers repeat here.
+        let mode = header.mode().map_err(|_| "has no mode")? & 0o7777;
+        if mode > 0o777 {
+            return Err(format!(
+                "has a set-user-id, set-group-id or sticky bit (mode {mode:o})"
+            ));
+        }
+        let Component {
+            entries,
+            size_bytes: most,
+            ..
+        } = component;
+        if self.entries == *entries {
+            return Err(format!("is one more than the {entries} of the manifest"));
+        }
+        if kind == EntryType::Regular && entry.size() > most - self.bytes {
+            return Err(format!("is larger than the manifest's {most} bytes allow"));
+        }
+        let target = match kind {
+            EntryType::Symlink => {
+                let target = link.or_else(|| header.link_name_bytes().map(|t| t.into_owned()));
+                link_inside(relative, target.unwrap_or_default())?
+            }
+            _ => Vec::new(),
+        };
+        Ok(Item { path, mode, target })
     }
 
     fn write(
@@ -421,6 +412,48 @@ impl<'a> Unpacker<'a> {
         };
         Ok(&self.directory.insert((parent.to_owned(), directory)).1)
     }
+}
+
+/// Whether an entry of this kind may be at this place below the component's own.
+fn check_kind(kind: EntryType, relative: &str, component: &Component) -> Result<(), String> {
+    let why = match (kind, component.kind) {
+        (EntryType::Regular, Kind::Bin) if !relative.is_empty() => {
+            return Err(format!(
+                "is below {}, which is a bin",
+                component.install_path
+            ));
+        }
+        (EntryType::Regular, Kind::Tree) if relative.is_empty() => {
+            "is a file, and the component is a tree"
+        }
+        (EntryType::Regular, _) | (EntryType::Directory | EntryType::Symlink, Kind::Tree) => {
+            return Ok(());
+        }
+        (EntryType::Directory | EntryType::Symlink, Kind::Bin) => {
+            "is no file, and the component is a bin"
+        }
+        (EntryType::Link, _) => "is a hard link",
+        (EntryType::Char | EntryType::Block | EntryType::Fifo, _) => "is a device or a pipe",
+        (EntryType::GNUSparse, _) => "is a sparse file",
+        (other, _) => {
+            let kind = shown(&[other.as_byte()]);
+            return Err(format!("is of an unknown type ('{kind}')"));
+        }
+    };
+    Err(why.into())
+}
+
+/// What the link at `relative` leads to, if that is inside of the component.
+fn link_inside(relative: &str, target: Vec<u8>) -> Result<Vec<u8>, String> {
+    let inside =
+        std::str::from_utf8(&target).is_ok_and(|target| tree::link_stays_inside(relative, target));
+    if inside && !relative.is_empty() {
+        return Ok(target);
+    }
+    Err(format!(
+        "is a link to '{}', which is not inside of the component",
+        shown(&target)
+    ))
 }
 
 fn open_directory(at: impl std::os::fd::AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
