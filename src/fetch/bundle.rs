@@ -52,7 +52,7 @@ impl Bundle {
                 .doing(|| format!("reading the bundle {}", path.display()))?,
             files: BTreeMap::new(),
         };
-        bundle.index(file, length)?;
+        bundle.files = bundle.index(file, length)?;
         Ok(bundle)
     }
 
@@ -78,26 +78,13 @@ impl Bundle {
         Ok(Some((Artifact::new(file, at, length), length)))
     }
 
-    fn index(&mut self, file: File, length: u64) -> Result<()> {
-        let path = self.path.clone();
-        let refused = |why: &str| {
-            let why = format!("reading the bundle {}: {why}", path.display());
-            Error::with(Exit::Refused, why)
-        };
-        let unreadable = |e: io::Error| match e.raw_os_error() {
-            Some(_) => {
-                let doing = || format!("reading the bundle {}", path.display());
-                let Err(error) = Err::<Infallible, _>(e).doing(doing);
-                error
-            }
-            None => refused(&format!(
-                "it is no uncompressed tar archive, or a damaged one: {e}"
-            )),
-        };
+    /// Where each file lies in the archive.
+    fn index(&self, file: File, length: u64) -> Result<BTreeMap<String, Place>> {
+        let refused = |why: &str| self.refused(why);
+        let unreadable = |e| self.unreadable(e);
         let mut archive = tar::Archive::new(file);
-        let mut end = 0;
-        let mut entries = 0;
-        let mut names = 0;
+        let mut files = BTreeMap::new();
+        let (mut end, mut entries, mut names) = (0, 0, 0);
         let mut long_name = None;
         let mut extended = false;
         // Raw: left to itself the reader would take long names of any length into memory.
@@ -115,26 +102,16 @@ impl Bundle {
                 .next_multiple_of(BLOCK);
             let kind = entry.header().entry_type();
             extended = matches!(kind, EntryType::GNULongName | EntryType::XHeader);
-            let name = match kind {
-                EntryType::GNULongName | EntryType::XHeader => {
-                    if long_name.is_some() {
-                        return Err(refused("an entry of it has two names"));
-                    }
-                    if size > MAX_EXTENSION {
-                        return Err(refused("a name or an attribute in it is over-long"));
-                    }
-                    let mut data = Vec::new();
-                    entry.read_to_end(&mut data).map_err(unreadable)?;
-                    long_name = match kind {
-                        EntryType::XHeader => pax_path(&data).map_err(|why| refused(&why))?,
-                        _ => Some(data.strip_suffix(b"\0").unwrap_or(&data).to_owned()),
-                    };
-                    continue;
+            if extended {
+                if long_name.is_some() {
+                    return Err(refused("an entry of it has two names"));
                 }
-                _ => match long_name.take() {
-                    Some(name) => name,
-                    None => entry.path_bytes().into_owned(),
-                },
+                long_name = self.long_name(&mut entry)?;
+                continue;
+            }
+            let name = match long_name.take() {
+                Some(name) => name,
+                None => entry.path_bytes().into_owned(),
             };
             let name = String::from_utf8_lossy(&name);
             let refuse = |why: &str| refused(&format!("its entry '{}' {why}", text::name(&name)));
@@ -155,19 +132,57 @@ impl Bundle {
                 )));
             }
             let place = Place { at, length: size };
-            if self.files.insert(name.into(), place).is_some() {
+            if files.insert(name.into(), place).is_some() {
                 return Err(refuse("is a duplicate"));
             }
         }
         if extended {
             return Err(refused("the entry that its last name is for is missing"));
         }
-        // The reader takes the file's end for the archive's; an archive has an end of its own.
+        self.check_end(end)?;
+        Ok(files)
+    }
+
+    /// The name that this header carries for the entry after it, if it carries one.
+    fn long_name(&self, header: &mut tar::Entry<impl Read>) -> Result<Option<Vec<u8>>> {
+        if header.size() > MAX_EXTENSION {
+            return Err(self.refused("a name or an attribute in it is over-long"));
+        }
+        let mut data = Vec::new();
+        header
+            .read_to_end(&mut data)
+            .map_err(|e| self.unreadable(e))?;
+        match header.header().entry_type() {
+            EntryType::XHeader => pax_path(&data).map_err(|why| self.refused(&why)),
+            _ => Ok(Some(data.strip_suffix(b"\0").unwrap_or(&data).to_owned())),
+        }
+    }
+
+    /// The reader takes the file's end for the archive's; an archive has an end of its own.
+    fn check_end(&self, end: u64) -> Result<()> {
         let mut last = [1; BLOCK as usize];
         match self.file.read_exact_at(&mut last, end) {
             Ok(()) if last == [0; BLOCK as usize] => Ok(()),
-            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(unreadable(e)),
-            _ => Err(refused("it is cut short")),
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(self.unreadable(e)),
+            _ => Err(self.refused("it is cut short")),
+        }
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        let why = format!("reading the bundle {}: {why}", self.path.display());
+        Error::with(Exit::Refused, why)
+    }
+
+    fn unreadable(&self, e: io::Error) -> Error {
+        match e.raw_os_error() {
+            Some(_) => {
+                let doing = || format!("reading the bundle {}", self.path.display());
+                let Err(error) = Err::<Infallible, _>(e).doing(doing);
+                error
+            }
+            None => self.refused(&format!(
+                "it is no uncompressed tar archive, or a damaged one: {e}"
+            )),
         }
     }
 }
