@@ -3,7 +3,7 @@
 use crate::model::changes::changed_services;
 use crate::system::space;
 use std::fs::{self};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::fetch::port::{Fetch, Target};
 use crate::model::slot::Set;
@@ -91,16 +91,7 @@ pub fn plan(
     repository: &Repository,
     source: &dyn Fetch,
 ) -> Result<Plan> {
-    let size = manifest.size_bytes();
-    if size > context.release_bytes {
-        return Err(Error::with(
-            Exit::Refused,
-            format!(
-                "planning {}: it takes {size} bytes, and limits.release_bytes allows {}",
-                manifest.version, context.release_bytes
-            ),
-        ));
-    }
+    check_size(manifest, context.release_bytes)?;
     let mut origins = Vec::new();
     for component in &manifest.components {
         origins.push(match installed_already(component, context.sets) {
@@ -132,22 +123,13 @@ pub fn plan(
         copies_artifacts: context.copies_artifacts,
     };
     plan.add_up(manifest);
-    let (mut free, mut inodes) = space::free_space(&context.slots)?;
-    let mut leftovers = context.leftovers.iter();
-    while plan.bytes > free || plan.entries > inodes {
-        let Some(oldest) = leftovers.next() else {
-            break;
-        };
-        let (bytes, entries) = space::used(oldest);
-        free = free.saturating_add(bytes);
-        inodes = inodes.saturating_add(entries);
-        plan.drops.push(oldest.clone());
-    }
-    if plan.bytes <= free && plan.entries <= inodes {
+    let mut free = space::free_space(&context.slots)?;
+    plan.drop_leftovers(context.leftovers, &mut free);
+    if plan.fits(free) {
         return Ok(plan);
     }
     // Without what the alternate slot holds: nothing can be reused from there then.
-    let (old_bytes, old_entries) = space::used(&context.alternate);
+    let old = space::used(&context.alternate);
     plan.needs_the_fallbacks_space = true;
     for (component, origin) in manifest.components.iter().zip(&mut plan.origins) {
         if matches!(origin, Origin::Reuse { set, .. } if *set == Set::from(context.active.alternate()))
@@ -156,22 +138,32 @@ pub fn plan(
         }
     }
     plan.add_up(manifest);
-    if plan.bytes <= free.saturating_add(old_bytes)
-        && plan.entries <= inodes.saturating_add(old_entries)
-    {
+    if plan.fits(with(free, old)) {
         return Ok(plan);
     }
+    Err(plan.no_space(manifest, &context.slots, free))
+}
+
+fn check_size(manifest: &Manifest, release_bytes: u64) -> Result<()> {
+    let size = manifest.size_bytes();
+    if size <= release_bytes {
+        return Ok(());
+    }
     Err(Error::with(
-        Exit::NoSpace,
+        Exit::Refused,
         format!(
-            "planning {}: it takes up to {} bytes{} and {} files in {}, and {free} bytes and {inodes} files are free",
-            manifest.version,
-            plan.bytes,
-            plan.of_data(),
-            plan.entries,
-            context.slots.display()
+            "planning {}: it takes {size} bytes, and limits.release_bytes allows {release_bytes}",
+            manifest.version
         ),
     ))
+}
+
+/// Bytes and inodes, with more of them.
+fn with((bytes, entries): (u64, u64), (more_bytes, more_entries): (u64, u64)) -> (u64, u64) {
+    (
+        bytes.saturating_add(more_bytes),
+        entries.saturating_add(more_entries),
+    )
 }
 
 fn fetched(
@@ -237,6 +229,36 @@ impl Plan {
         match self.data_bytes {
             0 => String::new(),
             bytes => format!(", {bytes} of them for the data's way back,"),
+        }
+    }
+
+    fn fits(&self, (bytes, entries): (u64, u64)) -> bool {
+        self.bytes <= bytes && self.entries <= entries
+    }
+
+    fn no_space(&self, manifest: &Manifest, slots: &Path, free: (u64, u64)) -> Error {
+        let (bytes, inodes) = free;
+        Error::with(
+            Exit::NoSpace,
+            format!(
+                "planning {}: it takes up to {} bytes{} and {} files in {}, and {bytes} bytes and {inodes} files are free",
+                manifest.version,
+                self.bytes,
+                self.of_data(),
+                self.entries,
+                slots.display()
+            ),
+        )
+    }
+
+    /// Chooses leftovers to go until it fits, or there are no more; `free` is what is free then.
+    fn drop_leftovers(&mut self, leftovers: &[PathBuf], free: &mut (u64, u64)) {
+        for oldest in leftovers {
+            if self.fits(*free) {
+                return;
+            }
+            *free = with(*free, space::used(oldest));
+            self.drops.push(oldest.clone());
         }
     }
 
