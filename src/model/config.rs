@@ -2,6 +2,7 @@
 //!
 //! An unknown or a missing field is an error that names the field and its place.
 
+use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub const DATA_DIR: &str = "/data";
 pub const FACTORY: &str = "/usr/share/qx-update/factory.json";
 /// The longest age that may be allowed, in seconds (100 years).
 const MAX_AGE: u64 = 3_153_600_000;
+/// More than anybody has of what is counted.
+const MANY: u64 = 1_000_000;
 
 /// What is ours, or leads there, in the data directory.
 const OURS: [&str; 6] = ["update", "slots", "rehearsal", "current", "bin", "share"];
@@ -220,6 +223,25 @@ impl TryFrom<ServicesFields> for Services {
     }
 }
 
+impl Services {
+    fn check(&self) -> Result<(), String> {
+        if let Services::Commands {
+            start,
+            stop,
+            status,
+            ..
+        } = self
+        {
+            for (field, vector) in [("start", start), ("stop", stop), ("status", status)] {
+                if vector.is_empty() {
+                    return Err(format!("services.{field}: the argument vector is empty"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for Services {
     fn default() -> Services {
         Services::OpenRc { pidfile: None }
@@ -290,63 +312,10 @@ impl Config {
         if config.sources.is_empty() {
             return Err("sources: at least one is needed".into());
         }
-        let log = config.log.path.as_deref().map(|p| ("log.path", p));
-        let ca = config.ca_file.as_deref().map(|p| ("ca_file", p));
-        let headers = config.headers_file.as_deref().map(|p| ("headers_file", p));
-        let paths = [
-            ("trust_root", config.trust_root.as_str()),
-            ("data_dir", &config.data_dir),
-            ("factory_manifest", &config.factory_manifest),
-        ];
-        for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
-            if !path.starts_with('/') {
-                let path = text::name(path);
-                return Err(format!("{field}: '{path}' is not an absolute path"));
-            }
-        }
-        for source in &config.sources {
-            let good = ["https://", "http://", "/"]
-                .iter()
-                .any(|start| source.starts_with(start));
-            if !good {
-                let source = text::place(source);
-                return Err(format!(
-                    "sources: '{source}' is neither an http(s):// URL nor an absolute path"
-                ));
-            }
-        }
-        if let Services::Commands {
-            start,
-            stop,
-            status,
-            ..
-        } = &config.services
-        {
-            for (field, vector) in [("start", start), ("stop", stop), ("status", status)] {
-                if vector.is_empty() {
-                    return Err(format!("services.{field}: the argument vector is empty"));
-                }
-            }
-        }
-        for (number, set) in config.data.iter().enumerate() {
-            set.check()?;
-            if config.data[..number]
-                .iter()
-                .any(|other| other.name == set.name)
-            {
-                return Err(format!("data: duplicate '{}'", set.name));
-            }
-        }
-        for set in config.data.iter().filter(|set| set.method == Method::Files) {
-            if let Some(own) = own_place(Path::new("/"), &config.data_dir, &set.place) {
-                return Err(format!(
-                    "data: {}: the place {} is in {}, or that in it, which is no place for data",
-                    set.name,
-                    text::place(&set.place),
-                    text::path(&own)
-                ));
-            }
-        }
+        config.check_paths()?;
+        config.check_sources()?;
+        config.services.check()?;
+        config.check_data()?;
         if let Some(path) = &config.log.path
             && let Some(own) = own_log(&config.data_dir, path)
         {
@@ -359,112 +328,118 @@ impl Config {
         Ok(config)
     }
 
-    fn check_numbers(&self) -> Result<(), String> {
-        let limits = &self.limits;
-        let trust = &limits.trust;
-        let size = |bytes: usize| bytes as u64;
-        for (field, value, range) in [
-            (
-                "log.max_bytes",
-                self.log.max_bytes.unwrap_or(1),
-                1..=1 << 40,
-            ),
-            ("log.keep", self.log.keep.unwrap_or(0).into(), 0..=1000),
-            ("limits.release_bytes", limits.release_bytes, 1..=MAX_SIZE),
-            (
-                "limits.connect_timeout_s",
-                limits.connect_timeout_s,
-                1..=MAX_SECONDS,
-            ),
-            (
-                "limits.stall_timeout_s",
-                limits.stall_timeout_s,
-                1..=MAX_SECONDS,
-            ),
-            (
-                "limits.metadata_timeout_s",
-                limits.metadata_timeout_s,
-                1..=MAX_SECONDS,
-            ),
-            (
-                "limits.min_bytes_per_s",
-                limits.min_bytes_per_s,
-                0..=1 << 40,
-            ),
-            ("limits.retries", limits.retries.into(), 0..=1000),
-            (
-                "limits.service_timeout_s",
-                limits.service_timeout_s,
-                1..=MAX_SECONDS,
-            ),
-            (
-                "limits.trial_boots",
-                limits.trial_boots.into(),
-                1..=1_000_000,
-            ),
-            (
-                "limits.trial_max_age_s",
-                limits.trial_max_age_s,
-                0..=MAX_AGE,
-            ),
-            (
-                "limits.discarded_bytes",
-                limits.discarded_bytes,
-                0..=MAX_SIZE,
-            ),
-            ("limits.trust.root_bytes", trust.root_bytes, 1..=1 << 30),
-            (
-                "limits.trust.timestamp_bytes",
-                trust.timestamp_bytes,
-                1..=1 << 30,
-            ),
-            (
-                "limits.trust.snapshot_bytes",
-                trust.snapshot_bytes,
-                1..=1 << 30,
-            ),
-            (
-                "limits.trust.targets_bytes",
-                trust.targets_bytes,
-                1..=1 << 30,
-            ),
-            (
-                "limits.trust.root_rotations",
-                trust.root_rotations,
-                0..=1_000_000,
-            ),
-            ("limits.trust.keys", size(trust.keys), 1..=1_000_000),
-            (
-                "limits.trust.signatures",
-                size(trust.signatures),
-                1..=1_000_000,
-            ),
-            (
-                "limits.trust.delegations",
-                size(trust.delegations),
-                0..=1_000_000,
-            ),
-            (
-                "limits.trust.delegated_roles",
-                size(trust.delegated_roles),
-                0..=1_000_000,
-            ),
-            (
-                "limits.trust.role_name_bytes",
-                size(trust.role_name_bytes),
-                1..=76,
-            ),
-            (
-                "limits.trust.json_members",
-                size(trust.json_members),
-                1..=100_000_000,
-            ),
-            ("limits.trust.json_depth", size(trust.json_depth), 1..=128),
-        ] {
-            json::in_range(field, value, range)?;
+    fn check_paths(&self) -> Result<(), String> {
+        let log = self.log.path.as_deref().map(|p| ("log.path", p));
+        let ca = self.ca_file.as_deref().map(|p| ("ca_file", p));
+        let headers = self.headers_file.as_deref().map(|p| ("headers_file", p));
+        let paths = [
+            ("trust_root", self.trust_root.as_str()),
+            ("data_dir", &self.data_dir),
+            ("factory_manifest", &self.factory_manifest),
+        ];
+        for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
+            if !path.starts_with('/') {
+                let path = text::name(path);
+                return Err(format!("{field}: '{path}' is not an absolute path"));
+            }
         }
         Ok(())
     }
+
+    fn check_sources(&self) -> Result<(), String> {
+        for source in &self.sources {
+            let good = ["https://", "http://", "/"]
+                .iter()
+                .any(|start| source.starts_with(start));
+            if !good {
+                let source = text::place(source);
+                return Err(format!(
+                    "sources: '{source}' is neither an http(s):// URL nor an absolute path"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_data(&self) -> Result<(), String> {
+        for (number, set) in self.data.iter().enumerate() {
+            set.check()?;
+            if self.data[..number]
+                .iter()
+                .any(|other| other.name == set.name)
+            {
+                return Err(format!("data: duplicate '{}'", set.name));
+            }
+        }
+        for set in self.data.iter().filter(|set| set.method == Method::Files) {
+            if let Some(own) = own_place(Path::new("/"), &self.data_dir, &set.place) {
+                return Err(format!(
+                    "data: {}: the place {} is in {}, or that in it, which is no place for data",
+                    set.name,
+                    text::place(&set.place),
+                    text::path(&own)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        let log = [
+            ("max_bytes", self.log.max_bytes.unwrap_or(1), 1..=1 << 40),
+            ("keep", self.log.keep.unwrap_or(0).into(), 0..=1000),
+        ];
+        in_ranges("log", log)?;
+        in_ranges("limits", self.limits.ranges())?;
+        in_ranges("limits.trust", trust_ranges(&self.limits.trust))
+    }
+}
+
+/// The name of a number, its value, and what it may be.
+type Ranged = (&'static str, u64, RangeInclusive<u64>);
+
+impl Limits {
+    fn ranges(&self) -> [Ranged; 10] {
+        const SECONDS: RangeInclusive<u64> = 1..=MAX_SECONDS;
+        [
+            ("release_bytes", self.release_bytes, 1..=MAX_SIZE),
+            ("connect_timeout_s", self.connect_timeout_s, SECONDS),
+            ("stall_timeout_s", self.stall_timeout_s, SECONDS),
+            ("metadata_timeout_s", self.metadata_timeout_s, SECONDS),
+            ("min_bytes_per_s", self.min_bytes_per_s, 0..=1 << 40),
+            ("retries", self.retries.into(), 0..=1000),
+            ("service_timeout_s", self.service_timeout_s, SECONDS),
+            ("trial_boots", self.trial_boots.into(), 1..=MANY),
+            ("trial_max_age_s", self.trial_max_age_s, 0..=MAX_AGE),
+            ("discarded_bytes", self.discarded_bytes, 0..=MAX_SIZE),
+        ]
+    }
+}
+
+fn trust_ranges(trust: &trust::Limits) -> [Ranged; 12] {
+    const BYTES: RangeInclusive<u64> = 1..=1 << 30;
+    let size = |count: usize| count as u64;
+    [
+        ("root_bytes", trust.root_bytes, BYTES),
+        ("timestamp_bytes", trust.timestamp_bytes, BYTES),
+        ("snapshot_bytes", trust.snapshot_bytes, BYTES),
+        ("targets_bytes", trust.targets_bytes, BYTES),
+        ("root_rotations", trust.root_rotations, 0..=MANY),
+        ("keys", size(trust.keys), 1..=MANY),
+        ("signatures", size(trust.signatures), 1..=MANY),
+        ("delegations", size(trust.delegations), 0..=MANY),
+        ("delegated_roles", size(trust.delegated_roles), 0..=MANY),
+        ("role_name_bytes", size(trust.role_name_bytes), 1..=76),
+        ("json_members", size(trust.json_members), 1..=100 * MANY),
+        ("json_depth", size(trust.json_depth), 1..=128),
+    ]
+}
+
+fn in_ranges<const N: usize>(section: &str, numbers: [Ranged; N]) -> Result<(), String> {
+    for (field, value, range) in numbers {
+        json::in_range(&format!("{section}.{field}"), value, range)?;
+    }
+    Ok(())
 }
 
 /// What is no data: it is in this that a place of data lies, or the other way round. `root` is before the image's paths, and
@@ -652,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn data_and_log_lie_where_nothing_else_does() {
+    fn data_lies_where_nothing_else_does() {
         let data = |place: &str| json!([{"name": "db", "method": "files", "place": place}]);
         for place in [
             "/data/update",
@@ -698,6 +673,10 @@ mod tests {
                 assert!(error.contains("the place"), "{data_dir} {place}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn the_log_lies_where_nothing_else_does() {
         for path in [
             "/data/slots/a/log",
             "/data//slots/x",
