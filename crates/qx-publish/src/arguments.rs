@@ -1,0 +1,359 @@
+//! The command line of `qx-publish`.
+
+use std::path::{Path, PathBuf};
+
+use argh::FromArgs;
+use qx_release::manifest::Name;
+use qx_release::trust::signing::Scheme;
+use semver::Version;
+
+/// Makes the releases that qx-update installs.
+#[derive(FromArgs)]
+pub struct Arguments {
+    /// print the version and exit
+    #[argh(switch)]
+    pub version: bool,
+    #[argh(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub enum Command {
+    Init(Init),
+    Key(KeyCommand),
+    Release(Release),
+    Component(Component),
+    Sign(Sign),
+    Rotate(Rotate),
+    Refresh(Refresh),
+    Expiry(Expiry),
+    Delegate(Delegate),
+    Factory(Factory),
+    Bundle(Bundle),
+    Inspect(Inspect),
+    Verify(Verify),
+    Serve(Serve),
+}
+
+impl Command {
+    /// The repository of which the command warns that a role's metadata expire soon.
+    pub fn repository(&self) -> Option<&Path> {
+        match self {
+            Command::Release(Release { repo, .. })
+            | Command::Component(Component { repo, .. })
+            | Command::Sign(Sign {
+                repo: Some(repo), ..
+            })
+            | Command::Rotate(Rotate { repo, .. })
+            | Command::Expiry(Expiry { repo, .. })
+            | Command::Delegate(Delegate { repo, .. })
+            | Command::Bundle(Bundle { repo, .. })
+            | Command::Inspect(Inspect { repo, .. }) => Some(repo),
+            _ => None,
+        }
+    }
+}
+
+/// Make keys and an empty repository.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "init")]
+pub struct Init {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory for the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// the product whose releases it will hold
+    #[argh(option)]
+    pub product: Name,
+    /// how many keys speak for the root (1)
+    #[argh(option, default = "1")]
+    pub root_keys: usize,
+    /// how many of them must sign (more than half)
+    #[argh(option)]
+    pub root_threshold: Option<u64>,
+}
+
+/// Make and show keys.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "key")]
+pub struct KeyCommand {
+    #[argh(subcommand)]
+    pub command: KeySubcommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub enum KeySubcommand {
+    New(KeyNew),
+    Show(KeyShow),
+}
+
+/// Make a private key, and its public half beside it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "new")]
+pub struct KeyNew {
+    /// the private key, NAME.pem; its public half becomes NAME.pub.pem
+    #[argh(positional)]
+    pub file: PathBuf,
+    /// ed25519 (the default) or ecdsa-sha2-nistp256
+    #[argh(option, default = "Scheme::Ed25519")]
+    pub scheme: Scheme,
+    /// protect it by a passphrase
+    #[argh(switch)]
+    pub encrypt: bool,
+    /// a file whose first line is the passphrase (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// Print the public half of a key.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "show")]
+pub struct KeyShow {
+    /// the key: NAME.pem, NAME.pub.pem or NAME.signer.json
+    #[argh(positional)]
+    pub file: PathBuf,
+}
+
+/// Pack what a recipe names, and publish it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "release")]
+pub struct Release {
+    /// the recipe
+    #[argh(positional)]
+    pub recipe: PathBuf,
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// the channel to publish on (stable)
+    #[argh(option)]
+    pub channel: Option<Name>,
+    /// the team that signs it (the targets role)
+    #[argh(option, long = "as")]
+    pub team: Option<String>,
+}
+
+/// Pack a recipe's components, and publish them for the releases that others make.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "component")]
+pub struct Component {
+    /// the recipe
+    #[argh(positional)]
+    pub recipe: PathBuf,
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// the team that signs them (the targets role)
+    #[argh(option, long = "as")]
+    pub team: Option<String>,
+}
+
+/// Sign a draft, on any machine; or publish drafts that were signed.
+///
+/// `sign DRAFT --keys DIR` shows what is signed and signs it. `sign --repo DIR --keys DIR --add-signature FILE` collects
+/// signatures made elsewhere, and publishes the drafts that have enough.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "sign")]
+pub struct Sign {
+    /// the draft to sign
+    #[argh(positional)]
+    pub draft: Option<PathBuf>,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// where to write the signed draft (in its place)
+    #[argh(option)]
+    pub out: Option<PathBuf>,
+    /// the repository's directory; with a draft: to show what changes
+    #[argh(option)]
+    pub repo: Option<PathBuf>,
+    /// a draft that was signed elsewhere; may be repeated
+    #[argh(option)]
+    pub add_signature: Vec<PathBuf>,
+    /// the old key of a role whose keys change is lost for good
+    #[argh(switch)]
+    pub without_old_key: bool,
+}
+
+/// Give a role other keys. Without an option that says which, each key is replaced by a new one.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rotate")]
+pub struct Rotate {
+    /// root, timestamp, snapshot, targets or a team
+    #[argh(positional)]
+    pub role: String,
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys, old and new
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// a key that comes: the file of a public key, or "new"; may be repeated
+    #[argh(option)]
+    pub key: Vec<String>,
+    /// a key that goes, by the start of its id, or "none" (all, if keys come); may be repeated
+    #[argh(option)]
+    pub remove: Vec<String>,
+    /// how many keys must sign then
+    #[argh(option)]
+    pub threshold: Option<u64>,
+    /// the old key is lost for good: do not wait for its signature
+    #[argh(switch)]
+    pub without_old_key: bool,
+}
+
+/// Renew what expires soon; made for cron. Exits 10 if something will expire that it could not renew.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "refresh")]
+pub struct Refresh {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// renew what expires within so many days (a third of its life, at most 120 days)
+    #[argh(option)]
+    pub within: Option<u32>,
+}
+
+/// Set for how many days new metadata of a role are valid.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "expiry")]
+pub struct Expiry {
+    /// root, timestamp, snapshot, targets or a team
+    #[argh(positional)]
+    pub role: String,
+    /// the number of days
+    #[argh(positional)]
+    pub days: u32,
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+}
+
+/// Let a team publish what matches its patterns, or take that right away.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "delegate")]
+pub struct Delegate {
+    /// the team
+    #[argh(positional)]
+    pub team: String,
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// a pattern of the targets that it may publish; * and ? do not match a slash; may be repeated
+    #[argh(option)]
+    pub paths: Vec<String>,
+    /// the file of a public key of the team, or "new" (a new one); may be repeated
+    #[argh(option)]
+    pub key: Vec<String>,
+    /// how many of its keys must sign (1)
+    #[argh(option)]
+    pub threshold: Option<u64>,
+    /// what matches its patterns is looked for nowhere else
+    #[argh(switch)]
+    pub terminating: bool,
+    /// take the right to publish away
+    #[argh(switch)]
+    pub remove: bool,
+}
+
+/// Write the manifest of a factory set, for the image.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "factory")]
+pub struct Factory {
+    /// the recipe, whose sources are where the image build has the files
+    #[argh(positional)]
+    pub recipe: PathBuf,
+    /// the manifest to write
+    #[argh(option)]
+    pub out: PathBuf,
+}
+
+/// Write a release and all metadata into one file, for a USB stick.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "bundle")]
+pub struct Bundle {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the version
+    #[argh(option)]
+    pub version: Version,
+    /// only what is on this channel (all channels that have the version)
+    #[argh(option)]
+    pub channel: Option<Name>,
+    /// only what is for this architecture (all that have the version)
+    #[argh(option)]
+    pub arch: Option<Name>,
+    /// the file to write; nothing is overwritten
+    #[argh(option)]
+    pub out: PathBuf,
+}
+
+/// Check a whole repository as a client would, every target's digest included.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "verify")]
+pub struct Verify {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// for programs
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// Print what a repository offers.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "inspect")]
+pub struct Inspect {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// for programs
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// Serve a repository over HTTP, for trying things out.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "serve")]
+pub struct Serve {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the address and port to listen on; port 0 takes a free one (127.0.0.1:8000)
+    #[argh(option, default = "\"127.0.0.1:8000\".into()")]
+    pub listen: String,
+}
