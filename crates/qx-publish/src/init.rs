@@ -58,53 +58,26 @@ pub fn init(
     let threshold = threshold.unwrap_or(root_keys as u64 / 2 + 1);
     check_threshold(threshold, root_keys)?;
     durable::create_dir(keys, 0o700)?;
-    let lock = File::open(keys).doing(|| format!("opening {}", keys.display()))?;
-    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Err(Error::with(
-            Exit::Busy,
-            format!(
-                "another qx-publish makes keys in {}; run this again when it has ended",
-                keys.display()
-            ),
-        ));
-    }
+    let _lock = lock(keys)?;
     let unfinished = keys.join(UNFINISHED);
     let purpose = format!(
         "{product} {root_keys} {threshold} {}\n",
         repo_path.display()
     );
-    let resumed = match fs::read_to_string(&unfinished) {
-        Ok(before) if before == purpose => true,
-        Ok(before) => {
-            return Err(Error::new(format!(
-                "{}: init for {} was interrupted; run that again, or remove this file and the keys beside it",
-                unfinished.display(),
-                before.trim_end()
-            )));
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        Err(e) => return Err(e).doing(|| format!("reading {}", unfinished.display())),
-    };
+    let resumed = is_resumed(&unfinished, &purpose)?;
     let made = |repo: &Path| Made {
         root: metadata_file(repo, ROOT, 1),
         root_keys: root_files(keys, root_keys),
         threshold,
     };
-    let occupied = match fs::read_dir(repo) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        Err(e) => return Err(e).doing(|| format!("reading {}", repo.display())),
-    };
+    let occupied = is_occupied(repo)?;
     if occupied && !resumed {
         return Err(Error::new(format!(
             "{} is not empty, and nothing is overwritten",
             repo.display()
         )));
     }
-    let mut files: Vec<(&str, Vec<PathBuf>)> = vec![(ROOT, root_files(keys, root_keys))];
-    for role in [TIMESTAMP, SNAPSHOT, TARGETS] {
-        files.push((role, vec![keys.join(format!("{role}.pem"))]));
-    }
+    let files = key_files(keys, root_keys);
     if !resumed {
         for file in files.iter().flat_map(|(_, files)| files) {
             check_vacant(file)?;
@@ -133,6 +106,52 @@ pub fn init(
     durable::rename(&aside, &repo_path)?;
     durable::remove(&unfinished)?;
     Ok(made(repo))
+}
+
+/// Keeps others from making keys in this directory until it is dropped.
+fn lock(keys: &Path) -> Result<File> {
+    let lock = File::open(keys).doing(|| format!("opening {}", keys.display()))?;
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Error::with(
+            Exit::Busy,
+            format!(
+                "another qx-publish makes keys in {}; run this again when it has ended",
+                keys.display()
+            ),
+        ));
+    }
+    Ok(lock)
+}
+
+/// Whether an `init` for the same purpose was interrupted.
+fn is_resumed(unfinished: &Path, purpose: &str) -> Result<bool> {
+    match fs::read_to_string(unfinished) {
+        Ok(before) if before == purpose => Ok(true),
+        Ok(before) => Err(Error::new(format!(
+            "{}: init for {} was interrupted; run that again, or remove this file and the keys beside it",
+            unfinished.display(),
+            before.trim_end()
+        ))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).doing(|| format!("reading {}", unfinished.display())),
+    }
+}
+
+fn is_occupied(repo: &Path) -> Result<bool> {
+    match fs::read_dir(repo) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).doing(|| format!("reading {}", repo.display())),
+    }
+}
+
+/// The files of each role's keys.
+fn key_files(keys: &Path, root_keys: usize) -> Vec<(&'static str, Vec<PathBuf>)> {
+    let mut files = vec![(ROOT, root_files(keys, root_keys))];
+    for role in [TIMESTAMP, SNAPSHOT, TARGETS] {
+        files.push((role, vec![keys.join(format!("{role}.pem"))]));
+    }
+    files
 }
 
 fn root_files(keys: &Path, count: usize) -> Vec<PathBuf> {

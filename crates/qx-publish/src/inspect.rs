@@ -200,6 +200,18 @@ impl RoleLine {
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "product  {}", text::name(&self.product))?;
+        self.print_roles(f)?;
+        self.print_teams(f)?;
+        if self.releases.is_empty() {
+            return writeln!(f, "\nno releases");
+        }
+        self.print_channels(f)?;
+        self.print_releases(f)
+    }
+}
+
+impl Inspection {
+    fn print_roles(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let roles = self.roles.iter().map(|role| {
             [
                 role.role.clone(),
@@ -210,11 +222,11 @@ impl fmt::Display for Inspection {
                 role.keys(),
             ]
         });
-        table(
-            f,
-            ["role", "version", "expires", "", "threshold", "keys"],
-            roles,
-        )?;
+        let heads = ["role", "version", "expires", "", "threshold", "keys"];
+        table(f, heads, roles)
+    }
+
+    fn print_teams(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let teams = self.roles.iter().filter_map(|role| {
             let delegated = role.delegated.as_ref()?;
             let ends = if delegated.terminating {
@@ -229,10 +241,10 @@ impl fmt::Display for Inspection {
                 ends.to_owned(),
             ])
         });
-        table(f, ["team", "delegated by", "may publish", ""], teams)?;
-        if self.releases.is_empty() {
-            return writeln!(f, "\nno releases");
-        }
+        table(f, ["team", "delegated by", "may publish", ""], teams)
+    }
+
+    fn print_channels(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let channels = self.channels.iter().map(|line| {
             [
                 line.channel.clone(),
@@ -241,7 +253,10 @@ impl fmt::Display for Inspection {
                 line.latest.clone(),
             ]
         });
-        table(f, ["channel", "arch", "releases", "latest"], channels)?;
+        table(f, ["channel", "arch", "releases", "latest"], channels)
+    }
+
+    fn print_releases(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let releases = self.releases.iter().map(|release| {
             [
                 release.channel.clone(),

@@ -89,38 +89,14 @@ pub fn release(
     let mut store = Store::open(repo, now)?;
     let role = team.unwrap_or(TARGETS);
     store.current.authority(role)?;
-    let ours = &store.current.about.product;
-    if manifest.product != *ours {
-        return Err(Error::with(
-            Exit::Usage,
-            format!(
-                "the recipe {} is for {}, and the repository {} is {ours}'s",
-                recipe.path.display(),
-                manifest.product,
-                repo.display(),
-            ),
-        ));
-    }
+    check_product(&recipe, &manifest.product, repo, &store)?;
     let may = |store: &Store, target: &RelPath| match team {
         Some(team) => delegate::check_target(&store.current.roles, team, target),
         None => Ok(()),
     };
     let mut targets = Vec::new();
     if let Some(channel) = channel {
-        let Manifest {
-            product,
-            arch,
-            version,
-            ..
-        } = &manifest;
-        let target: RelPath = format!("{product}/{channel}/{arch}/{version}/release.json")
-            .parse()
-            .map_err(|why: String| Error::with(Exit::Usage, why))?;
-        if store.current.search(&target).is_some() {
-            return Err(Error::new(format!(
-                "{product} {version} for {arch} is published on {channel} already; a published version never changes"
-            )));
-        }
+        let target = new_release(&manifest, channel, &store)?;
         may(&store, &target)?;
         targets.push(target);
     }
@@ -166,6 +142,40 @@ pub fn release(
         new_bytes,
         done,
     })
+}
+
+fn check_product(recipe: &Recipe, product: &Name, repo: &Path, store: &Store) -> Result<()> {
+    let ours = &store.current.about.product;
+    if product == ours {
+        return Ok(());
+    }
+    Err(Error::with(
+        Exit::Usage,
+        format!(
+            "the recipe {} is for {product}, and the repository {} is {ours}'s",
+            recipe.path.display(),
+            repo.display(),
+        ),
+    ))
+}
+
+/// The target that a release's manifest becomes, which must be new.
+fn new_release(manifest: &Manifest, channel: &Name, store: &Store) -> Result<RelPath> {
+    let Manifest {
+        product,
+        arch,
+        version,
+        ..
+    } = manifest;
+    let target: RelPath = format!("{product}/{channel}/{arch}/{version}/release.json")
+        .parse()
+        .map_err(|why: String| Error::with(Exit::Usage, why))?;
+    if store.current.search(&target).is_some() {
+        return Err(Error::new(format!(
+            "{product} {version} for {arch} is published on {channel} already; a published version never changes"
+        )));
+    }
+    Ok(target)
 }
 
 /// Writes the manifest of the factory set that a recipe describes, measured where the image build has its files.

@@ -226,28 +226,11 @@ pub fn refresh(
     }
     let mut open = Vec::new();
     for role in &due {
-        let expires = store.current.role(role)?.expires_text().to_owned();
-        let line = |why: &str| format!("the {role} metadata are valid until {expires}: {why}");
-        match role.as_str() {
-            SNAPSHOT | TIMESTAMP => {
-                let authority = store.current.authority(role)?;
-                if authority.at_hand(keys) < authority.threshold {
-                    open.push(line("the keys that renew them are not at hand"));
-                } else {
-                    store.renew(if role == SNAPSHOT {
-                        SNAPSHOT
-                    } else {
-                        TIMESTAMP
-                    });
-                }
-            }
-            role => {
-                let body = store.body(role);
-                if let Err(error) = store.propose(role, body) {
-                    // What waits renews it too, once it is signed.
-                    open.push(line(&error.chain()));
-                }
-            }
+        if let Some(why) = renew(&mut store, role, keys)? {
+            let expires = store.current.role(role)?.expires_text();
+            open.push(format!(
+                "the {role} metadata are valid until {expires}: {why}"
+            ));
         }
     }
     let dir = store.current.dir.clone();
@@ -272,6 +255,25 @@ pub fn refresh(
     }
     let next = next.unwrap_or((now, ROOT.to_owned()));
     Ok(Refreshed { done, open, next })
+}
+
+/// Puts a role's renewal into what will be published, or tells why it cannot be renewed.
+fn renew(store: &mut Store, role: &str, keys: &Keyring) -> Result<Option<String>> {
+    let online = match role {
+        SNAPSHOT => SNAPSHOT,
+        TIMESTAMP => TIMESTAMP,
+        role => {
+            let body = store.body(role);
+            // What waits renews it too, once it is signed.
+            return Ok(store.propose(role, body).err().map(|e| e.chain()));
+        }
+    };
+    let authority = store.current.authority(online)?;
+    if authority.at_hand(keys) < authority.threshold {
+        return Ok(Some("the keys that renew them are not at hand".into()));
+    }
+    store.renew(online);
+    Ok(None)
 }
 
 /// What was asked for cannot be.
