@@ -10,7 +10,7 @@ use crate::fetch;
 use crate::system::process::Program;
 use crate::system::service::Manager;
 use qx_release::json;
-use qx_release::manifest::{Check, Probe};
+use qx_release::manifest::{Check, JsonField, Probe};
 use qx_release::text;
 
 /// A health check's answer is at most this long, in bytes.
@@ -57,57 +57,9 @@ pub fn try_once(
 ) -> Result<Option<SocketAddr>, Fault> {
     let timeout = Duration::from_secs(check.timeout_s);
     match &check.probe {
-        Probe::Http { url, status, json } => {
-            let answer = fetch::get(url, timeout, MAX_BODY).map_err(|e| {
-                let refused = e.io_kind() == Some(io::ErrorKind::ConnectionRefused);
-                let why = e.chain();
-                Fault::alike(if refused { REFUSED } else { &why }, why.as_str())
-            })?;
-            let failed = |why: String| Err(Fault::new(why));
-            let shown = text::url(url);
-            if answer.status != *status {
-                return failed(format!("{shown} answered {}, not {status}", answer.status));
-            }
-            let Some(field) = json else {
-                return Ok(answer.own_address);
-            };
-            let body: serde_json::Value = match json::parse(&answer.body) {
-                Ok(body) => body,
-                Err(e) => return failed(format!("{shown} answered no JSON: {e}")),
-            };
-            let pointer = text::clean(&field.pointer, text::VALUE);
-            let told = |value: &serde_json::Value| text::clean(&value.to_string(), text::VALUE);
-            match body.pointer(&field.pointer) {
-                Some(value) if *value == field.equals => Ok(answer.own_address),
-                Some(value) => failed(format!(
-                    "{shown} has {pointer} = {}, not {}",
-                    told(value),
-                    told(&field.equals)
-                )),
-                None => failed(format!("{shown} has no {pointer}")),
-            }
-        }
+        Probe::Http { url, status, json } => ask(url, *status, json.as_ref(), timeout),
         Probe::Tcp { address } => connect(address, timeout),
-        Probe::Exec { run } => {
-            let mut vector = run.clone();
-            if let Some(program) = vector.first_mut() {
-                let path = find(program)
-                    .ok_or_else(|| Fault::new(format!("{program} is in no component")))?;
-                *program = path.display().to_string();
-            }
-            let program = Program {
-                directory,
-                ..Program::new(&vector, timeout)
-            };
-            match program.run(&mut |_, _| {}) {
-                Ok(ended) if ended.ok() => Ok(None),
-                Ok(ended) => Err(Fault::alike(
-                    ended.how(),
-                    format!("{} {}", text::command(run), ended.describe()),
-                )),
-                Err(e) => Err(Fault::new(e.chain())),
-            }
-        }
+        Probe::Exec { run } => execute(run, find, directory, timeout).map(|()| None),
         Probe::Service { service } => match manager.runs(service) {
             Ok(()) => Ok(None),
             Err(why) => Err(Fault::alike(
@@ -127,6 +79,68 @@ pub fn endpoint(probe: &Probe) -> Option<&str> {
         }
         Probe::Tcp { address } => Some(address),
         Probe::Exec { .. } | Probe::Service { .. } => None,
+    }
+}
+
+fn ask(
+    url: &str,
+    status: u16,
+    json: Option<&JsonField>,
+    timeout: Duration,
+) -> Result<Option<SocketAddr>, Fault> {
+    let answer = fetch::get(url, timeout, MAX_BODY).map_err(|e| {
+        let refused = e.io_kind() == Some(io::ErrorKind::ConnectionRefused);
+        let why = e.chain();
+        Fault::alike(if refused { REFUSED } else { &why }, why.as_str())
+    })?;
+    let failed = |why: String| Err(Fault::new(why));
+    let shown = text::url(url);
+    if answer.status != status {
+        return failed(format!("{shown} answered {}, not {status}", answer.status));
+    }
+    let Some(field) = json else {
+        return Ok(answer.own_address);
+    };
+    let body: serde_json::Value = match json::parse(&answer.body) {
+        Ok(body) => body,
+        Err(e) => return failed(format!("{shown} answered no JSON: {e}")),
+    };
+    let pointer = text::clean(&field.pointer, text::VALUE);
+    let told = |value: &serde_json::Value| text::clean(&value.to_string(), text::VALUE);
+    match body.pointer(&field.pointer) {
+        Some(value) if *value == field.equals => Ok(answer.own_address),
+        Some(value) => failed(format!(
+            "{shown} has {pointer} = {}, not {}",
+            told(value),
+            told(&field.equals)
+        )),
+        None => failed(format!("{shown} has no {pointer}")),
+    }
+}
+
+fn execute(
+    run: &[String],
+    find: &dyn Fn(&str) -> Option<PathBuf>,
+    directory: &Path,
+    timeout: Duration,
+) -> Result<(), Fault> {
+    let mut vector = run.to_vec();
+    if let Some(program) = vector.first_mut() {
+        let path =
+            find(program).ok_or_else(|| Fault::new(format!("{program} is in no component")))?;
+        *program = path.display().to_string();
+    }
+    let program = Program {
+        directory,
+        ..Program::new(&vector, timeout)
+    };
+    match program.run(&mut |_, _| {}) {
+        Ok(ended) if ended.ok() => Ok(()),
+        Ok(ended) => Err(Fault::alike(
+            ended.how(),
+            format!("{} {}", text::command(run), ended.describe()),
+        )),
+        Err(e) => Err(Fault::new(e.chain())),
     }
 }
 

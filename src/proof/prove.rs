@@ -169,18 +169,12 @@ fn run_the_files(
             if proved.iter().any(|p| p.name == service.name) {
                 continue;
             }
-            match (
-                census.look(service, expected.set, expected.manifest),
-                missing.is_some(),
-            ) {
-                (
-                    Seen {
-                        process: Some(process),
-                        state: State::Installed,
-                        ..
-                    },
-                    _,
-                ) => {
+            match census.look(service, expected.set, expected.manifest) {
+                Seen {
+                    process: Some(process),
+                    state: State::Installed,
+                    ..
+                } => {
                     let name = proc.executable_name(process.pid);
                     let what = format!("{} runs {name} (process {})", service.name, process.pid);
                     log.info("prove", what);
@@ -190,8 +184,8 @@ fn run_the_files(
                         file: proc.file(process.pid),
                     });
                 }
-                (seen, false) => missing = Some((&service.name, seen)),
-                (_, true) => {}
+                seen if missing.is_none() => missing = Some((&service.name, seen)),
+                _ => {}
             }
         }
         let old = old_process(expected, &census);
@@ -199,22 +193,29 @@ fn run_the_files(
             return Ok(proved);
         }
         if Instant::now() >= deadline {
-            return Err(match (missing, old) {
-                (Some((name, seen)), _) => {
-                    let said = match seen.state {
-                        State::Stopped => manager.runs(name).err(),
-                        _ => None,
-                    };
-                    let why = seen.why.unwrap_or_default();
-                    said.map_or(why.clone(), |said| format!("{why}; {said}"))
-                }
-                (None, Some((pid, path))) => {
-                    format!("process {pid} still runs the old {}", path.display())
-                }
-                (None, None) => String::new(),
-            });
+            return Err(overdue(missing, old, manager));
         }
         std::thread::sleep(TICK);
+    }
+}
+
+/// Why step one was not done in time: a service that does not run its file, else an old process.
+fn overdue(
+    missing: Option<(&Name, Seen)>,
+    old: Option<(u32, PathBuf)>,
+    manager: &Manager,
+) -> String {
+    match (missing, old) {
+        (Some((name, seen)), _) => {
+            let said = match seen.state {
+                State::Stopped => manager.runs(name).err(),
+                _ => None,
+            };
+            let why = seen.why.unwrap_or_default();
+            said.map_or(why.clone(), |said| format!("{why}; {said}"))
+        }
+        (None, Some((pid, path))) => format!("process {pid} still runs the old {}", path.display()),
+        (None, None) => String::new(),
     }
 }
 
@@ -319,6 +320,17 @@ impl<'a> Watch<'a> {
         let tries = u64::from(c.retries) + 2;
         Duration::from_secs(c.start_period_s + tries * (c.interval_s + c.timeout_s) + c.stable_s)
     }
+
+    /// Why it has failed though no row of tries was too long: all checks together were given this patience.
+    fn too_late(&self, patience: Duration) -> String {
+        format!(
+            "the health check {} did not pass for {} s at a stretch in {} s: {}",
+            self.check.probe,
+            self.check.stable_s,
+            patience.as_secs(),
+            self.why
+        )
+    }
 }
 
 /// Why a check that failed does not count, if it does not.
@@ -391,14 +403,7 @@ fn stay_healthy(
         if start.elapsed() > patience
             && let Some(watch) = watches.iter_mut().find(|watch| !watch.is_stable())
         {
-            let why = format!(
-                "the health check {} did not pass for {} s at a stretch in {} s: {}",
-                watch.check.probe,
-                watch.check.stable_s,
-                patience.as_secs(),
-                watch.why
-            );
-            watch.end(why, expected)?;
+            watch.end(watch.too_late(patience), expected)?;
         }
         watches.retain_mut(|watch| match watch.excused.take() {
             None => true,
@@ -698,24 +703,9 @@ mod tests {
         };
         for (check, how, excused, why) in [
             (asks("/printer"), "no /printer", true, "the same"),
-            (
-                asks("/version"),
-                "no /printer",
-                false,
-                "another field of the same URL",
-            ),
-            (
-                asks("/printer"),
-                "answered 500",
-                false,
-                "another failure of the same check",
-            ),
-            (
-                other_patience,
-                "no /printer",
-                false,
-                "tried with other retries",
-            ),
+            (asks("/version"), "no /printer", false, "another field"),
+            (asks("/printer"), "answered 500", false, "another failure"),
+            (other_patience, "no /printer", false, "other retries"),
             (required, "no /printer", false, "required"),
         ] {
             let found = excuse(&check, how, &expected(&[]));
