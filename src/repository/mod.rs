@@ -85,6 +85,23 @@ pub struct Releases {
 /// Is given each role that is walked, or why it is not.
 type Visit<'v> = dyn FnMut(&RoleName, Result<Rc<Targets>>) -> Result<()> + 'v;
 
+/// Roles whose publishers are at fault, a line each.
+#[derive(Default)]
+struct LeftOut(BTreeSet<String>);
+
+impl LeftOut {
+    /// Notes what is a publisher's fault; all else is an error still.
+    fn take(&mut self, what: String, error: Error) -> Result<()> {
+        match error.exit {
+            Exit::Refused => {
+                self.0.insert(format!("{what}: {}", error.chain()));
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+}
+
 impl Repository {
     /// Refreshes what is trusted: follows the chain of roots from `root` (the one shipped with the image), and gets
     /// the latest timestamp, snapshot and targets. `store` keeps them; expiry is measured against `clock`.
@@ -166,14 +183,7 @@ impl Repository {
             _ => {}
         });
         let mut named: BTreeSet<RelPath> = offers.iter().map(|o| o.target.clone()).collect();
-        let mut left_out = BTreeSet::new();
-        let mut leave_out = |what: String, error: Error| match error.exit {
-            Exit::Refused => {
-                left_out.insert(format!("{what}: {}", error.chain()));
-                Ok(())
-            }
-            _ => Err(error),
-        };
+        let mut left_out = LeftOut::default();
         let mut delegated = Vec::new();
         let might = |pattern: &str| might_name_releases(pattern, [product, channel, arch]);
         self.walk(source, top, &might, &mut |role, walked| {
@@ -182,7 +192,7 @@ impl Repository {
                     let offer = offered(&name, &target).filter(|offer| ours(offer));
                     delegated.extend(offer.map(|offer| (role.clone(), offer)));
                 }),
-                Err(e) => leave_out(format!("the releases of {role} are left out"), e)?,
+                Err(e) => left_out.take(format!("the releases of {role} are left out"), e)?,
             }
             Ok(())
         })?;
@@ -197,13 +207,13 @@ impl Repository {
                 }
                 // Somebody who is trusted more says what it is, or nobody is trusted to.
                 Ok(_) => {}
-                Err(e) => leave_out(format!("releases that {role} lists are left out"), e)?,
+                Err(e) => left_out.take(format!("releases that {role} lists are left out"), e)?,
             }
         }
         offers.extend(others);
         Ok(Releases {
             offers,
-            left_out: left_out.into_iter().collect(),
+            left_out: left_out.0.into_iter().collect(),
         })
     }
 
