@@ -221,58 +221,63 @@ fn walk(
         Ok(())
     };
     match (roles, succinct) {
-        (Some(roles), None) => {
-            let mut names = BTreeSet::new();
-            json::items(roles, &mut |item| {
-                at_most(names.len(), limits.delegations, "delegated roles")?;
-                let [name, terminating, paths, prefixes] =
-                    json::fields(item, ["name", "terminating", "paths", "path_hash_prefixes"])?;
-                let name = json::string(json::there(name, "name")?)?;
-                let name = RoleName::new(&name, limits)?;
-                let terminating = json::boolean(terminating, "terminating")?
-                    .ok_or_else(|| format!("{name}: terminating is missing"))?;
-                let (list, paths) = match (paths, prefixes) {
-                    (Some(list), None) => (list, Paths::Patterns(list)),
-                    (None, Some(list)) => (list, Paths::HashPrefixes(list)),
-                    _ => {
-                        return Err(format!(
-                            "{name}: one of paths and path_hash_prefixes is needed"
-                        ));
-                    }
-                };
-                json::items(list, &mut |item| json::string(item).map(drop))
-                    .map_err(|why| format!("{name}: {why}"))?;
-                take(name.as_str(), item, &Scope { paths, terminating })
-                    .map_err(|why: String| format!("{name}: {why}"))?;
-                let named = name.to_string();
-                if !names.insert(name) {
-                    return Err(format!("duplicate role '{}'", named));
-                }
-                Ok(())
-            })?;
-        }
-        (None, Some(succinct)) => {
-            let [bits, prefix] = json::fields(succinct, ["bit_length", "name_prefix"])?;
-            let bits = match json::integer(bits, "bit_length")? {
-                bits @ 1..=32 => bits as u32,
-                bits => return Err(format!("bit_length {bits} is not 1 to 32")),
-            };
-            let paths = Paths::Bin(bits);
-            let prefix = format!("{}-", json::string(json::there(prefix, "name_prefix")?)?);
-            // The name of any bin is as good as that of another.
-            RoleName::new(&format!("{prefix}{}", bin(&"0".repeat(64), bits)), limits)?;
-            take(
-                &prefix,
-                succinct,
-                &Scope {
-                    paths,
-                    terminating: true,
-                },
-            )?;
-        }
+        (Some(roles), None) => each_role(roles, limits, &mut take)?,
+        (None, Some(succinct)) => bins(succinct, limits, &mut take)?,
         _ => return Err("one of roles and succinct_roles is needed".into()),
     }
     Ok(taken)
+}
+
+/// What is done with a delegation: the start of its role's name, the text with its keys, and what it is for.
+type Take<'a> = dyn FnMut(&str, &str, &Scope) -> Result<(), String> + 'a;
+
+/// A list of roles, each with a name of its own.
+fn each_role(roles: &str, limits: &Limits, take: &mut Take) -> Result<(), String> {
+    let mut names = BTreeSet::new();
+    json::items(roles, &mut |item| {
+        at_most(names.len(), limits.delegations, "delegated roles")?;
+        let [name, terminating, paths, prefixes] =
+            json::fields(item, ["name", "terminating", "paths", "path_hash_prefixes"])?;
+        let name = json::string(json::there(name, "name")?)?;
+        let name = RoleName::new(&name, limits)?;
+        let terminating = json::boolean(terminating, "terminating")?
+            .ok_or_else(|| format!("{name}: terminating is missing"))?;
+        let (list, paths) = match (paths, prefixes) {
+            (Some(list), None) => (list, Paths::Patterns(list)),
+            (None, Some(list)) => (list, Paths::HashPrefixes(list)),
+            _ => {
+                return Err(format!(
+                    "{name}: one of paths and path_hash_prefixes is needed"
+                ));
+            }
+        };
+        json::items(list, &mut |item| json::string(item).map(drop))
+            .map_err(|why| format!("{name}: {why}"))?;
+        take(name.as_str(), item, &Scope { paths, terminating })
+            .map_err(|why| format!("{name}: {why}"))?;
+        let named = name.to_string();
+        if !names.insert(name) {
+            return Err(format!("duplicate role '{named}'"));
+        }
+        Ok(())
+    })
+}
+
+/// One role for each bin of names (TAP 15), all with the same keys.
+fn bins(succinct: &str, limits: &Limits, take: &mut Take) -> Result<(), String> {
+    let [bits, prefix] = json::fields(succinct, ["bit_length", "name_prefix"])?;
+    let bits = match json::integer(bits, "bit_length")? {
+        bits @ 1..=32 => bits as u32,
+        bits => return Err(format!("bit_length {bits} is not 1 to 32")),
+    };
+    let prefix = format!("{}-", json::string(json::there(prefix, "name_prefix")?)?);
+    // The name of any bin is as good as that of another.
+    RoleName::new(&format!("{prefix}{}", bin(&"0".repeat(64), bits)), limits)?;
+    let scope = Scope {
+        paths: Paths::Bin(bits),
+        terminating: true,
+    };
+    take(&prefix, succinct, &scope)
 }
 
 /// Checks what delegations say, all of it.
