@@ -38,7 +38,7 @@ pub struct Record {
     /// The last operation that ended, and how.
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation: the network, trust, space.
-    pub failure: Option<Failure>,
+    pub failure: Option<EarlyFailure>,
     /// The schema number of each data set, as the last confirmed release left it.
     pub schemas: BTreeMap<Name, u64>,
     /// An operation that was cut short after it had stopped services: whoever comes next on the running system starts them.
@@ -431,7 +431,7 @@ pub struct Attempt {
 
 /// An attempt that failed before anything was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub struct EarlyFailure {
     /// When (RFC 3339).
     pub at: String,
     /// As what, as the exit code said.
@@ -669,7 +669,7 @@ struct Members {
     lasted: Option<Lasted>,
     cause: Option<Cause>,
     last: Option<Attempt>,
-    failure: Option<Failure>,
+    failure: Option<EarlyFailure>,
     #[serde(default)]
     schemas: BTreeMap<Name, u64>,
     stopped: Option<Box<Operation>>,
@@ -895,7 +895,7 @@ mod tests {
         Record {
             phase: Phase::Reverting { op, data, cause },
             last: Some(last),
-            failure: Some(Failure {
+            failure: Some(EarlyFailure {
                 at: now.into(),
                 result: Exit::Failed,
                 reason: hostile,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::model::config::{Config, Services};
 use crate::model::fit::Fit;
 use crate::model::record::{
-    Attempt, DataState, Failure, Idle, Loaded, OperationKind, Phase, Record, Refusal, Trouble,
+    Attempt, DataState, EarlyFailure, Idle, Loaded, OperationKind, Phase, Record, Refusal, Trouble,
 };
 use crate::model::slot::{Installed, Link, Set, Slot};
 use crate::proof::observe::{Census, State};
@@ -63,7 +63,7 @@ pub struct Status {
     /// The last operation that ended.
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation.
-    pub failure: Option<Failure>,
+    pub failure: Option<EarlyFailure>,
     /// The last refresh of trust that succeeded, and whether it could tell what is fresh.
     pub refreshed: Option<Refreshed>,
     /// The running set's services.

@@ -1,0 +1,213 @@
+//! `rollback`: the previous set or the factory set, because a person says so.
+
+use qx_release::error::{Context, Error, Exit, Result};
+
+use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
+use crate::model::dataset::DataPlan;
+use crate::model::record::{
+    Attempt, Cause, CauseKind, DataChange, DataState, Idle, Operation, OperationKind, Phase,
+    Record, Refusal, RefusalKind,
+};
+use crate::model::slot::{Installed, Set};
+use crate::store::sets;
+
+impl Appliance {
+    /// Goes back to the previous release or the factory set because a person says so.
+    pub fn rollback(&mut self, back: Back, discard_data: bool) -> Result<Exit> {
+        let (_lock, record) = self.begin("rollback")?;
+        if self.factory_boot() {
+            return match back {
+                Back::Factory => self.abandon(&record),
+                Back::Previous => Err(self.told_to_use_the_factory_set("rolling back")),
+            };
+        }
+        let record = match &record.phase {
+            Phase::Trial { .. } => match self.end_trial(&record, back, discard_data)? {
+                Resumed::Ready(record) => *record,
+                Resumed::Ended(exit) => return Ok(exit),
+            },
+            _ => match self.resume(record)? {
+                Resumed::Ready(record) => *record,
+                Resumed::Ended(exit) => return Ok(exit),
+            },
+        };
+        let idle = record.idle_when_ended();
+        if idle.active.set == Set::Factory {
+            let what = format!(
+                "{} runs already; there is nothing to go back to",
+                idle.active
+            );
+            self.log.info("rollback", what);
+            return Ok(Exit::NothingNewer);
+        }
+        let to = self.set_behind(&idle, back)?;
+        let data = self.data_plan_back(&idle, &to, &record, discard_data)?;
+        let kind = if to.set == Set::Factory {
+            OperationKind::Factory
+        } else {
+            OperationKind::Rollback
+        };
+        let op = Operation {
+            failed_before: self.baseline(idle.active.set)?,
+            ..self.operation(kind, idle, to)?.with_data_plan(data)
+        };
+        self.log.operation(&op.id);
+        self.log.info(
+            "rollback",
+            format!(
+                "going back from {} to {}, as a person asked",
+                op.from(),
+                op.to
+            ),
+        );
+        self.switch(op, &record)
+    }
+
+    /// What a person wants to go back to.
+    fn set_behind(&mut self, idle: &Idle, back: Back) -> Result<Installed> {
+        let previous = idle
+            .fallback
+            .clone()
+            .filter(|f| back == Back::Previous && f.set != Set::Factory);
+        let Some(previous) = previous else {
+            return Ok(self.store.factory().0);
+        };
+        if !sets::verifies(&self.store, &previous, &mut self.log) {
+            return Err(Error::new(format!(
+                "going back to {previous}: it no longer verifies; `rollback --to factory` goes back to the factory set"
+            )));
+        }
+        Ok(previous)
+    }
+
+    /// What happens to the data on the way back.
+    fn data_plan_back(
+        &mut self,
+        idle: &Idle,
+        to: &Installed,
+        record: &Record,
+        discard_data: bool,
+    ) -> Result<DataPlan> {
+        let manifest = |set| {
+            let found = self.store.manifest(set);
+            let found = found.doing(|| format!("going back to {to}"))?;
+            Ok::<_, Error>(found.map(|(manifest, _)| manifest))
+        };
+        let (active, target) = (manifest(idle.active.set)?, manifest(to.set)?);
+        let data = DataPlan::back(
+            active.as_ref(),
+            target.as_ref(),
+            &record.schemas,
+            &self.config.data,
+            discard_data,
+        )
+        .map_err(|why| Error::with(Exit::NeedsPerson, format!("going back to {to}: {why}")))?;
+        for set in data
+            .data
+            .iter()
+            .filter(|_| data.change == DataChange::Discard)
+        {
+            self.log.warning(
+                "rollback",
+                format!(
+                    "the data of {} is set aside, all that was written until now",
+                    set.name
+                ),
+            );
+        }
+        Ok(data)
+    }
+
+    /// A person ends an open trial: the data is restored, as after a failed proof.
+    pub(super) fn end_trial(
+        &mut self,
+        record: &Record,
+        back: Back,
+        discard_data: bool,
+    ) -> Result<Resumed> {
+        let Phase::Trial { op, data, .. } = &record.phase else {
+            return Ok(Resumed::Ready(Box::new(record.clone())));
+        };
+        let saved_at = op.saved_at.as_deref().unwrap_or(&op.started);
+        if *data == DataState::Saved {
+            let lost = format!(
+                "what was written to the data since {saved_at}, when {} came, is set aside",
+                op.to
+            );
+            if record.is_stale_trial(&self.host.moment()) && !discard_data {
+                let what = format!(
+                    "going back to {}: {lost}: that takes `--discard-data`",
+                    op.from()
+                );
+                return Err(Error::with(Exit::NeedsPerson, what));
+            }
+            self.log.warning("rollback", lost);
+        }
+        leave_caller(&mut self.log);
+        wait_for_runlevel(&op.manager, &self.host, &mut self.log);
+        let from = op.from().set;
+        let cause = Cause::new(CauseKind::Person, "a person rolled it back");
+        let exit = self.switch_of(op.clone()).revert(cause, record)?;
+        Ok(match exit {
+            // What was asked for.
+            Exit::BackToPrevious | Exit::BackToFactory
+                if back == Back::Previous || from == Set::Factory =>
+            {
+                Resumed::Ended(Exit::Done)
+            }
+            Exit::BackToPrevious => Resumed::Ready(Box::new(self.current_record())),
+            Exit::BackToFactory => Resumed::Ended(Exit::Done),
+            exit => Resumed::Ended(exit),
+        })
+    }
+
+    /// The boot was told to use the factory set, and a person wants to keep it: what is open is given up, without a
+    /// proof of what does not run.
+    pub(super) fn abandon(&mut self, record: &Record) -> Result<Exit> {
+        let now = self.host.timestamp();
+        let left = record
+            .operation()
+            .map_or_else(|| running(record), |op| op.to.clone());
+        let idle = Idle::on(self.store.factory().0, None, &now);
+        if left.set != Set::Factory
+            && let Some(manifest) = left.manifest
+        {
+            let reason = "a person went back to the factory set".to_owned();
+            let kind = RefusalKind::Held;
+            let version = left.version.clone();
+            self.store.refuse(Refusal {
+                manifest,
+                version,
+                kind,
+                reason,
+                at: now.clone(),
+            })?;
+        }
+        let attempt = match record.operation() {
+            Some(op) => op.attempt(
+                Exit::BackToFactory,
+                Some("a person gave it up".into()),
+                &now,
+            ),
+            None => Attempt {
+                unproved: vec![
+                    "this boot used the factory set already, and nothing was restarted".into(),
+                ],
+                ..self
+                    .operation(
+                        OperationKind::Factory,
+                        record.idle_when_ended(),
+                        idle.active.clone(),
+                    )?
+                    .attempt(Exit::Done, None, &now)
+            },
+        };
+        let ended = record.ended(idle, attempt);
+        self.store.save(&ended)?;
+        self.log.info(
+            "rollback",
+            format!("{left} is given up; the factory set stays"),
+        );
+        Ok(Exit::Done)
+    }
+}

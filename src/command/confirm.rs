@@ -1,0 +1,108 @@
+//! `confirm`: what was left open is ended. `reset`: what a person has dealt with is forgotten.
+
+use qx_release::durable;
+use qx_release::error::{Error, Exit, Result};
+
+use super::{Appliance, Resumed, running, wait_for_runlevel};
+use crate::model::record::{Idle, Loaded, Phase};
+use crate::model::slot::Set;
+use crate::system::host;
+
+impl Appliance {
+    /// Ends an open trial: proves it, or goes back. `force` asserts what would have been proved.
+    pub fn confirm(&mut self, force: bool) -> Result<Exit> {
+        // Without the lock: others may work until then.
+        wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
+        if self.factory_boot()
+            && let Loaded::Record(record) = self.store.load()
+            && running(&record).set != Set::Factory
+        {
+            let what = format!(
+                "this boot uses the factory set as it was told to ({}); {} is kept, and nothing is concluded",
+                host::FACTORY_BOOT,
+                running(&record)
+            );
+            self.log.info("confirm", what);
+            return Ok(Exit::Done);
+        }
+        // At most boots there is nothing to do: no lock, so that nobody who starts working then is told to come again.
+        if let Loaded::Record(record) = self.store.load()
+            && let Phase::Idle(Idle {
+                active,
+                trouble: None,
+                ..
+            }) = &record.phase
+            && record.stopped.is_none()
+            && self.image_operation(&record)?.is_none()
+        {
+            self.log
+                .info("confirm", format!("{active} runs; nothing is on trial"));
+            return Ok(Exit::Done);
+        }
+        let (_lock, record) = self.begin("confirm")?;
+        if let (true, Phase::Trial { op, .. }) = (force, &record.phase) {
+            self.log.operation(&op.id);
+            self.log.warning(
+                "confirm",
+                format!("{} is confirmed by a person, without a proof", op.to),
+            );
+            return self.switch_of(op.clone()).confirmed(&record, &[]);
+        }
+        match self.resume(record)? {
+            Resumed::Ended(exit) => Ok(exit),
+            Resumed::Ready(record) if self.image_operation(&record)?.is_some() => {
+                // Where no data stage runs at boot.
+                match self.image_operation(&record)? {
+                    Some(op) => self.switch(op, &record),
+                    None => Ok(Exit::Done),
+                }
+            }
+            Resumed::Ready(record) => match &record.idle_when_ended().trouble {
+                Some(trouble) => {
+                    self.log.warning("confirm", trouble.what.clone());
+                    Ok(if trouble.needs_person {
+                        Exit::NeedsPerson
+                    } else {
+                        Exit::Done
+                    })
+                }
+                None => {
+                    self.log.info(
+                        "confirm",
+                        format!(
+                            "{} runs; nothing is on trial",
+                            record.idle_when_ended().active
+                        ),
+                    );
+                    Ok(Exit::Done)
+                }
+            },
+        }
+    }
+
+    /// Forgets what a person has dealt with: quarantine, held releases, trouble, a staged release, downloads. What runs
+    /// is not touched.
+    pub fn reset(&mut self) -> Result<Exit> {
+        let (_lock, record) = self.begin("reset")?;
+        if matches!(record.phase, Phase::Trial { .. } | Phase::Reverting { .. }) {
+            return Err(Error::with(
+                Exit::NeedsPerson,
+                format!(
+                    "resetting: a {} is open; `qx-update confirm` ends it",
+                    record.phase.name()
+                ),
+            ));
+        }
+        let mut idle = record.idle_when_ended();
+        idle.trouble = None;
+        self.store.save(&record.with(Phase::Idle(idle)))?;
+        durable::remove(&self.store.path("update/quarantine"))?;
+        self.store.drop_downloads()?;
+        self.store.drop_leftovers()?;
+        self.log.info(
+            "reset",
+            "quarantine, held releases, staged release and downloads are forgotten",
+        );
+        Ok(Exit::Done)
+    }
+}

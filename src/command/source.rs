@@ -1,0 +1,164 @@
+//! What the sources offer, as far as they are to be believed.
+
+use qx_release::error::{Context, Error, Exit, Result};
+
+use super::{Appliance, is_url, machine, running};
+use crate::acquire::select::{self, Choice, Request};
+use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
+use crate::model::record::Record;
+use crate::model::slot::Set;
+use crate::repository::{Repository, Wanted};
+use crate::store::{self, Freshness, Refreshed};
+use crate::system::host;
+
+impl Appliance {
+    /// Step 2, first half: trust.
+    pub(super) fn refresh(&mut self, from: Option<&str>) -> Result<(Repository, Mirrors)> {
+        let root_path = self.host.path(&self.config.trust_root)?;
+        let root = store::read_if_there(&root_path, 1 << 20)?.ok_or_else(|| {
+            Error::with(
+                Exit::Usage,
+                format!(
+                    "reading the trust root {}: there is none",
+                    root_path.display()
+                ),
+            )
+        })?;
+        let places = match from {
+            Some(from) => vec![from.to_owned()],
+            None => self.config.sources.clone(),
+        };
+        let options = self.options(&places)?;
+        let places = places.into_iter().map(|place| match is_url(&place) {
+            true => Ok(place),
+            false => Ok(self.host.path(&place)?.display().to_string()),
+        });
+        let places = places.collect::<Result<Vec<_>>>()?;
+        let mirrors = Mirrors::new(places, &options)?;
+        let (store, clock) = (self.store.path("update/trust"), options.clock);
+        let limits = &self.config.limits.trust;
+        let refreshed =
+            mirrors.refresh(|mirrors| Repository::refresh(mirrors, &store, &root, clock, limits));
+        self.warn("trust", &mirrors);
+        let repository = match refreshed {
+            // The source has no part in it.
+            Err(e) if e.exit == Exit::Usage => {
+                Err(e).doing(|| format!("starting from {}", root_path.display()))
+            }
+            refreshed => refreshed,
+        }?;
+        let v = repository.versions();
+        self.log.info(
+            "trust",
+            format!(
+                "{} is trusted: root {}, timestamp {}, snapshot {}, targets {}",
+                mirrors.name(),
+                v.root,
+                v.timestamp,
+                v.snapshot,
+                v.targets
+            ),
+        );
+        let clock = repository.clock();
+        let freshness = if clock.is_believed() {
+            Freshness::Verified
+        } else {
+            self.log.warning(
+                "trust",
+                format!(
+                    "freshness not verified: system clock {} is implausible; using {} (latest trusted time)",
+                    host::timestamp(clock.system()),
+                    host::timestamp(clock.now())
+                ),
+            );
+            Freshness::NotVerified
+        };
+        let noted = self.store.write_refreshed(&Refreshed {
+            time: host::timestamp(clock.now()),
+            source: mirrors.name(),
+            freshness,
+            clock: host::timestamp(clock.system()),
+            trust: v,
+        });
+        if let Err(e) = noted {
+            self.log.warning("trust", e.chain());
+        }
+        Ok((repository, mirrors))
+    }
+
+    /// How these places are asked.
+    pub(super) fn options(&self, places: &[String]) -> Result<Options> {
+        let config = &self.config;
+        let web = places.iter().any(|place| is_url(place));
+        let proxies = match &config.proxy {
+            _ if !web => Proxies::default(),
+            Some(proxy) => Proxies::configured(proxy.url.as_deref(), &proxy.no_proxy)?,
+            None => Proxies::from_environment(|name| std::env::var(name).ok())?,
+        };
+        // For the configured sources only: what a person names is not necessarily entitled to them.
+        let entitled = |place: &String| is_url(place) && config.sources.contains(place);
+        let headers = match &config.headers_file {
+            Some(file) if places.iter().any(entitled) => Headers::read(&self.host.path(file)?)?,
+            _ => Headers::default(),
+        };
+        Ok(Options {
+            ca_file: config
+                .ca_file
+                .as_deref()
+                .map(|path| self.host.path(path))
+                .transpose()?,
+            clock: self.host.clock(),
+            proxies,
+            headers,
+            patience: Patience::from(&config.limits),
+        })
+    }
+
+    pub(super) fn warn(&mut self, step: &str, mirrors: &Mirrors) {
+        for warning in mirrors.take_warnings() {
+            self.log.warning(step, warning);
+        }
+    }
+
+    /// Step 2, second half: which release.
+    pub(super) fn select(
+        &mut self,
+        repository: &Repository,
+        mirrors: &Mirrors,
+        record: &Record,
+        request: &Request,
+    ) -> Result<Choice> {
+        let refusals = self.store.refusals()?;
+        // Which paths a release must have is not known without it.
+        let factory = self.store.manifest(Set::Factory)?;
+        let active = running(record);
+        let ground = select::SelectionContext {
+            product: &self.config.product,
+            channel: &self.config.channel,
+            arch: &machine()?,
+            running: &active,
+            schemas: &record.schemas,
+            refusals: &refusals,
+            factory: factory.as_ref().map(|(manifest, _)| manifest),
+            declared: &self.config.data,
+        };
+        let wanted = Wanted {
+            product: ground.product,
+            channel: ground.channel,
+            arch: ground.arch,
+            version: request.version.as_ref(),
+        };
+        let mut left_out = Vec::new();
+        let choice = repository.releases(mirrors, &wanted).and_then(|found| {
+            left_out = found.left_out;
+            select::select(&ground, request, &found.offers, &mut |offer| {
+                repository.manifest(mirrors, offer)
+            })
+        });
+        for why in left_out {
+            self.log.warning("select", why);
+        }
+        self.warn("select", mirrors);
+        choice
+    }
+}

@@ -1,0 +1,360 @@
+//! How a switch ends: the trial is proved and confirmed, or the way back is gone to its end.
+
+use qx_release::error::{Error, Exit, Result};
+
+use super::{Side, Switch, data_state, sides};
+use crate::data::{migrate, protect};
+use crate::model::record::{
+    Attempt, Cause, CauseKind, DataChange, DataState, EarlyFailure, Idle, OperationKind, Phase,
+    Record, Refusal, RefusalKind, Trouble, exit_of_return_to,
+};
+use crate::model::slot::{Installed, Set};
+use crate::proof::prove::{self, Expectation};
+use crate::store::sets;
+
+impl Switch<'_> {
+    /// A trial that a boot or another process left: its services may run from where they did before.
+    pub fn resume_trial(mut self, record: &Record) -> Result<Exit> {
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        if let Err(e) = self.stop_if_wrong(self.op.to.set, false, &manager) {
+            self.log.error("switch", e.chain());
+        }
+        self.conclude_trial(record)
+    }
+
+    /// Steps 9 and 10: the proof, and what follows from it. `record` is in `Trial`.
+    pub fn conclude_trial(mut self, record: &Record) -> Result<Exit> {
+        self.start_services(self.op.to.set);
+        match self.prove(self.op.to.set) {
+            Ok(remarks) => self.confirmed(record, &remarks),
+            Err(message) if record.is_stale_trial(&self.host.moment()) => Err(Error::with(
+                Exit::NeedsPerson,
+                format!(
+                    "{} is not proved healthy: {message}; its trial is too old for its data to be restored unasked: \
+                     `qx-update rollback --discard-data` goes back, `qx-update confirm --force` stays",
+                    self.op.to
+                ),
+            )),
+            Err(message) => self.revert(Cause::new(CauseKind::Release, message), record),
+        }
+    }
+
+    /// The trial ended well.
+    /// `remarks` is what a person should know all the same.
+    pub fn confirmed(self, record: &Record, remarks: &[String]) -> Result<Exit> {
+        let op = &self.op;
+        let now = self.host.timestamp();
+        let fallback = (op.to.set != Set::Factory).then(|| op.from().clone());
+        let idle = Idle::on(op.to.clone(), fallback, &now);
+        let ended = Attempt {
+            unproved: remarks.to_vec(),
+            ..op.attempt(Exit::Done, None, &now)
+        };
+        let mut done = record.ended(idle, ended);
+        done.schemas.extend(op.schemas.clone());
+        if op.change == DataChange::Discard {
+            done.schemas.retain(|name, _| op.schemas.contains_key(name));
+        }
+        let listed = match op.kind {
+            OperationKind::Install | OperationKind::Image => op
+                .to
+                .manifest
+                .map_or(Ok(()), |digest| self.store.forget_refusal(digest)),
+            OperationKind::Rollback | OperationKind::Factory => self.refuse(
+                op.from(),
+                RefusalKind::Held,
+                "a person rolled it back",
+                &now,
+            ),
+        };
+        if let Err(e) = listed {
+            // A damaged list is no reason to give up a set that is healthy.
+            self.log.error("done", e.chain());
+        }
+        // Without the record the trial is still open, and the next `confirm` ends it.
+        self.store
+            .save(&done)
+            .map_err(|e| e.exiting(Exit::NeedsPerson))?;
+        let what = match remarks {
+            [] => format!("{} runs and is proved healthy", op.to),
+            remarks => format!("{} is in place; not proved: {}", op.to, remarks.join("; ")),
+        };
+        self.log.info("done", what);
+        let tidied = self
+            .store
+            .drop_snapshot()
+            .and_then(|()| self.store.drop_downloads())
+            .and_then(|()| self.store.drop_leftovers())
+            .and_then(|()| self.store.prune_seals());
+        if let Err(e) = tidied {
+            self.log.warning("done", e.chain());
+        }
+        Ok(Exit::Done)
+    }
+
+    /// Step 10, the other way: the intention first, then back.
+    pub fn revert(mut self, cause: Cause, record: &Record) -> Result<Exit> {
+        let what = format!("{} is given up: {}", self.op.to, cause.message);
+        self.log.error("revert", what);
+        let data = data_state(record);
+        let reverting = record.with(Phase::Reverting {
+            op: self.op.clone(),
+            data,
+            cause: cause.clone(),
+        });
+        if let Err(e) = self.store.save(&reverting) {
+            if data == DataState::Saved {
+                // Restored under the older record, the data would meet the new set at the next boot.
+                return Err(self.leave_to_a_person(e, record));
+            }
+            // With the link moved back under the older record, the next boot comes to the same end.
+            self.log.error("revert", e.chain());
+        }
+        self.conclude_revert(&cause, &reverting)
+    }
+
+    /// What has been saved is restored, durably, before anything else: the record that it returns says so. The data's users
+    /// are down.
+    pub fn restore(&mut self, cause: &Cause, record: &Record) -> Result<Record> {
+        if data_state(record) != DataState::Saved {
+            return Ok(record.clone());
+        }
+        self.reserve = None;
+        migrate::end_orphans(&self.op.id, self.host.proc(), self.log)?;
+        let discarded = protect::restore(self.host, self.store, &self.op, self.log)?;
+        let what = format!(
+            "the data is what it was before the migration; what was written from {} to {} is {}",
+            discarded.from,
+            discarded.to,
+            match &discarded.kept {
+                Some(place) => format!("kept in {place}"),
+                None => "not kept".to_owned(),
+            }
+        );
+        self.log.warning("data", what);
+        self.op.discarded = Some(discarded);
+        let restored = record.with(Phase::Reverting {
+            op: self.op.clone(),
+            data: DataState::Restored,
+            cause: cause.clone(),
+        });
+        self.store.save(&restored)?;
+        Ok(restored)
+    }
+
+    /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
+    pub(super) fn leave_to_a_person(&mut self, error: Error, record: &Record) -> Error {
+        self.log.error("revert", error.chain());
+        self.op
+            .ran
+            .retain(|name| !self.op.data.iter().any(|set| set.used_by(name)));
+        self.start_services(self.home.set);
+        let error = Error::with(
+            Exit::NeedsPerson,
+            format!(
+                "going back to {}: services that use the data stay stopped: {}. Fix this, then run `qx-update confirm`",
+                self.op.from(),
+                error.chain()
+            ),
+        );
+        let failed = Record {
+            failure: Some(EarlyFailure {
+                at: self.host.timestamp(),
+                result: error.exit,
+                reason: error.chain(),
+            }),
+            ..record.clone()
+        };
+        if let Err(e) = self.store.save(&failed) {
+            self.log.error("revert", e.chain());
+        }
+        error
+    }
+
+    /// The way back to its end. Its beginning is durable; from here on what fails is told, and the way is gone on:
+    /// services are down.
+    pub fn conclude_revert(mut self, cause: &Cause, record: &Record) -> Result<Exit> {
+        let chosen = sets::choose(self.store, self.op.from(), &record.schemas, self.log);
+        if chosen.set != self.home.set {
+            self.home = Side::new(chosen.set, self.store, self.log);
+        }
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        let selected = self.store.link().selects(chosen.set);
+        let saved = data_state(record) == DataState::Saved;
+        let stopped = self.stop_if_wrong(chosen.set, !selected || saved, &manager);
+        if let Err(e) = &stopped {
+            self.log.error("revert", e.chain());
+        }
+        // Data is not restored under those who use it.
+        let restored = match stopped {
+            Err(e) if saved => Err(e),
+            _ => self.restore(cause, record),
+        };
+        if !selected && let Err(e) = self.store.set_link(chosen.set) {
+            // Better the services of a set that is not proved than none; but none on data that is not theirs.
+            self.log.error("revert", e.chain());
+            if saved {
+                return Err(self.leave_to_a_person(e, record));
+            }
+            self.start_services(self.op.to.set);
+            return Err(e.exiting(Exit::NeedsPerson));
+        }
+        if !selected {
+            self.log
+                .info("revert", format!("the priority link selects {chosen}"));
+        }
+        let record = match restored {
+            Ok(record) => record,
+            Err(e) => return Err(self.leave_to_a_person(e, record)),
+        };
+        let healthy = self.run_again(chosen.set, &record);
+        self.end_revert(&chosen, healthy, cause, &record)
+    }
+
+    /// Starts what may run on the data as it is, and proves it.
+    pub(super) fn run_again(&mut self, set: Set, record: &Record) -> Result<(), String> {
+        match sets::fit(self.store, set, &record.schemas).obstacle() {
+            None => {
+                self.start_services(set);
+                self.prove(set).map(drop)
+            }
+            Some(why) => {
+                let ran = std::mem::take(&mut self.op.ran);
+                let free = ran.into_iter().filter(|name| !self.op.uses_data(name));
+                self.op.ran = free.collect();
+                self.start_services(set);
+                Err(format!("services that use the data stay stopped: {why}"))
+            }
+        }
+    }
+
+    /// Records how the way back ended.
+    pub(super) fn end_revert(
+        &mut self,
+        chosen: &Installed,
+        healthy: Result<(), String>,
+        cause: &Cause,
+        record: &Record,
+    ) -> Result<Exit> {
+        let now = self.host.timestamp();
+        let listed = match (self.op.kind, cause.kind) {
+            (OperationKind::Install | OperationKind::Image, CauseKind::Release) => {
+                Some(RefusalKind::Quarantined)
+            }
+            (OperationKind::Install, CauseKind::Boots | CauseKind::Person) => {
+                Some(RefusalKind::Held)
+            }
+            _ => None,
+        };
+        let refused = listed.map_or(Ok(()), |kind| {
+            self.refuse(&self.op.to, kind, &cause.message, &now)
+        });
+        let trouble = healthy.err().map(|why| Trouble {
+            what: format!(
+                "{chosen} runs again after {} failed, and is not healthy: {why}",
+                self.op.to
+            ),
+            needs_person: true,
+        });
+        if let Some(trouble) = &trouble {
+            self.log.error("revert", trouble.what.clone());
+        }
+        let exit = match &trouble {
+            None => exit_of_return_to(chosen.set),
+            Some(_) => Exit::NeedsPerson,
+        };
+        let idle = Idle {
+            trouble,
+            ..match chosen == self.op.from() {
+                true => self.op.back(),
+                false => Idle::on(chosen.clone(), None, &now),
+            }
+        };
+        let ended = Attempt {
+            output: cause.output.clone(),
+            ..self.op.attempt(exit, Some(cause.message.clone()), &now)
+        };
+        let told = refused
+            .and_then(|()| self.store.save(&record.ended(idle, ended)))
+            .and_then(|()| self.store.drop_snapshot());
+        if let Err(e) = told {
+            // The set runs all the same; the next boot or `confirm` comes to the same end.
+            self.log.error("revert", e.chain());
+        }
+        self.log.info("revert", format!("{chosen} runs again"));
+        Ok(exit)
+    }
+
+    pub(super) fn refuse(
+        &self,
+        release: &Installed,
+        kind: RefusalKind,
+        reason: &str,
+        now: &str,
+    ) -> Result<()> {
+        let Some(manifest) = release.manifest else {
+            return Ok(());
+        };
+        self.store.refuse(Refusal {
+            manifest,
+            version: release.version.clone(),
+            kind,
+            reason: reason.to_owned(),
+            at: now.to_owned(),
+        })
+    }
+
+    /// Proves that the services of the operation run the files of `set`, and are healthy; and that those which were
+    /// restarted along with them run.
+    pub(super) fn prove(&mut self, set: Set) -> Result<Vec<String>, String> {
+        let (mine, other) = sides(set, &self.to, &self.home);
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        let mut remarks = Vec::new();
+        if let Some(manifest) = &mine.manifest {
+            let services = manifest
+                .services
+                .iter()
+                .filter(|s| self.concerns(&s.name))
+                .collect();
+            let old = self
+                .programs(other)
+                .into_iter()
+                .map(|(_, file, path)| (file, path))
+                .collect();
+            let expected = Expectation {
+                set,
+                manifest,
+                other: other.manifest.as_ref(),
+                services,
+                old,
+                idle: &self.op.idle,
+                failed_before: &self.op.failed_before,
+                way_back: set == self.home.set,
+            };
+            remarks = prove::prove(&expected, self.store, &manager, self.log)?;
+            if manifest.services.is_empty() && manifest.health.is_empty() {
+                let what = format!("{set} names no service and no health check");
+                self.log.warning("prove", what.clone());
+                remarks.push(what);
+            }
+        } else {
+            let what = format!("{set} has no manifest: nothing can be proved of its files");
+            self.log.warning("prove", what.clone());
+            remarks.push(what);
+        }
+        let along = self
+            .op
+            .ran
+            .iter()
+            .filter(|name| manager.controls() && !self.is_gone(name, mine, other));
+        for name in along {
+            manager
+                .runs(name)
+                .map_err(|why| format!("service {name} does not run: {why}"))?;
+        }
+        Ok(remarks)
+    }
+}

@@ -1,0 +1,330 @@
+//! Which services a switch concerns, and how they are stopped and started.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::manifest::{Manifest, Name, Service};
+use qx_release::text;
+
+use super::{Side, Switch, sides};
+use crate::model::changes;
+use crate::model::record::{Operation, Phase, Record};
+use crate::model::slot::Set;
+use crate::proof::observe::{Census, State};
+use crate::store::sets;
+use crate::system::proc::{FileId, Identity, Use};
+use crate::system::service::Manager;
+
+impl<'a> Switch<'a> {
+    /// Which services the switch restarts, which of them run, and which do not and stay so.
+    pub(super) fn concern_services(&mut self, manager: &Manager, record: &Record) {
+        let uses_data = |name: &Name| self.op.uses_data(name);
+        self.op.services = changes::changed_services(
+            self.home.manifest.as_ref(),
+            self.to.manifest.as_ref(),
+            &uses_data,
+        );
+        self.add_mismatched(self.to.set, manager);
+        if !manager.controls() {
+            return;
+        }
+        let names: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
+        let mut ran = manager.started(&names);
+        ran.extend(self.other_users(manager, &ran));
+        // What only the new set has is to be started. What an attempt that was cut short has stopped ran before; and what was
+        // held had no chance to run.
+        let held = sets::fit(self.store, self.home.set, &record.schemas).obstacle();
+        let new = |name: &Name| {
+            self.home.manifest.is_some()
+                && !self.home.has(name)
+                && self.is_gone(name, &self.home, &self.to)
+        };
+        let wanted = names.iter().filter(|name| held.is_some() || new(name));
+        let wanted: Vec<Name> = self.op.ran.iter().chain(wanted).cloned().collect();
+        for name in wanted {
+            if !ran.contains(&name) {
+                ran.push(name);
+            }
+        }
+        let all = self.home.services().iter().chain(self.to.services());
+        let mut idle: Vec<Name> = all
+            .map(|service| service.name.clone())
+            .filter(|name| !ran.contains(name))
+            .collect();
+        idle.sort();
+        idle.dedup();
+        let started = manager.started(&idle);
+        idle.retain(|name| !started.contains(name));
+        for name in &idle {
+            let what = format!("{name} does not run: it stays so, and nothing is proved of it");
+            self.log.warning("services", what);
+        }
+        self.op.ran = ran;
+        self.op.idle = idle;
+    }
+
+    /// Restarts the services of the active set that still use the slot which the new release needs, before that goes. What they
+    /// must run is in place already. Returns the operation, its services as before.
+    pub fn vacate(mut self, users: &[Use], record: &Record) -> Result<Operation> {
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        let census = self.census(&manager);
+        let mut names: Vec<Name> = Vec::new();
+        for Use { process, path } in users {
+            match census.owner(process.pid).filter(|_| manager.controls()) {
+                Some(name) if names.contains(name) => {}
+                Some(name) => names.push(name.clone()),
+                None => {
+                    let what = format!(
+                        "planning {}: its space is needed, and process {} ({}) still uses {}: end it, or make room",
+                        self.op.to,
+                        process.pid,
+                        self.host.proc().executable_name(process.pid),
+                        text::path(path)
+                    );
+                    return Err(Error::with(Exit::NoSpace, what));
+                }
+            }
+        }
+        let services = self.home.services().iter();
+        let services = services.filter(|s| names.contains(&s.name));
+        self.op.services = services.cloned().collect();
+        self.op.ran = manager.started(&names);
+        // Whoever comes next starts what was stopped.
+        let staging = Phase::Staging {
+            op: self.op.clone(),
+        };
+        self.store.save(&record.with(staging))?;
+        let stopped = self.stop_services(&manager);
+        self.start_services(self.home.set);
+        let proved = self.prove(self.home.set).map_err(Error::new);
+        stopped
+            .and(proved)
+            .map_err(|e| e.exiting(Exit::NeedsPerson))
+            .doing(|| format!("giving up the slot of {} for its space", self.op.to))?;
+        self.op.ran = Vec::new();
+        Ok(self.op)
+    }
+
+    /// Services that use the data, are in neither set, and run.
+    pub(super) fn other_users(&self, manager: &Manager, known: &[Name]) -> Vec<Name> {
+        let named = self
+            .op
+            .data
+            .iter()
+            .flat_map(|set| set.services.iter().flatten());
+        let mut others: Vec<Name> = named
+            .filter(|name| !self.home.has(name) && !self.to.has(name) && !known.contains(name))
+            .cloned()
+            .collect();
+        others.sort();
+        others.dedup();
+        let mut ran = manager.started(&others);
+        ran.retain(|name| !known.contains(name));
+        ran
+    }
+
+    /// Adds the services of a set whose processes run something else, though the two sets agree on them (a boot with the
+    /// factory set, a set that was left because of damage); and those that still use what a slot held before: what runs counts,
+    /// not what should.
+    pub(super) fn add_mismatched(&mut self, set: Set, manager: &Manager) {
+        let (side, _) = sides(set, &self.to, &self.home);
+        let Some(manifest) = side.manifest.as_ref().filter(|_| manager.controls()) else {
+            return;
+        };
+        let census = self.census(manager);
+        let users = self.store.users(&self.store.kept());
+        let outdated = |service: &Service| {
+            let own = census.own(&service.name).unwrap_or_default();
+            let uses = |process: &Identity| users.iter().any(|u| u.process == *process);
+            census.look(service, set, manifest).state == State::Other || own.iter().any(uses)
+        };
+        let known = |service: &&Service| self.op.services.iter().any(|s| s.name == service.name);
+        let more: Vec<Service> = manifest
+            .services
+            .iter()
+            .filter(|service| !known(service) && outdated(service))
+            .cloned()
+            .collect();
+        self.op.services.extend(more);
+        self.op.services.sort_by_key(|s| s.order);
+    }
+
+    /// Who runs, of both sets and of those that are stopped besides.
+    pub(super) fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
+    where
+        'a: 'c,
+    {
+        let sides = [&self.to, &self.home];
+        let manifests: Vec<&Manifest> = sides
+            .into_iter()
+            .filter_map(|s| s.manifest.as_ref())
+            .collect();
+        Census::take(&manifests, &self.op.ran, self.store, manager)
+    }
+
+    /// Services are stopped if one of them runs other bytes than this set's: after a boot they may have been started from
+    /// the right one already.
+    pub(super) fn stop_if_wrong(
+        &mut self,
+        set: Set,
+        anyway: bool,
+        manager: &Manager,
+    ) -> Result<()> {
+        self.add_mismatched(set, manager);
+        let concerned: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
+        let mut ran = manager.started(&concerned);
+        ran.extend(self.other_users(manager, &ran));
+        for name in ran {
+            if !self.op.ran.contains(&name) {
+                self.op.ran.push(name);
+            }
+        }
+        let (side, _) = sides(set, &self.to, &self.home);
+        let census = self.census(manager);
+        let wrong = |service: &&Service| match &side.manifest {
+            Some(manifest) => census.look(service, set, manifest).state == State::Other,
+            None => true,
+        };
+        let services = self.op.services.iter();
+        if anyway || services.filter(|s| side.has(&s.name)).any(|s| wrong(&s)) {
+            self.stop_services(manager)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn manager<'m>(&self, how: &'m crate::model::config::Services) -> Manager<'m>
+    where
+        'a: 'm,
+    {
+        Manager::new(
+            how,
+            self.host,
+            Duration::from_secs(self.op.service_timeout_s),
+        )
+    }
+
+    /// Stops the services that ran, and looks whether they have stopped: of their own processes none remains. What is no
+    /// release's is not ours to kill.
+    pub(super) fn stop_services(&mut self, manager: &Manager) -> Result<()> {
+        let census = self.census(manager);
+        let ours = |name: &Name| self.to.has(name) || self.home.has(name);
+        for name in self.op.ran.iter().rev() {
+            let own = census.own(name).filter(|_| ours(name));
+            let told = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
+            if !told && own.is_none() && self.op.uses_data(name) {
+                return Err(Error::new(format!(
+                    "stopping services: {name} uses the data, its stop command failed, and it may still run"
+                )));
+            }
+        }
+        // Something may have started one of them again meanwhile. It is ended once more; that is all that can be done.
+        for again in [true, false] {
+            let census = self.census(manager);
+            let mut left = Vec::new();
+            for name in &self.op.ran {
+                let own = census.own(name).unwrap_or_default();
+                let Some(process) = own.first() else {
+                    continue;
+                };
+                let (pid, runs) = (process.pid, self.host.proc().executable_name(process.pid));
+                let what = format!(
+                    "stopping services: {name} still runs, or runs again: process {pid} ({runs})"
+                );
+                match (ours(name), again) {
+                    (true, true) => left.extend(own),
+                    (false, _) if !self.op.uses_data(name) => {}
+                    _ => return Err(Error::new(what)),
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+            manager.end(left, self.log)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the services that ran, as far as this set has them. Whether one runs already is told by its processes, where they
+    /// can be known: a service manager may be wrong. One that does not start is found by the proof.
+    pub fn start_services(&mut self, set: Set) {
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        let (mine, other) = sides(set, &self.to, &self.home);
+        let programs = self.programs(other);
+        let old = |own: &[Identity]| {
+            let file = |process: &Identity| self.host.proc().file(process.pid);
+            own.iter()
+                .filter_map(file)
+                .any(|file| programs.iter().any(|(_, old, _)| *old == file))
+        };
+        for name in &self.op.ran {
+            if self.is_gone(name, mine, other) {
+                continue;
+            }
+            let runs = match self.census(&manager).own(name) {
+                Some(own) if old(&own) => {
+                    // The switch had stopped it: somebody has started the old program again.
+                    if let Err(e) = manager.stop(name, own, self.log) {
+                        self.log.warning("services", e.chain());
+                    }
+                    false
+                }
+                Some(own) => !own.is_empty(),
+                None => manager.runs(name).is_ok(),
+            };
+            if runs {
+                continue;
+            }
+            if let Err(e) = manager.start(name, self.log) {
+                self.log.warning("services", e.chain());
+            }
+        }
+    }
+
+    /// Whether a service of the other set has nothing to run in this one. It is enough that there is a program: an image's
+    /// manifest need not list what its init scripts start.
+    pub(super) fn is_gone(&self, name: &Name, mine: &Side, other: &Side) -> bool {
+        let theirs = other.services().iter().find(|s| s.name == *name);
+        let (Some(service), Some(manifest)) = (theirs, &mine.manifest) else {
+            return false;
+        };
+        if mine.has(name) {
+            return false;
+        }
+        let of_other = other.manifest.as_ref().and_then(|m| m.at(&service.runs));
+        let places = [manifest.at(&service.runs), of_other].into_iter().flatten();
+        let in_image = |component| self.store.component(Set::Factory, component);
+        let there = places
+            .filter_map(|c| in_image(c).ok())
+            .any(|path| path.exists());
+        manifest.removed.contains(&service.runs) || !there
+    }
+
+    /// Whether a service is restarted because of its files.
+    pub(super) fn concerns(&self, name: &Name) -> bool {
+        self.op.ran.contains(name) && self.op.services.iter().any(|s| s.name == *name)
+    }
+
+    /// The programs that the operation's services run from a set: whose, and the file. A program that another service
+    /// goes on running is none of them.
+    pub(super) fn programs(&self, side: &Side) -> Vec<(Name, FileId, PathBuf)> {
+        let Some(manifest) = &side.manifest else {
+            return Vec::new();
+        };
+        let (concerned, others): (Vec<&Service>, Vec<&Service>) = manifest
+            .services
+            .iter()
+            .partition(|s| self.concerns(&s.name));
+        let own = concerned
+            .into_iter()
+            .filter(|s| !others.iter().any(|other| other.runs == s.runs));
+        own.filter_map(|service| {
+            let component = manifest.at(&service.runs)?;
+            let path = self.store.component(side.set, component).ok()?;
+            Some((service.name.clone(), FileId::of(&path).ok()?, path))
+        })
+        .collect()
+    }
+}
