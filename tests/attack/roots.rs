@@ -38,7 +38,7 @@ fn one_of_two_root_keys() {
         for (what, signatures, word) in [
             ("alone", json!([first]), one),
             ("and their own", json!([first, by(&own, "own")]), one),
-            ("twice", json!([first, first]), "twice"),
+            ("twice", json!([first, first]), "duplicate"),
             (
                 "under another name",
                 json!([first, by("alias", stolen), by(&own, "own")]),

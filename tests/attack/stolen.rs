@@ -314,7 +314,7 @@ fn one_key_for_two() {
     let one = "signed by 1 of the 2 keys";
     for (signatures, word) in [
         (json!([first]), one),
-        (json!([first, first]), "twice"),
+        (json!([first, first]), "duplicate"),
         (json!([first, by("alias", "timestamp")]), one),
         (json!([first, by(&other, "timestamp")]), one),
         (
