@@ -1,6 +1,7 @@
 //! What is known, as values: nothing here reads a file, a clock or the environment.
 
 pub mod changes;
+pub mod choice;
 pub mod config;
 pub mod dataset;
 pub mod fit;

@@ -1,6 +1,7 @@
 //! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
 //! `docs/recovery.md` has the same rows in the same order.
 
+use crate::model::choice;
 use crate::model::record::Loaded;
 use std::collections::BTreeMap;
 
@@ -415,19 +416,13 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
     decision
 }
 
-/// The first of the set and the factory set that verifies and fits the data. If none does it is the factory set, for
-/// all that does not use the data: the data stage holds the data's users.
 fn choose(
     observed: &Observed,
     first: Option<&Installed>,
     schemas: &BTreeMap<Name, u64>,
 ) -> Installed {
-    let usable = |installed: &&Installed| {
-        installed.set != Set::Factory
-            && verify(observed, installed).is_ok()
-            && (observed.fit)(installed.set, schemas) == Fit::Now
-    };
-    first.filter(usable).unwrap_or(observed.factory).clone()
+    let fit = |set| (observed.fit)(set, schemas);
+    choice::choose(first, observed.factory, observed.verify, &fit).0
 }
 
 /// No set fits the data.
@@ -441,18 +436,8 @@ fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
     }
 }
 
-/// Whether a set still is what it was recorded as. The factory set lies on an immutable medium: it is
-/// what is left, and not verified here.
 fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
-    let Some(slot) = expected.set.slot() else {
-        return Ok(());
-    };
-    match (observed.verify)(slot) {
-        Verdict::Good(found) if found.manifest == expected.manifest => Ok(()),
-        Verdict::Good(found) => Err(format!("it holds {found}")),
-        Verdict::Empty => Err("it is empty".into()),
-        Verdict::Damaged(why) => Err(why),
-    }
+    choice::verify(expected, observed.verify)
 }
 
 #[cfg(test)]

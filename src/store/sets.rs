@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use qx_release::manifest::Name;
 
 use super::Store;
+use crate::model::choice;
 use crate::model::fit::Fit;
 use crate::model::slot::{Installed, Set, Verdict};
 use crate::system::log::Log;
@@ -16,27 +17,24 @@ pub fn choose(
     schemas: &BTreeMap<Name, u64>,
     log: &mut Log,
 ) -> Installed {
-    if from.set != Set::Factory && verifies(store, from, log) {
-        match fit(store, from.set, schemas).obstacle() {
-            None => return from.clone(),
-            Some(why) => log.warning("recover", format!("{from} cannot be returned to: {why}")),
-        }
+    let factory = store.factory().0;
+    let verdict = |slot| store.verify(slot);
+    let (chosen, why) = choice::choose(Some(from), &factory, &verdict, &|set| {
+        fit(store, set, schemas)
+    });
+    if let Some(why) = why {
+        log.warning("recover", format!("{from} cannot be returned to: {why}"));
     }
-    store.factory().0
+    chosen
 }
 
 /// Whether a slot still holds what it was recorded to hold.
 pub fn verifies(store: &Store, installed: &Installed, log: &mut Log) -> bool {
-    let verdict = installed.set.slot().map(|slot| store.verify(slot));
-    match verdict {
-        Some(Verdict::Good(found)) if found.manifest == installed.manifest => true,
-        Some(other) => {
-            let what = format!("{installed} cannot be used: {}", describe(&other));
-            log.warning("recover", what);
-            false
-        }
-        None => false,
+    let verified = choice::verify(installed, &|slot| store.verify(slot));
+    if let Err(why) = &verified {
+        log.warning("recover", format!("{installed} cannot be used: {why}"));
     }
+    verified.is_ok()
 }
 
 /// Whether a set can run on data with these schemas; one without a manifest says nothing against it. A manifest that cannot be

@@ -1,0 +1,42 @@
+//! Which set to go to: one rule, for a boot and for the way back on the running system.
+
+use super::fit::Fit;
+use super::slot::{Installed, Set, Slot, Verdict};
+
+/// Whether a set still is what it was recorded as. The factory set lies on an immutable medium: it is what is left, and not
+/// verified here.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn verify(set: &Installed, verdict: &dyn Fn(Slot) -> Verdict) -> Result<(), String> {
+    let Some(slot) = set.set.slot() else {
+        return Ok(());
+    };
+    match verdict(slot) {
+        Verdict::Good(found) if found.manifest == set.manifest => Ok(()),
+        Verdict::Good(found) => Err(format!("it holds {found}")),
+        Verdict::Empty => Err("it is empty".into()),
+        Verdict::Damaged(why) => Err(why),
+    }
+}
+
+/// The first of a set and the factory set that verifies and fits the data; and why it is not the first. If none does it is the
+/// factory set, for all that does not use the data: services that use it stay stopped.
+pub fn choose(
+    first: Option<&Installed>,
+    factory: &Installed,
+    verdict: &dyn Fn(Slot) -> Verdict,
+    fit: &dyn Fn(Set) -> Fit,
+) -> (Installed, Option<String>) {
+    let Some(first) = first.filter(|first| first.set != Set::Factory) else {
+        return (factory.clone(), None);
+    };
+    let obstacle = match verify(first, verdict) {
+        Ok(()) => fit(first.set).obstacle(),
+        Err(why) => Some(why),
+    };
+    match obstacle {
+        None => (first.clone(), None),
+        Some(why) => (factory.clone(), Some(why)),
+    }
+}
