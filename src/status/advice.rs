@@ -1,7 +1,7 @@
 //! What to do now, a sentence each.
 
 use super::Status;
-use crate::model::record::{Attempt, Failure, Refusal};
+use crate::model::record::{Attempt, EarlyFailure, Refusal};
 use crate::store::Freshness;
 use crate::system::host::FACTORY_BOOT;
 use qx_release::error::Exit;
@@ -91,7 +91,7 @@ fn about_services(status: &Status) -> Vec<String> {
     stopped.chain(other).collect()
 }
 
-fn after_failure(failure: &Failure) -> String {
+fn after_failure(failure: &EarlyFailure) -> String {
     match failure.result {
         Exit::NoSpace => "make room in the data directory, then `qx-update apply`".into(),
         Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {

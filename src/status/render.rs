@@ -1,7 +1,7 @@
 //! The answer for people: lines of a name and a text.
 
 use super::{Elsewhere, Open, ServiceState, Status};
-use crate::model::record::{Attempt, Discarded, Failure, OperationKind, Refusal, RefusalKind};
+use crate::model::record::{Attempt, Discarded, EarlyFailure, OperationKind, Refusal, RefusalKind};
 use crate::store::{Freshness, Refreshed};
 use qx_release::error::Exit;
 use qx_release::text;
@@ -151,7 +151,7 @@ impl Page {
         }
     }
 
-    fn failure(&mut self, failure: &Failure) {
+    fn failure(&mut self, failure: &EarlyFailure) {
         self.add(
             "since then",
             format!("{}: an attempt {}", failure.at, result(failure.result)),
