@@ -9,7 +9,7 @@ use qx_release::json;
 
 use super::complain;
 use super::screen::Screen;
-use crate::model::record::{Loaded, Phase};
+use crate::model::record::Loaded;
 use crate::store::{self, Holder, Store};
 use crate::system::follower::{Next, Waiting};
 use crate::system::{log, process};
@@ -74,11 +74,7 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
     match (record.operation(), &record.last) {
         (Some(op), _) => {
             let ours = worked || op.id == seen;
-            let stopped = !op.ran.is_empty()
-                || matches!(
-                    record.phase,
-                    Phase::Switching { .. } | Phase::Trial { .. } | Phase::Reverting { .. }
-                );
+            let stopped = !op.ran.is_empty() || record.phase.is_under_way();
             match ours && stopped {
                 true => dead(Exit::NeedsPerson, unfinished),
                 false => dead(Exit::Failed, nothing),

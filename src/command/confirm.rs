@@ -4,7 +4,7 @@ use qx_release::durable;
 use qx_release::error::{Error, Exit, Result};
 
 use super::{Appliance, Resumed, running, wait_for_runlevel};
-use crate::model::record::{Idle, Loaded, Phase};
+use crate::model::record::{Idle, Loaded, Phase, Record};
 use crate::model::slot::Set;
 use crate::system::host;
 
@@ -50,33 +50,30 @@ impl Appliance {
         }
         match self.resume(record)? {
             Resumed::Ended(exit) => Ok(exit),
-            Resumed::Ready(record) if self.image_operation(&record)?.is_some() => {
-                // Where no data stage runs at boot.
-                match self.image_operation(&record)? {
-                    Some(op) => self.switch(op, &record),
-                    None => Ok(Exit::Done),
+            // Where no data stage runs at boot.
+            Resumed::Ready(record) => match self.image_operation(&record)? {
+                Some(op) => self.switch(op, &record),
+                None => Ok(self.tell_what_runs(&record)),
+            },
+        }
+    }
+
+    /// The end of a `confirm` that found nothing open.
+    fn tell_what_runs(&mut self, record: &Record) -> Exit {
+        let idle = record.idle_when_ended();
+        match idle.trouble {
+            Some(trouble) => {
+                self.log.warning("confirm", trouble.what);
+                match trouble.needs_person {
+                    true => Exit::NeedsPerson,
+                    false => Exit::Done,
                 }
             }
-            Resumed::Ready(record) => match &record.idle_when_ended().trouble {
-                Some(trouble) => {
-                    self.log.warning("confirm", trouble.what.clone());
-                    Ok(if trouble.needs_person {
-                        Exit::NeedsPerson
-                    } else {
-                        Exit::Done
-                    })
-                }
-                None => {
-                    self.log.info(
-                        "confirm",
-                        format!(
-                            "{} runs; nothing is on trial",
-                            record.idle_when_ended().active
-                        ),
-                    );
-                    Ok(Exit::Done)
-                }
-            },
+            None => {
+                let what = format!("{} runs; nothing is on trial", idle.active);
+                self.log.info("confirm", what);
+                Exit::Done
+            }
         }
     }
 

@@ -47,6 +47,12 @@ impl Appliance {
             }
             refreshed => refreshed,
         }?;
+        self.note_trust(&repository, &mirrors);
+        Ok((repository, mirrors))
+    }
+
+    /// Says, and leaves for `status`, what is trusted now and how fresh that is.
+    fn note_trust(&mut self, repository: &Repository, mirrors: &Mirrors) {
         let v = repository.versions();
         self.log.info(
             "trust",
@@ -83,7 +89,6 @@ impl Appliance {
         if let Err(e) = noted {
             self.log.warning("trust", e.chain());
         }
-        Ok((repository, mirrors))
     }
 
     /// How these places are asked.

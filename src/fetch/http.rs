@@ -554,16 +554,18 @@ fn read_head(reader: &mut dyn BufRead) -> io::Result<Head> {
     Ok(head)
 }
 
+/// The number in a status line.
+fn status(line: &str) -> Option<u16> {
+    line.strip_prefix("HTTP/1.")?
+        .get(2..5)
+        .filter(|status| status.bytes().all(|b| b.is_ascii_digit()))?
+        .parse()
+        .ok()
+}
+
 fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> {
     let line = read_line(reader, limit)?;
-    let status = line
-        .strip_prefix("HTTP/1.")
-        .and_then(|rest| rest.get(2..5))
-        .filter(|status| status.bytes().all(|b| b.is_ascii_digit()))
-        .and_then(|status| status.parse().ok());
-    let Some(status) = status else {
-        return Err(invalid("the answer is not HTTP/1"));
-    };
+    let status = status(&line).ok_or_else(|| invalid("the answer is not HTTP/1"))?;
     let mut head = Head {
         status,
         length: None,

@@ -575,6 +575,14 @@ impl Record {
 }
 
 impl Phase {
+    /// Whether services may be down, or the link moved.
+    pub fn is_under_way(&self) -> bool {
+        matches!(
+            self,
+            Phase::Switching { .. } | Phase::Trial { .. } | Phase::Reverting { .. }
+        )
+    }
+
     /// As `status` and the record call it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -675,13 +683,25 @@ struct Members {
     stopped: Option<Box<Operation>>,
 }
 
+impl Operation {
+    /// An earlier version took any number. A wait of that long cannot be told from one that is longer.
+    fn within_limits(mut self) -> Operation {
+        self.service_timeout_s = self.service_timeout_s.min(MAX_SECONDS);
+        for set in &mut self.data {
+            set.timeout_s = set.timeout_s.min(MAX_SECONDS);
+        }
+        self
+    }
+}
+
+fn there<T>(phase: &str, name: &str, member: Option<T>) -> Result<T, String> {
+    member.ok_or_else(|| format!("phase {phase}: {name} is missing"))
+}
+
 impl TryFrom<Members> for Record {
     type Error = String;
 
     fn try_from(members: Members) -> Result<Record, String> {
-        fn there<T>(phase: &str, name: &str, member: Option<T>) -> Result<T, String> {
-            member.ok_or_else(|| format!("phase {phase}: {name} is missing"))
-        }
         let Members {
             phase,
             active,
@@ -700,14 +720,7 @@ impl TryFrom<Members> for Record {
             schemas,
             stopped,
         } = members;
-        // An earlier version took any number. A wait of that long cannot be told from one that is longer.
-        let op = op.map(|mut op| {
-            op.service_timeout_s = op.service_timeout_s.min(MAX_SECONDS);
-            for set in &mut op.data {
-                set.timeout_s = set.timeout_s.min(MAX_SECONDS);
-            }
-            op
-        });
+        let op = op.map(Operation::within_limits);
         let op = || there(&phase, "op", op);
         let data = || there(&phase, "data", data);
         let since = || there(&phase, "since", since);

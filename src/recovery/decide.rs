@@ -81,22 +81,8 @@ pub fn decide(observed: &Observed) -> Decision {
 }
 
 fn decide_phase(observed: &Observed, record: &Record) -> Decision {
-    if observed.factory_boot
-        && let Phase::Switching { op, .. } | Phase::Trial { op, .. } | Phase::Reverting { op, .. } =
-            &record.phase
-    {
-        let note = format!(
-            "this boot uses the factory set as it was told to; {} stays {}",
-            op.to,
-            record.phase.name()
-        );
-        return Decision {
-            record: record.clone(),
-            show: Set::Factory,
-            drop_leftovers: false,
-            hold: None,
-            notes: vec![note],
-        };
+    if observed.factory_boot && record.phase.is_under_way() {
+        return as_told(record);
     }
     match &record.phase {
         Phase::Idle(idle) => settle(observed, record, idle, None),
@@ -142,6 +128,23 @@ fn decide_phase(observed: &Observed, record: &Record) -> Decision {
         ),
         Phase::Trial { .. } => another_boot(observed, record),
         Phase::Reverting { op, .. } => revert(observed, record, op),
+    }
+}
+
+/// The factory set is used in this boot, because a person said so: what is under way stays as it is.
+fn as_told(record: &Record) -> Decision {
+    let to = record.operation().map(|op| op.to.to_string());
+    let note = format!(
+        "this boot uses the factory set as it was told to; {} stays {}",
+        to.unwrap_or_default(),
+        record.phase.name()
+    );
+    Decision {
+        record: record.clone(),
+        show: Set::Factory,
+        drop_leftovers: false,
+        hold: None,
+        notes: vec![note],
     }
 }
 

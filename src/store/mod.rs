@@ -131,6 +131,20 @@ struct Refusals {
     refusals: Vec<Refusal>,
 }
 
+impl Holder {
+    /// In words; `works`: it is not ending.
+    fn describe(&self, works: bool) -> String {
+        let ending = match works {
+            true => "",
+            false => ", which has ended or is ending,",
+        };
+        format!(
+            "process {} ({}, since {}){ending}",
+            self.pid, self.command, self.since
+        )
+    }
+}
+
 impl Store {
     /// The store in a data directory (`/data`), with the factory set's manifest (absolute paths of the appliance).
     ///
@@ -293,16 +307,8 @@ impl Store {
                 .as_ref()
                 .is_some_and(|h| !self.host.proc().ending(h.pid));
             if works || Instant::now() >= settled {
-                let who = match holder {
-                    Some(h) if works => {
-                        format!("process {} ({}, since {})", h.pid, h.command, h.since)
-                    }
-                    Some(h) => format!(
-                        "process {} ({}, since {}), which has ended or is ending,",
-                        h.pid, h.command, h.since
-                    ),
-                    None => "another process".to_owned(),
-                };
+                let who =
+                    holder.map_or_else(|| "another process".to_owned(), |h| h.describe(works));
                 let Some(tell) = &mut wait else {
                     let what = format!(
                         "starting {command}: {who} holds the lock {}",

@@ -588,32 +588,7 @@ impl Manifest {
         }
         self.check_paths()?;
         for service in &self.services {
-            let bin = self.at(&service.runs).filter(|c| c.kind == Kind::Bin);
-            // A factory set may list a service whose program it does not ship.
-            if bin.is_none() {
-                return Err(format!(
-                    "services: {} runs {}, which is no bin component of this release",
-                    service.name, service.runs
-                ));
-            }
-            if let Some(name) = service.uses.iter().find(|n| self.component(n).is_none()) {
-                return Err(format!(
-                    "services: {} uses {name}, which is no component of this release",
-                    service.name
-                ));
-            }
-        }
-        if let Some(service) = self.services.iter().find(|s| s.uses.len() > MAX_ITEMS) {
-            return Err(format!(
-                "services: {} uses more than {MAX_ITEMS} components",
-                service.name
-            ));
-        }
-        if let Some(service) = self.services.iter().find(|s| s.leaves.len() > MAX_ITEMS) {
-            return Err(format!(
-                "services: {} leaves more than {MAX_ITEMS} programs",
-                service.name
-            ));
+            self.check_service(service)?;
         }
         unique("services", self.services.iter().map(|s| &s.name))?;
         unique("data", self.data.iter().map(|d| &d.name))?;
@@ -632,6 +607,29 @@ impl Manifest {
         self.health
             .iter()
             .try_for_each(|check| self.check_health(check))
+    }
+
+    fn check_service(&self, service: &Service) -> Result<(), String> {
+        let wrong = |what: String| Err(format!("services: {} {what}", service.name));
+        let bin = self.at(&service.runs).filter(|c| c.kind == Kind::Bin);
+        if bin.is_none() {
+            return wrong(format!(
+                "runs {}, which is no bin component of this release",
+                service.runs
+            ));
+        }
+        if let Some(name) = service.uses.iter().find(|n| self.component(n).is_none()) {
+            return wrong(format!(
+                "uses {name}, which is no component of this release"
+            ));
+        }
+        if service.uses.len() > MAX_ITEMS {
+            return wrong(format!("uses more than {MAX_ITEMS} components"));
+        }
+        if service.leaves.len() > MAX_ITEMS {
+            return wrong(format!("leaves more than {MAX_ITEMS} programs"));
+        }
+        Ok(())
     }
 
     /// No path may lie on or below another component's: who owns a file must be plain.
