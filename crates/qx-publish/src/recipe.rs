@@ -128,24 +128,18 @@ impl Recipe {
     /// Puts the version in where `{version}` stands for it: manifests hold none of these.
     fn fill_in(&mut self) -> Result<(), String> {
         let version = self.version.to_string();
-        let fill = |field: &str, text| versions::fill(field, text, &version, false);
+        let fill = |field: &str, text: &mut String| versions::fill(field, text, &version, false);
         fill("release_notes", &mut self.release_notes)?;
         for (number, check) in self.health.iter_mut().enumerate() {
             let field = |name: &str| format!("health[{number}].{name}");
-            match &mut check.probe {
-                Probe::Http { url, json, .. } => {
-                    fill(&field("url"), url)?;
-                    if let Some(json) = json {
-                        fill(&field("json.pointer"), &mut json.pointer)?;
-                        versions::fill_value(&field("json.equals"), &mut json.equals, &version)?;
-                    }
-                }
-                Probe::Tcp { address } => fill(&field("address"), address)?,
-                Probe::Exec { run } => {
-                    run.iter_mut()
-                        .try_for_each(|text| fill(&field("run"), text))?;
-                }
-                Probe::Service { .. } => {}
+            for (name, text) in check.probe.texts() {
+                fill(&field(name), text)?;
+            }
+            if let Probe::Http {
+                json: Some(json), ..
+            } = &mut check.probe
+            {
+                versions::fill_value(&field("json.equals"), &mut json.equals, &version)?;
             }
         }
         if let Some(migrate) = &mut self.migrate {

@@ -115,7 +115,7 @@ pub fn doubts(manifest: &Manifest) -> Vec<String> {
             Probe::Exec { run } => {
                 run.iter().skip(1).for_each(|text| look(field("run"), text));
             }
-            Probe::Tcp { .. } | Probe::Service { .. } => {}
+            _ => {}
         }
     }
     found

@@ -394,6 +394,24 @@ pub enum Probe {
     },
 }
 
+impl Probe {
+    /// The texts in which a recipe may leave room for its version, each under the name of its field. (Values are looked
+    /// through apart: they need not be texts.)
+    pub fn texts(&mut self) -> Vec<(&'static str, &mut String)> {
+        match self {
+            Probe::Http { url, json, .. } => {
+                let pointer = json
+                    .as_mut()
+                    .map(|json| ("json.pointer", &mut json.pointer));
+                [("url", url)].into_iter().chain(pointer).collect()
+            }
+            Probe::Tcp { address } => vec![("address", address)],
+            Probe::Exec { run } => run.iter_mut().map(|text| ("run", text)).collect(),
+            Probe::Service { .. } => Vec::new(),
+        }
+    }
+}
+
 impl fmt::Display for Probe {
     /// As messages call it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
