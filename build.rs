@@ -29,7 +29,6 @@ fn main() {
             println!("cargo::rerun-if-changed={path}");
         }
     }
-    println!("cargo::rerun-if-changed=build.rs");
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
