@@ -55,7 +55,7 @@ impl Appliance {
     }
 
     /// Installs the release that was lost to damage again: the data is its own.
-    pub(super) fn repair(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
+    fn repair(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
         let idle = record.idle_when_ended();
         let Some((lost, version)) = idle
             .lost
@@ -115,12 +115,7 @@ impl Appliance {
 
     /// Steps 2 to 10 of an install.
     /// `only` this release, by the digest of its manifest.
-    pub(super) fn install(
-        &mut self,
-        request: &Apply,
-        only: Option<Digest>,
-        record: &Record,
-    ) -> Result<Exit> {
+    fn install(&mut self, request: &Apply, only: Option<Digest>, record: &Record) -> Result<Exit> {
         let refreshed = self.refresh(request.from.as_deref());
         // What lies staged was verified when it was staged. Whether it is switched to depends on no source, and on no
         // expiry since.
@@ -232,7 +227,7 @@ impl Appliance {
 
     /// The slot has to go before the new release comes: what still runs from there is restarted from the active set first. Says
     /// whether anything was.
-    pub(super) fn vacate(&mut self, op: Operation, record: &Record) -> Result<(Operation, bool)> {
+    fn vacate(&mut self, op: Operation, record: &Record) -> Result<(Operation, bool)> {
         let place = self.store.slot(op.from().set.alternate());
         let users = self.store.users(&[place]);
         if users.is_empty() {
@@ -242,7 +237,7 @@ impl Appliance {
         Ok((self.switch_of(op).vacate(&users, record)?, true))
     }
 
-    pub(super) fn switch_to_staged(
+    fn switch_to_staged(
         &mut self,
         op: Operation,
         request: &Apply,
@@ -290,14 +285,14 @@ impl Appliance {
     }
 
     /// Whether this appliance can do what an update takes.
-    pub(super) fn preflight(&self, active: Set) -> Result<()> {
+    fn preflight(&self, active: Set) -> Result<()> {
         let running = self.store.manifest(active)?.map(|(manifest, _)| manifest);
         preflight::check(&self.host, &self.config, &self.store, running.as_ref())
             .doing(|| "before anything is stopped")
     }
 
     /// Step 3.
-    pub(super) fn plan(
+    fn plan(
         &mut self,
         candidate: &Candidate,
         data: &DataPlan,
@@ -337,7 +332,7 @@ impl Appliance {
 
     /// The services whose processes still use what the slot holds, or held, that the next release goes to. Others that do are
     /// told of: what they use is kept until they end.
-    pub(super) fn outdated(&mut self, active: Set, alternate: Slot) -> Result<Vec<Name>> {
+    fn outdated(&mut self, active: Set, alternate: Slot) -> Result<Vec<Name>> {
         let mut places = self.store.kept();
         places.push(self.store.slot(alternate));
         let users = self.store.users(&places);
@@ -368,7 +363,7 @@ impl Appliance {
     }
 
     /// What nobody needs any more, the first to go first: what was fetched of other releases, then data that is kept aside.
-    pub(super) fn leftovers(
+    fn leftovers(
         &self,
         candidate: &Candidate,
         repository: &Repository,
@@ -393,7 +388,7 @@ impl Appliance {
         Ok(leftovers)
     }
 
-    pub(super) fn log_candidate(&mut self, candidate: &Candidate) {
+    fn log_candidate(&mut self, candidate: &Candidate) {
         let manifest = &candidate.manifest;
         let details = serde_json::json!({
             "product": manifest.product,
@@ -415,12 +410,7 @@ impl Appliance {
     }
 
     /// So that `status` tells of an attempt that failed before it had an operation.
-    pub(super) fn remember<T>(
-        &mut self,
-        result: Result<T>,
-        request: &Apply,
-        record: &Record,
-    ) -> Result<T> {
+    fn remember<T>(&mut self, result: Result<T>, request: &Apply, record: &Record) -> Result<T> {
         if let (Err(e), false) = (&result, request.dry_run) {
             let failure = EarlyFailure {
                 at: self.host.timestamp(),

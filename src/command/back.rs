@@ -21,15 +21,13 @@ impl Appliance {
                 Back::Previous => Err(self.told_to_use_the_factory_set("rolling back")),
             };
         }
-        let record = match &record.phase {
-            Phase::Trial { .. } => match self.end_trial(&record, back, discard_data)? {
-                Resumed::Ready(record) => *record,
-                Resumed::Ended(exit) => return Ok(exit),
-            },
-            _ => match self.resume(record)? {
-                Resumed::Ready(record) => *record,
-                Resumed::Ended(exit) => return Ok(exit),
-            },
+        let resumed = match &record.phase {
+            Phase::Trial { .. } => self.end_trial(&record, back, discard_data)?,
+            _ => self.resume(record)?,
+        };
+        let record = match resumed {
+            Resumed::Ready(record) => *record,
+            Resumed::Ended(exit) => return Ok(exit),
         };
         let idle = record.idle_when_ended();
         if idle.active.set == Set::Factory {
@@ -119,12 +117,7 @@ impl Appliance {
     }
 
     /// A person ends an open trial: the data is restored, as after a failed proof.
-    pub(super) fn end_trial(
-        &mut self,
-        record: &Record,
-        back: Back,
-        discard_data: bool,
-    ) -> Result<Resumed> {
+    fn end_trial(&mut self, record: &Record, back: Back, discard_data: bool) -> Result<Resumed> {
         let Phase::Trial { op, data, .. } = &record.phase else {
             return Ok(Resumed::Ready(Box::new(record.clone())));
         };
@@ -163,7 +156,7 @@ impl Appliance {
 
     /// The boot was told to use the factory set, and a person wants to keep it: what is open is given up, without a
     /// proof of what does not run.
-    pub(super) fn abandon(&mut self, record: &Record) -> Result<Exit> {
+    fn abandon(&mut self, record: &Record) -> Result<Exit> {
         let now = self.host.timestamp();
         let left = record
             .operation()

@@ -92,7 +92,7 @@ impl Appliance {
     }
 
     /// How these places are asked.
-    pub(super) fn options(&self, places: &[String]) -> Result<Options> {
+    fn options(&self, places: &[String]) -> Result<Options> {
         let config = &self.config;
         let web = places.iter().any(|place| is_url(place));
         let proxies = match &config.proxy {
@@ -119,7 +119,7 @@ impl Appliance {
         })
     }
 
-    pub(super) fn warn(&mut self, step: &str, mirrors: &Mirrors) {
+    fn warn(&mut self, step: &str, mirrors: &Mirrors) {
         for warning in mirrors.take_warnings() {
             self.log.warning(step, warning);
         }

@@ -159,7 +159,8 @@ impl LinkStage<'_> {
         }
     }
 
-    fn decide(&self, found: &Found) -> Decision {
+    /// `writable`: whether what is decided can be recorded.
+    fn decide(&self, found: &Found, writable: bool) -> Decision {
         let (host, store) = (self.host, self.store);
         let verify = |slot: Slot| -> Verdict {
             let look = || match store.verify(slot) {
@@ -179,7 +180,7 @@ impl LinkStage<'_> {
             leaves: &|set| leaves(store, set),
             factory_boot: host.kernel_argument(FACTORY_BOOT),
             moment: &host.moment(),
-            writable: self.writable,
+            writable,
             snapshot: store.has_snapshot(),
             now: &self.now,
         })
@@ -187,7 +188,7 @@ impl LinkStage<'_> {
 
     /// The record first: wherever the power goes, the next boot decides the same.
     fn decide_durably(&mut self, found: &Found) -> Decision {
-        let decision = self.decide(found);
+        let decision = self.decide(found, self.writable);
         let known = matches!(&found.loaded, Loaded::Record(record) if **record == decision.record);
         if known || !self.writable {
             return decision;
@@ -204,10 +205,7 @@ impl LinkStage<'_> {
             (Err(e), _) => {
                 self.tell(e);
                 // What is left to be deleted is deleted all the same.
-                self.writable = false;
-                let decision = self.decide(found);
-                self.writable = true;
-                decision
+                self.decide(found, false)
             }
         }
     }

@@ -144,7 +144,7 @@ impl Switch<'_> {
     }
 
     /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
-    pub(super) fn leave_to_a_person(&mut self, error: Error, record: &Record) -> Error {
+    fn leave_to_a_person(&mut self, error: Error, record: &Record) -> Error {
         self.log.error("revert", error.chain());
         self.op
             .ran
@@ -214,7 +214,7 @@ impl Switch<'_> {
     }
 
     /// Starts what may run on the data as it is, and proves it.
-    pub(super) fn run_again(&mut self, set: Set, record: &Record) -> Result<(), String> {
+    fn run_again(&mut self, set: Set, record: &Record) -> Result<(), String> {
         match sets::fit(self.store, set, &record.schemas).obstacle() {
             None => {
                 self.start_services(set);
@@ -231,7 +231,7 @@ impl Switch<'_> {
     }
 
     /// Records how the way back ended.
-    pub(super) fn end_revert(
+    fn end_revert(
         &mut self,
         chosen: &Installed,
         healthy: Result<(), String>,

@@ -108,7 +108,7 @@ impl<'a> Switch<'a> {
     }
 
     /// Services that use the data, are in neither set, and run.
-    pub(super) fn other_users(&self, manager: &Manager, known: &[Name]) -> Vec<Name> {
+    fn other_users(&self, manager: &Manager, known: &[Name]) -> Vec<Name> {
         let named = self
             .op
             .data
@@ -128,7 +128,7 @@ impl<'a> Switch<'a> {
     /// Adds the services of a set whose processes run something else, though the two sets agree on them (a boot with the
     /// factory set, a set that was left because of damage); and those that still use what a slot held before: what runs counts,
     /// not what should.
-    pub(super) fn add_mismatched(&mut self, set: Set, manager: &Manager) {
+    fn add_mismatched(&mut self, set: Set, manager: &Manager) {
         let (side, _) = sides(set, &self.to, &self.home);
         let Some(manifest) = side.manifest.as_ref().filter(|_| manager.controls()) else {
             return;
@@ -152,7 +152,7 @@ impl<'a> Switch<'a> {
     }
 
     /// Who runs, of both sets and of those that are stopped besides.
-    pub(super) fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
+    fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
     where
         'a: 'c,
     {
