@@ -234,6 +234,8 @@ fn old_process(expected: &Expectation, census: &Census) -> Option<(u32, PathBuf)
 /// One check on its way: first until it passes, then for as long as it must go on.
 struct Watch<'a> {
     check: &'a Check,
+    /// What it asks did not run before and is not started: nobody waits for that.
+    idle: bool,
     due: Instant,
     /// Tries in a row that failed and count.
     failures: u32,
@@ -247,9 +249,10 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(check: &'a Check, now: Instant) -> Watch<'a> {
+    fn new(check: &'a Check, idle: bool, now: Instant) -> Watch<'a> {
         Watch {
             check,
+            idle,
             due: now,
             failures: 0,
             passing_since: None,
@@ -301,7 +304,7 @@ impl<'a> Watch<'a> {
                 let starting = since_start < Duration::from_secs(self.check.start_period_s)
                     && !self.passed_once;
                 self.failures += u32::from(!starting);
-                if self.failures > self.check.retries {
+                if self.idle || self.failures > self.check.retries {
                     return Err(format!("the health check {probe} failed: {}", self.why));
                 }
                 Ok(())
@@ -333,17 +336,21 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Why a check that failed does not count, if it does not.
-fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
-    let how = text::clean(how, MAX_HOW);
+/// Whether a check asks a service that did not run before and is not started: the one that it names, else each that there is.
+fn asks_idle(check: &Check, expected: &Expectation) -> bool {
     let idle = |name: &Name| expected.idle.contains(name);
-    let of_idle = match check.service() {
+    match check.service() {
         Some(name) => idle(name),
         None => {
             !expected.idle.is_empty() && expected.manifest.services.iter().all(|s| idle(&s.name))
         }
-    };
-    if of_idle {
+    }
+}
+
+/// Why a check that failed does not count, if it does not.
+fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
+    let how = text::clean(how, MAX_HOW);
+    if asks_idle(check, expected) {
         return Some("and what it asks did not run before the switch".into());
     }
     let before = expected
@@ -382,7 +389,7 @@ fn stay_healthy(
         .manifest
         .health
         .iter()
-        .map(|check| Watch::new(check, start))
+        .map(|check| Watch::new(check, asks_idle(check, expected), start))
         .collect();
     // Checks that take turns in failing never fail for good, and never are calm together.
     let patience = watches.iter().map(Watch::patience).sum::<Duration>() + STABLE;
@@ -745,7 +752,7 @@ mod tests {
             (0, 11, "f", false),
         ] {
             let check = check(retries);
-            let mut watch = Watch::new(&check, Instant::now());
+            let mut watch = Watch::new(&check, false, Instant::now());
             assert_eq!(
                 feed(&mut watch, since_start, tries),
                 goes_on,
@@ -755,9 +762,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_started_is_not_waited_for() {
+        let check = check(3);
+        for (idle, tries, goes_on) in [(false, "f", true), (true, "f", false), (true, "pp", true)] {
+            let mut watch = Watch::new(&check, idle, Instant::now());
+            assert_eq!(feed(&mut watch, 0, tries), goes_on, "{idle} {tries}");
+        }
+    }
+
+    #[test]
     fn a_failure_begins_the_time_of_health_anew() {
         let check = check(3);
-        let mut watch = Watch::new(&check, Instant::now());
+        let mut watch = Watch::new(&check, false, Instant::now());
         assert!(feed(&mut watch, 0, "p") && watch.is_stable());
         assert!(
             feed(&mut watch, 0, "f") && !watch.is_stable(),

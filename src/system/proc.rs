@@ -17,6 +17,10 @@ pub const SERVICE: &str = "QX_UPDATE_SERVICE";
 /// What the kernel appends to the path of a file that has no name any more.
 const DELETED: &[u8] = b" (deleted)";
 
+/// Flags of a process (linux/sched.h): it is on its way out; it is a thread of the kernel.
+const PF_EXITING: u32 = 4;
+const PF_KTHREAD: u32 = 0x0020_0000;
+
 /// A file, whatever its name: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId {
@@ -134,7 +138,6 @@ impl Proc {
     /// Whether a process has ended or is about to: it is gone, a zombie, on its way out, or killed and not yet gone. What it
     /// holds is released as soon as the kernel gets to it.
     pub fn ending(&self, pid: u32) -> bool {
-        const PF_EXITING: u32 = 4;
         let killed = |status: &[u8]| {
             let status = String::from_utf8_lossy(status);
             let sets = status.lines().filter_map(|line| {
@@ -169,7 +172,7 @@ impl Proc {
             .collect()
     }
 
-    /// All processes that live.
+    /// All processes that live, the kernel's own threads excepted: those execute no file, and often are most of all.
     pub fn processes(&self) -> Vec<Process> {
         let found = self.all().into_iter().filter_map(|pid| self.process(pid));
         found.collect()
@@ -177,6 +180,9 @@ impl Proc {
 
     fn process(&self, pid: u32) -> Option<Process> {
         let stat = self.stat(pid).filter(Stat::lives)?;
+        if stat.flags & PF_KTHREAD != 0 {
+            return None;
+        }
         Some(Process {
             identity: Identity {
                 pid,
@@ -580,13 +586,17 @@ mod tests {
 
         /// A process with that name, executing that path.
         fn add(&self, pid: u32, parent: u32, name: &[u8], exe: &Path) -> PathBuf {
+            self.add_with(0x0040_0000, pid, parent, name, exe)
+        }
+
+        fn add_with(&self, flags: u32, pid: u32, parent: u32, name: &[u8], exe: &Path) -> PathBuf {
             let place = self.dir.path().join("proc").join(pid.to_string());
             fs::create_dir_all(place.join("fd")).unwrap();
             let mut stat = format!("{pid} (").into_bytes();
             stat.extend_from_slice(name);
             stat.extend_from_slice(
                 format!(
-                    ") S {parent} {pid} 7 0 -1 4194560 1 1 1 1 1 1 1 1 20 0 1 0 {} 1 1",
+                    ") S {parent} {pid} 7 0 -1 {flags} 1 1 1 1 1 1 1 1 20 0 1 0 {} 1 1",
                     4711 + pid
                 )
                 .as_bytes(),
@@ -595,6 +605,20 @@ mod tests {
             symlink(exe, place.join("exe")).unwrap();
             place
         }
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_no_processes() {
+        let fake = Fake::new();
+        fake.add(10, 1, b"daemon", Path::new("/bin/daemon"));
+        fake.add_with(PF_KTHREAD | 0x0040, 11, 2, b"kworker", Path::new(""));
+        let pids: Vec<u32> = fake
+            .proc
+            .processes()
+            .iter()
+            .map(|p| p.identity.pid)
+            .collect();
+        assert_eq!(pids, [10]);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Appliance, Recipe, SERVICES, answer, copy_executable, exe, kill, path, text, wait_until,
-    write_executable, write_program,
+    Appliance, Recipe, SERVICES, answer, copy_executable, exe, free_port, kill, path, text,
+    wait_until, write_executable, write_program,
 };
 
 /// Replaces text in the script that plays the service manager.
@@ -267,11 +267,15 @@ fn what_a_person_stopped_stays_stopped() {
     appliance.service("start", "node");
     wait_until("node runs", || answer(appliance.port("node")).is_some());
     // Also what is new, if it says whose it is.
-    let port = crate::common::free_port();
+    let port = free_port();
     appliance.release(&appliance.recipe("1.2.0").edit(|json| {
         let address = format!("127.0.0.1:{port}");
         let check = json!({"type": "tcp", "address": address, "service": "console", "retries": 0, "start_period_s": 0});
-        json["health"].as_array_mut().unwrap().push(check);
+        let checks = json["health"].as_array_mut().unwrap();
+        for (check, service) in checks.iter_mut().zip(SERVICES) {
+            check["service"] = json!(service);
+        }
+        checks.push(check);
     }));
     let apply = appliance.update(&["apply"]);
     apply
@@ -291,6 +295,8 @@ fn another_failure_is_no_excuse() {
         appliance.recipe(version).edit(|json| {
             for check in json["health"].as_array_mut().unwrap() {
                 check.as_object_mut().unwrap().remove("json");
+                // The frozen one is tried three times.
+                check["timeout_s"] = json!(5);
             }
         })
     };
@@ -379,7 +385,7 @@ fn what_is_left_on_purpose_lives_on() {
 fn front(appliance: &Appliance) -> (Bystander, u16) {
     let program = appliance.root.join("srv/front");
     write_program(&program, "front", "7", "ok");
-    let port = crate::common::free_port();
+    let port = free_port();
     let mut command = Command::new(&program);
     command.arg(port.to_string());
     let front = Bystander::start(command.stderr(Stdio::null()));
@@ -503,7 +509,7 @@ fn a_second_instance_is_left_alone() {
     appliance.install("1.1.0");
     let mut second = Command::new("sh");
     let program = appliance.data().join("bin/qx-node");
-    let port = crate::common::free_port().to_string();
+    let port = free_port().to_string();
     second.args(["-c", "setsid \"$0\" \"$1\" >/dev/null 2>&1 & echo $!"]);
     let second = second.arg(&program).arg(&port).output().unwrap();
     let pid: u32 = String::from_utf8_lossy(&second.stdout)
@@ -694,32 +700,43 @@ fn what_is_required_is_not_required_of_the_way_back() {
     assert_eq!(appliance.answers(), ["1.0.0", "1.0.0"]);
 }
 
-/// Something starts the old program again while it is to be stopped: that is ended too, or nothing is switched; the release is
-/// not to blame.
+/// Something starts the old program again while it is to be stopped: once, and that is ended too; each time, and nothing is
+/// switched. The release is not to blame.
 #[test]
 fn what_is_started_again_while_it_is_stopped() {
-    let appliance = Appliance::new();
-    appliance.install("1.1.0");
-    // Whoever looks after it starts it again at once, each time.
-    edit_svc(
-        &appliance,
-        "	rm -f \"$pidfile\"\n",
-        "	rm -f \"$pidfile\"\n\t[ $2 = node ] && [ ! -e $root/out/calm ] && setsid sh -c '\n\t\twhile [ ! -e '$root'/out/calm ]; do\n\t\t\tpid=$(cat '$pidfile' 2>/dev/null)\n\t\t\t[ -n \"$pid\" ] && readlink /proc/$pid/exe >/dev/null || { setsid '$root'/data/bin/qx-node $(cat '$root'/ports/node) >/dev/null 2>\\&1 & echo $! >'$pidfile'; }\n\t\t\tsleep 0.05\n\t\tdone' >/dev/null 2>&1 &\n",
-    );
-    appliance.publish_release("1.2.0");
-    let apply = appliance.update(&["apply"]);
-    match apply.code {
-        // It was slow, and started the new one.
-        0 => appliance.runs("1.2.0"),
-        8 | 10 => assert!(
-            apply.stderr.contains("node still runs, or runs again"),
-            "{}",
-            apply.stderr
-        ),
-        other => panic!("exit {other}"),
+    for (times, code) in [("! -e $0/out/again", 0), ("! -e $0/out/calm", 10)] {
+        let appliance = Appliance::new();
+        appliance.install("1.1.0");
+        // Several, so that one of them is always there, however slowly they start. They do not end before the stop.
+        let ports = [(); 3].map(|()| free_port());
+        let ports = [&[appliance.port("node")][..], &ports].concat();
+        let ports: String = ports.iter().map(|port| format!(" {port}")).collect();
+        edit_svc(
+            &appliance,
+            "	rm -f \"$pidfile\"\n",
+            &format!(
+                "	rm -f \"$pidfile\"\n\tif [ $2 = node ] && [ ! -e $root/out/begun ]; then\n\t\t: >$root/out/begun\n\t\t\
+                 for port in{ports}; do\n\t\t\tsetsid sh -c 'while [ {times} ]; do\n\t\t\t\t\
+                 QX_UPDATE_SERVICE=\"node $0\" $0/data/slots/a/bin/qx-node $1\n\t\t\tdone' $root $port \
+                 </dev/null >/dev/null 2>&1 &\n\t\t\
+                 done\n\t\tfor port in{ports}; do\n\t\t\t\
+                 until busybox wget -q -O /dev/null http://127.0.0.1:$port/; do sleep 0.02; done\n\t\tdone\n\t\t: >$root/out/again\n\tfi\n"
+            ),
+        );
+        appliance.publish_release("1.2.0");
+        let apply = appliance.update(&["apply"]);
+        fs::write(appliance.root.join("out/calm"), "").unwrap();
+        apply.code(code);
+        match code {
+            0 => appliance.runs("1.2.0"),
+            _ => assert!(
+                apply.stderr.contains("node still runs, or runs again"),
+                "{}",
+                apply.stderr
+            ),
+        }
+        assert_eq!(appliance.status()["refused"], json!([]), "not its fault");
     }
-    assert_eq!(appliance.status()["refused"], json!([]), "not its fault");
-    fs::write(appliance.root.join("out/calm"), "").unwrap();
 }
 
 /// Something starts the old program after the services were stopped and before they are started: it is stopped again, and the
