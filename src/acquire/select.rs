@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use semver::Version;
 
 use crate::model::dataset::{DataPlan, DataSet};
-use crate::model::record::{Refusal, RefusalKind};
+use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::Installed;
 use qx_release::digest::Digest;
 use qx_release::error::{Error, Exit, Result};

@@ -9,7 +9,8 @@ use std::path::Path;
 use crate::acquire::plan::{self, Origin, Plan};
 use crate::acquire::unpack;
 use crate::fetch::Mirrors;
-use crate::model::record::{Operation, Phase, Record, exit_of_return_to};
+use crate::model::operation::{Operation, exit_of_return_to};
+use crate::model::record::Record;
 use crate::model::slot::Slot;
 use crate::repository::Candidate;
 use crate::repository::Repository;
@@ -49,17 +50,17 @@ impl Stage<'_> {
             // P6: from here on the record says that the factory set is the fallback; then the old one may go.
             op.before.fallback = None;
         }
-        self.store
-            .save(&record.with(Phase::Staging { op: op.clone() }))?;
+        let staging = record.begin_staging(op.clone())?;
+        self.store.save(&staging)?;
         if let Err(e) = self.fill(slot) {
             let e = match self.restarted {
                 true => e.exiting(exit_of_return_to(op.from().set)),
                 false => e,
             };
-            self.undo(&op, record, &e);
+            self.undo(&op, &staging, &e);
             return Err(e);
         }
-        let staged = record.with(Phase::Staged { op: op.clone() });
+        let staged = staging.staged(op.clone())?;
         self.store.save(&staged)?;
         // What the slot held before.
         self.store.drop_leftovers()?;
@@ -77,7 +78,8 @@ impl Stage<'_> {
         let undone = self
             .store
             .drop_leftovers()
-            .and_then(|()| self.store.save(&record.ended(op.before.clone(), ended)));
+            .and_then(|()| record.ended(op.before.clone(), ended))
+            .and_then(|ended| self.store.save(&ended));
         if let Err(e) = undone {
             // The next operation or boot does it again.
             self.log.error("stage", e.chain());

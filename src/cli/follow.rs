@@ -74,7 +74,7 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
     match (record.operation(), &record.last) {
         (Some(op), _) => {
             let ours = worked || op.id == seen;
-            let stopped = !op.ran.is_empty() || record.phase.is_under_way();
+            let stopped = !op.ran.is_empty() || record.phase().is_under_way();
             match ours && stopped {
                 true => dead(Exit::NeedsPerson, unfinished),
                 false => dead(Exit::Failed, nothing),

@@ -16,9 +16,9 @@ use crate::acquire::stage::Stage;
 use crate::data::protect;
 use crate::fetch::Mirrors;
 use crate::model::dataset::DataPlan;
-use crate::model::record::{
-    EarlyFailure, FailedCheck, Idle, Operation, OperationKind, Phase, Record,
-};
+use crate::model::operation::{EarlyFailure, FailedCheck, Operation, OperationKind};
+use crate::model::phase::{Idle, Phase};
+use crate::model::record::Record;
 use crate::model::slot::{Set, Slot};
 use crate::proof::observe::Census;
 use crate::proof::{preflight, prove};
@@ -119,7 +119,7 @@ impl Appliance {
         let refreshed = self.refresh(request.from.as_deref());
         // What lies staged was verified when it was staged. Whether it is switched to depends on no source, and on no
         // expiry since.
-        if let (Err(e), Phase::Staged { op }) = (&refreshed, &record.phase)
+        if let (Err(e), Phase::Staged { op }) = (&refreshed, record.phase())
             && request.from.is_none()
             && (request.version.as_ref())
                 .is_none_or(|version| op.to.version.as_ref() == Some(version))
@@ -143,10 +143,7 @@ impl Appliance {
         let candidate = match selected {
             Choice::NothingNewer(running) => {
                 if record.failure.is_some() && !request.dry_run {
-                    self.store.save(&Record {
-                        failure: None,
-                        ..record.clone()
-                    })?;
+                    self.store.save(&record.with_failure(None))?;
                 }
                 self.log
                     .info("select", format!("nothing newer than {running} is offered"));
@@ -156,7 +153,7 @@ impl Appliance {
         };
         self.log_candidate(&candidate);
         // A release that lies staged, and is still what the repository offers, is not staged again.
-        if let Phase::Staged { op } = &record.phase
+        if let Phase::Staged { op } = record.phase()
             && op.to.manifest == Some(candidate.digest)
             && sets::verifies(&self.store, &op.to, &mut self.log)
         {
@@ -417,11 +414,7 @@ impl Appliance {
                 result: e.exit,
                 reason: e.chain(),
             };
-            let told = Record {
-                failure: Some(failure),
-                ..record.clone()
-            };
-            if let Err(e) = self.store.save(&told) {
+            if let Err(e) = self.store.save(&record.with_failure(Some(failure))) {
                 self.log.warning("apply", e.chain());
             }
         }

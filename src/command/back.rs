@@ -4,10 +4,10 @@ use qx_release::error::{Context, Error, Exit, Result};
 
 use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
 use crate::model::dataset::DataPlan;
-use crate::model::record::{
-    Attempt, Cause, CauseKind, DataChange, DataState, Idle, Operation, OperationKind, Phase,
-    Record, Refusal, RefusalKind,
-};
+use crate::model::operation::{Attempt, Cause, CauseKind, DataChange, Operation, OperationKind};
+use crate::model::phase::{DataState, Idle, Phase};
+use crate::model::record::Record;
+use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};
 use crate::store::sets;
 
@@ -21,7 +21,7 @@ impl Appliance {
                 Back::Previous => Err(self.told_to_use_the_factory_set("rolling back")),
             };
         }
-        let resumed = match &record.phase {
+        let resumed = match record.phase() {
             Phase::Trial { .. } => self.end_trial(&record, back, discard_data)?,
             _ => self.resume(record)?,
         };
@@ -118,7 +118,7 @@ impl Appliance {
 
     /// A person ends an open trial: the data is restored, as after a failed proof.
     fn end_trial(&mut self, record: &Record, back: Back, discard_data: bool) -> Result<Resumed> {
-        let Phase::Trial { op, data, .. } = &record.phase else {
+        let Phase::Trial { op, data, .. } = record.phase() else {
             return Ok(Resumed::Ready(Box::new(record.clone())));
         };
         let saved_at = op.saved_at.as_deref().unwrap_or(&op.started);
@@ -195,7 +195,7 @@ impl Appliance {
                     .attempt(Exit::Done, None, &now)
             },
         };
-        let ended = record.ended(idle, attempt);
+        let ended = record.abandoned(idle, attempt);
         self.store.save(&ended)?;
         self.log.info(
             "rollback",

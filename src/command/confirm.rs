@@ -4,7 +4,8 @@ use qx_release::durable;
 use qx_release::error::{Error, Exit, Result};
 
 use super::{Appliance, Resumed, running, wait_for_runlevel};
-use crate::model::record::{Idle, Loaded, Phase, Record};
+use crate::model::phase::{Idle, Phase};
+use crate::model::record::{Loaded, Record};
 use crate::model::slot::Set;
 use crate::system::host;
 
@@ -31,7 +32,7 @@ impl Appliance {
                 active,
                 trouble: None,
                 ..
-            }) = &record.phase
+            }) = record.phase()
             && record.stopped.is_none()
             && self.image_operation(&record)?.is_none()
         {
@@ -40,7 +41,7 @@ impl Appliance {
             return Ok(Exit::Done);
         }
         let (_lock, record) = self.begin("confirm")?;
-        if let (true, Phase::Trial { op, .. }) = (force, &record.phase) {
+        if let (true, Phase::Trial { op, .. }) = (force, record.phase()) {
             self.log.operation(&op.id);
             self.log.warning(
                 "confirm",
@@ -81,18 +82,21 @@ impl Appliance {
     /// is not touched.
     pub fn reset(&mut self) -> Result<Exit> {
         let (_lock, record) = self.begin("reset")?;
-        if matches!(record.phase, Phase::Trial { .. } | Phase::Reverting { .. }) {
+        if matches!(
+            record.phase(),
+            Phase::Trial { .. } | Phase::Reverting { .. }
+        ) {
             return Err(Error::with(
                 Exit::NeedsPerson,
                 format!(
                     "resetting: a {} is open; `qx-update confirm` ends it",
-                    record.phase.name()
+                    record.phase().name()
                 ),
             ));
         }
         let mut idle = record.idle_when_ended();
         idle.trouble = None;
-        self.store.save(&record.with(Phase::Idle(idle)))?;
+        self.store.save(&record.settled(idle)?)?;
         durable::remove(&self.store.path("update/quarantine"))?;
         self.store.drop_downloads()?;
         self.store.drop_leftovers()?;

@@ -18,7 +18,9 @@ use qx_release::manifest::{Manifest, Name};
 use crate::data::migrate;
 use crate::model::config::{Config, Services};
 use crate::model::dataset::DataPlan;
-use crate::model::record::{DataChange, Idle, Loaded, Operation, OperationKind, Phase, Record};
+use crate::model::operation::{DataChange, Operation, OperationKind};
+use crate::model::phase::{Idle, Phase};
+use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
 use crate::recovery::{data, link};
 use crate::store::{Lock, Store};
@@ -116,17 +118,21 @@ impl Appliance {
 
     /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end.
     fn resume(&mut self, record: Record) -> Result<Resumed> {
-        let (Phase::Trial { op, .. } | Phase::Reverting { op, .. }) = record.phase.clone() else {
+        let (Phase::Trial { op, .. } | Phase::Reverting { op, .. }) = record.phase().clone() else {
             return Ok(Resumed::Ready(Box::new(record)));
         };
         leave_caller(&mut self.log);
         wait_for_runlevel(&op.manager, &self.host, &mut self.log);
         self.log.info(
             "resume",
-            format!("the {} of {} is taken up again", record.phase.name(), op.to),
+            format!(
+                "the {} of {} is taken up again",
+                record.phase().name(),
+                op.to
+            ),
         );
         let going = self.switch_of(op);
-        let exit = match &record.phase {
+        let exit = match record.phase() {
             Phase::Reverting { cause, .. } => {
                 return going.conclude_revert(cause, &record).map(Resumed::Ended);
             }
@@ -156,7 +162,7 @@ impl Appliance {
 
     /// The operation by which a newer image's factory set takes over, if that takes a migration.
     fn image_operation(&self, record: &Record) -> Result<Option<Operation>> {
-        match &record.phase {
+        match record.phase() {
             Phase::Idle(idle) if !self.factory_boot() => {
                 data::image_operation(&self.config, &self.host, &self.store, record, idle)
             }

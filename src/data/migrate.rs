@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::model::record::Operation;
+use crate::model::operation::Operation;
 use crate::model::slot::{Installed, Set};
 use crate::store::Store;
 use crate::system::host::Host;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::data::migrate::{self, Failure, MigrationRunner};
 use crate::data::snapshot::{self, DataClone};
 use crate::model::dataset::DataSet;
-use crate::model::record::{Discarded, Operation};
+use crate::model::operation::{Discarded, Operation};
 use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
@@ -255,7 +255,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::model::record::{Idle, OperationKind};
+    use crate::model::operation::OperationKind;
+    use crate::model::phase::Idle;
     use crate::model::slot::Installed;
 
     fn operation(id: &str, discarded_bytes: u64) -> Operation {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fit::Fit;
-use crate::model::record::DataChange;
+use crate::model::operation::DataChange;
 use qx_release::json;
 use qx_release::manifest::{Data, MAX_SECONDS, MAX_SIZE, Manifest, Name};
 

@@ -5,5 +5,8 @@ pub mod choice;
 pub mod config;
 pub mod dataset;
 pub mod fit;
+pub mod operation;
+pub mod phase;
 pub mod record;
+pub mod refusal;
 pub mod slot;

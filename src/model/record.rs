@@ -1,5 +1,4 @@
-//! The record: which phase an appliance is in, and everything that undoing it needs. A value: every
-//! transition here changes memory only; [`crate::store`] writes it.
+//! The record: which phase an appliance is in, and everything that undoing it needs. A value: [`crate::store`] writes it.
 //!
 //! On disk a record is one line of JSON in an envelope with a format and a sequence number, then one line
 //! with the digest of the first. Two copies are kept; the intact one with the higher number counts.
@@ -8,13 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::config::{Config, Limits, Services};
-use crate::model::dataset::{DataPlan, DataSet};
-use crate::model::slot::{Installed, Set};
+use crate::model::operation::{Attempt, Cause, EarlyFailure, Operation};
+use crate::model::phase::{DataState, Idle, Lasted, Phase, Trouble};
+use crate::model::slot::Installed;
 use qx_release::digest::Digest;
-use qx_release::error::Exit;
 use qx_release::json;
-use qx_release::manifest::{Check, MAX_SECONDS, Name, Service};
+use qx_release::manifest::Name;
 use qx_release::text;
 
 /// The only record format there is.
@@ -32,9 +30,9 @@ const CHECKSUM: u64 = 66;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Members")]
 pub struct Record {
-    /// What the appliance is in the middle of.
+    /// What the appliance is in the middle of. It changes by the transitions of [`crate::model::phase`] only.
     #[serde(flatten)]
-    pub phase: Phase,
+    pub(super) phase: Phase,
     /// The last operation that ended, and how.
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation: the network, trust, space.
@@ -57,480 +55,34 @@ pub enum Loaded {
     Record(Box<Record>),
 }
 
-/// The phases. Their order in an update is the order here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "phase", rename_all = "lowercase")]
-pub enum Phase {
-    /// Nothing is going on.
-    Idle(Idle),
-    /// A release is being written into `NAME.next`.
-    Staging {
-        /// The operation.
-        op: Operation,
-    },
-    /// A release lies complete and verified in the alternate slot.
-    Staged {
-        /// The operation.
-        op: Operation,
-    },
-    /// Services are being stopped, data saved and migrated; the link may have moved.
-    Switching {
-        /// The operation.
-        op: Operation,
-        /// How far the data's protection is.
-        data: DataState,
-    },
-    /// The link has moved; the release is to be proved.
-    Trial {
-        /// The operation.
-        op: Operation,
-        /// How far the data's protection is.
-        data: DataState,
-        /// How many further boots this trial has seen.
-        boots: u32,
-        /// The boot that was counted last.
-        boot_id: String,
-        /// When it began (RFC 3339), for people.
-        since: String,
-        /// How long it has lasted. Absent in what earlier versions wrote.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        lasted: Option<Lasted>,
-    },
-    /// The way back.
-    Reverting {
-        /// The operation.
-        op: Operation,
-        /// How far the data's protection is.
-        data: DataState,
-        /// Why.
-        cause: Cause,
-    },
-}
-
-/// A moment, by a clock that nobody sets: how long a boot has lasted then, suspended time included. What the date is says
-/// nothing of how much time has passed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moment {
-    /// Which boot.
-    pub boot_id: String,
-    /// Seconds since it began.
-    pub uptime_s: u64,
-}
-
-/// How long something has gone on, as far as boots were seen to last: of one whose end nobody saw, and of the time between
-/// boots, nobody knows more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lasted {
-    /// Seconds.
-    pub seconds: u64,
-    /// Until when that is.
-    pub until: Moment,
-}
-
-impl Lasted {
-    /// It begins.
-    pub fn since(now: &Moment) -> Lasted {
-        Lasted {
-            seconds: 0,
-            until: now.clone(),
-        }
-    }
-
-    /// It goes on.
-    pub fn until(&self, now: &Moment) -> Lasted {
-        // Another boot has seen nothing but this.
-        let more = match now.boot_id == self.until.boot_id {
-            true => now.uptime_s.saturating_sub(self.until.uptime_s),
-            false => now.uptime_s,
-        };
-        Lasted {
-            seconds: self.seconds.saturating_add(more),
-            until: now.clone(),
-        }
-    }
-}
-
-/// Nothing is going on: what runs, and what it would fall back to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Idle {
-    /// What runs.
-    pub active: Installed,
-    /// What is chosen if the active set is damaged; before the factory set, which is always there.
-    pub fallback: Option<Installed>,
-    /// Since when it runs (RFC 3339).
-    pub since: String,
-    /// What a person should know or do.
-    #[serde(default)]
-    pub trouble: Option<Trouble>,
-    /// The release that ran here until its files were damaged: what `apply --repair` fetches again.
-    #[serde(default)]
-    pub lost: Option<Installed>,
-}
-
-/// Something that a person should know, or do something about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trouble {
-    /// One sentence.
-    pub what: String,
-    /// Whether the appliance can not help itself.
-    pub needs_person: bool,
-}
-
-/// Whether data that a migration touches was saved, or restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataState {
-    /// Nothing was saved: nothing is to be restored.
-    Untouched,
-    /// A complete snapshot under this operation's id exists.
-    Saved,
-    /// The snapshot was restored: never restore again.
-    Restored,
-}
-
-/// What an operation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OperationKind {
-    /// Installs a release.
-    Install,
-    /// A person goes back to the previous release.
-    Rollback,
-    /// A person goes back to the factory set.
-    Factory,
-    /// A newer image's factory set takes over, and migrates the data.
-    Image,
-}
-
-/// One install or rollback, with all that its undoing needs: recovery depends on no configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Operation {
-    /// Random, 16 hexadecimal digits.
-    pub id: String,
-    /// What it does.
-    pub kind: OperationKind,
-    /// When it began (RFC 3339).
-    pub started: String,
-    /// What ran before, and what that would have fallen back to.
-    pub before: Idle,
-    /// What is to run.
-    pub to: Installed,
-    /// How often its switch was cut short.
-    #[serde(default)]
-    pub attempts: u32,
-    /// The services whose files change.
-    #[serde(default)]
-    pub services: Vec<Service>,
-    /// The services that ran when the switch began and were to be stopped, dependents included, in the
-    /// order of starting.
-    #[serde(default)]
-    pub ran: Vec<Name>,
-    /// How services are controlled.
-    pub manager: Services,
-    /// Seconds a service may take to start or stop.
-    pub service_timeout_s: u64,
-    /// How many boots its trial may take.
-    pub trial_boots: u32,
-    /// Seconds after which its trial's data is not restored unasked.
-    pub trial_max_age_s: u64,
-    /// The data sets that it changes, and how each is saved and restored.
-    #[serde(default)]
-    pub data: Vec<DataSet>,
-    /// How it changes them.
-    #[serde(default)]
-    pub change: DataChange,
-    /// The schema of each data set once it has succeeded.
-    #[serde(default)]
-    pub schemas: BTreeMap<Name, u64>,
-    /// The user that the migration runs as. Absent: root.
-    #[serde(default)]
-    pub migration_user: Option<String>,
-    /// When the data sets were saved (RFC 3339).
-    #[serde(default)]
-    pub saved_at: Option<String>,
-    /// The data that was set aside on the way back.
-    #[serde(default)]
-    pub discarded: Option<Discarded>,
-    /// The health checks that failed before the switch, and how: they do not condemn the release by failing just so again.
-    #[serde(default)]
-    pub failed_before: Vec<FailedCheck>,
-    /// The services that did not run before the switch: they stay so, and nothing is proved of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub idle: Vec<Name>,
-    /// The most bytes of discarded data that are kept.
-    #[serde(default)]
-    pub discarded_bytes: u64,
-}
-
-/// What an operation does to the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataChange {
-    /// Nothing: it fits as it is.
-    #[default]
-    None,
-    /// The new set's migration is run.
-    Migrate,
-    /// The old set's way down is run.
-    Down,
-    /// It is set aside, and the new set begins without any.
-    Discard,
-}
-
-/// Data that was written after a snapshot, and is not in use any more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Discarded {
-    /// From when on it was written (RFC 3339): the snapshot's time.
-    pub from: String,
-    /// Until when (RFC 3339).
-    pub to: String,
-    /// Where it is kept; nothing if it was more than may be kept.
-    #[serde(default)]
-    pub kept: Option<String>,
-}
-
-impl Operation {
-    /// An operation as it begins: no service is known yet, and no data changes.
-    pub fn new(
-        id: String,
-        kind: OperationKind,
-        before: Idle,
-        to: Installed,
-        now: &str,
-    ) -> Operation {
-        let limits = Limits::default();
-        Operation {
-            id,
-            kind,
-            started: now.to_owned(),
-            before,
-            to,
-            attempts: 0,
-            services: Vec::new(),
-            ran: Vec::new(),
-            manager: Services::None {},
-            service_timeout_s: limits.service_timeout_s,
-            trial_boots: limits.trial_boots,
-            trial_max_age_s: limits.trial_max_age_s,
-            data: Vec::new(),
-            change: DataChange::None,
-            schemas: BTreeMap::new(),
-            migration_user: None,
-            saved_at: None,
-            discarded: None,
-            failed_before: Vec::new(),
-            idle: Vec::new(),
-            discarded_bytes: limits.discarded_bytes,
-        }
-    }
-
-    /// Under this configuration.
-    pub fn under_config(self, config: &Config) -> Operation {
-        let limits = &config.limits;
-        Operation {
-            manager: config.services.clone(),
-            service_timeout_s: limits.service_timeout_s,
-            trial_boots: limits.trial_boots,
-            trial_max_age_s: limits.trial_max_age_s,
-            migration_user: config.migration_user.clone(),
-            discarded_bytes: limits.discarded_bytes,
-            ..self
-        }
-    }
-
-    /// With this done to the data.
-    pub fn with_data_plan(self, to: DataPlan) -> Operation {
-        Operation {
-            change: to.change,
-            data: to.data,
-            schemas: to.schemas,
-            ..self
-        }
-    }
-
-    /// Whether a service is stopped because of the data.
-    pub fn uses_data(&self, service: &Name) -> bool {
-        let all = self.change == DataChange::Migrate && self.data.is_empty();
-        all || self.data.iter().any(|set| set.used_by(service))
-    }
-
-    /// What ran before.
-    pub fn from(&self) -> &Installed {
-        &self.before.active
-    }
-}
-
-/// A health check that failed before a switch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailedCheck {
-    /// All of it.
-    pub check: Check,
-    /// In which way it failed.
-    pub how: String,
-}
-
-/// Why an operation is undone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cause {
-    /// What kind of thing went wrong.
-    pub kind: CauseKind,
-    /// One sentence.
-    pub message: String,
-    /// The last lines of the migration's output, if it was the migration.
-    #[serde(default)]
-    pub output: Vec<String>,
-}
-
-/// What kind of thing went wrong; decides whether the release is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CauseKind {
-    /// The power, or the kernel: says nothing about the release.
-    Power,
-    /// Too many boots in the trial: a person may have been impatient. Held.
-    Boots,
-    /// A person said so. Held.
-    Person,
-    /// The release itself: its migration, its proof, its health. Quarantined.
-    Release,
-    /// The appliance: a slot that no longer verifies, a service that cannot be stopped. Says nothing about
-    /// the release.
-    Appliance,
-}
-
-/// An operation that ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attempt {
-    /// Of the operation.
-    pub id: String,
-    /// What it did.
-    pub kind: OperationKind,
-    /// What ran before.
-    pub from: Installed,
-    /// What was to run.
-    pub to: Installed,
-    /// When it began (RFC 3339).
-    pub started: String,
-    /// When it ended (RFC 3339).
-    pub ended: String,
-    /// How it ended, as the exit code said.
-    pub result: Exit,
-    /// Why, where it did not end well.
-    #[serde(default)]
-    pub reason: Option<String>,
-    /// What keeps an end that is good from being proved, a sentence each.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unproved: Vec<String>,
-    /// The last lines of the migration's output, where it failed.
-    #[serde(default)]
-    pub output: Vec<String>,
-    /// The data that was given up.
-    #[serde(default)]
-    pub discarded: Option<Discarded>,
-}
-
-/// An attempt that failed before anything was changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EarlyFailure {
-    /// When (RFC 3339).
-    pub at: String,
-    /// As what, as the exit code said.
-    pub result: Exit,
-    /// Why.
-    pub reason: String,
-}
-
-impl Cause {
-    /// A cause that has no output of a migration.
-    pub fn new(kind: CauseKind, message: impl Into<String>) -> Cause {
-        Cause {
-            kind,
-            message: message.into(),
-            output: Vec::new(),
-        }
-    }
-}
-
-impl Idle {
-    /// A set that runs from now on without trouble.
-    pub fn on(active: Installed, fallback: Option<Installed>, now: &str) -> Idle {
-        Idle {
-            active,
-            fallback,
-            since: now.to_owned(),
-            trouble: None,
-            lost: None,
-        }
-    }
-}
-
 impl Record {
     /// A record of an appliance on which nothing happened yet.
     pub fn idle(active: Installed, fallback: Option<Installed>, now: &str) -> Record {
+        Record::of(Idle::on(active, fallback, now), BTreeMap::new())
+    }
+
+    /// A record that knows nothing but what runs, and which schemas its data has.
+    pub fn of(idle: Idle, schemas: BTreeMap<Name, u64>) -> Record {
         Record {
-            phase: Phase::Idle(Idle::on(active, fallback, now)),
+            phase: Phase::Idle(idle),
             last: None,
             failure: None,
-            schemas: BTreeMap::new(),
+            schemas,
             stopped: None,
         }
     }
 
-    /// The schema of each data set as it lies there now, whichever set is to run.
-    pub fn schemas_now(&self) -> &BTreeMap<Name, u64> {
-        match &self.phase {
-            Phase::Trial { op, .. } => &op.schemas,
-            _ => &self.schemas,
-        }
-    }
-
-    /// Whether a trial changed data, and has lasted longer than its data may be restored unasked.
-    pub fn is_stale_trial(&self, now: &Moment) -> bool {
-        match &self.phase {
-            Phase::Trial {
-                op,
-                data: DataState::Saved,
-                lasted: Some(lasted),
-                ..
-            } => lasted.until(now).seconds > op.trial_max_age_s,
-            _ => false,
-        }
-    }
-
-    /// What runs, if nothing more happens to an open operation.
-    pub fn idle_when_ended(&self) -> Idle {
-        match &self.phase {
-            Phase::Idle(idle) => idle.clone(),
-            Phase::Staging { op } => op.before.clone(),
-            Phase::Staged { op } | Phase::Switching { op, .. } | Phase::Reverting { op, .. } => {
-                op.back()
-            }
-            Phase::Trial { op, .. } => Idle {
-                active: op.to.clone(),
-                fallback: Some(op.from().clone()),
-                ..op.back()
-            },
-        }
-    }
-
-    /// The operation that is open, if any.
-    pub fn operation(&self) -> Option<&Operation> {
-        match &self.phase {
-            Phase::Idle(_) => None,
-            Phase::Staging { op }
-            | Phase::Staged { op }
-            | Phase::Switching { op, .. }
-            | Phase::Trial { op, .. }
-            | Phase::Reverting { op, .. } => Some(op),
-        }
-    }
-
-    /// The same record in another phase. Does not write to the disk.
-    pub fn with(&self, phase: Phase) -> Record {
+    /// The same with an early failure, or without one.
+    pub fn with_failure(&self, failure: Option<EarlyFailure>) -> Record {
         Record {
-            phase,
+            failure,
             ..self.clone()
         }
+    }
+
+    /// What the appliance is in the middle of.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
     }
 
     /// The texts that are for people only, wherever they come from.
@@ -561,103 +113,6 @@ impl Record {
         texts.extend(self.failure.as_mut().map(|failure| &mut failure.reason));
         texts
     }
-
-    /// The operation ended: back to idle, with how it ended. Does not write to the disk.
-    pub fn ended(&self, idle: Idle, attempt: Attempt) -> Record {
-        Record {
-            phase: Phase::Idle(idle),
-            last: Some(attempt),
-            failure: None,
-            schemas: self.schemas.clone(),
-            stopped: None,
-        }
-    }
-}
-
-impl Phase {
-    /// Whether services may be down, or the link moved.
-    pub fn is_under_way(&self) -> bool {
-        matches!(
-            self,
-            Phase::Switching { .. } | Phase::Trial { .. } | Phase::Reverting { .. }
-        )
-    }
-
-    /// As `status` and the record call it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Phase::Idle(_) => "idle",
-            Phase::Staging { .. } => "staging",
-            Phase::Staged { .. } => "staged",
-            Phase::Switching { .. } => "switching",
-            Phase::Trial { .. } => "trial",
-            Phase::Reverting { .. } => "reverting",
-        }
-    }
-}
-
-impl Operation {
-    /// The report of this operation's end.
-    pub fn attempt(&self, result: Exit, reason: Option<String>, now: &str) -> Attempt {
-        Attempt {
-            id: self.id.clone(),
-            kind: self.kind,
-            from: self.from().clone(),
-            to: self.to.clone(),
-            started: self.started.clone(),
-            ended: now.to_owned(),
-            result,
-            reason,
-            unproved: Vec::new(),
-            output: Vec::new(),
-            discarded: self.discarded.clone(),
-        }
-    }
-
-    /// Idle on what ran before, its fallback as far as this operation has left it: a slot that the operation gave to the
-    /// new release no longer holds the old fallback.
-    pub fn back(&self) -> Idle {
-        let overwritten = |fallback: &Installed| {
-            self.kind == OperationKind::Install && fallback.set == self.to.set
-        };
-        Idle {
-            fallback: self.before.fallback.clone().filter(|f| !overwritten(f)),
-            ..self.before.clone()
-        }
-    }
-}
-
-/// A release that is not to be tried again by itself, by the digest of its manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// The digest of the release's manifest.
-    pub manifest: Digest,
-    /// Its version, for people.
-    pub version: Option<semver::Version>,
-    /// Whether it failed here, or a person or the boot limit left it.
-    pub kind: RefusalKind,
-    /// Why.
-    pub reason: String,
-    /// When (RFC 3339).
-    pub at: String,
-}
-
-/// Why a release is not tried again by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RefusalKind {
-    /// It failed on this appliance.
-    Quarantined,
-    /// A person rolled it back, or its trial saw too many boots.
-    Held,
-}
-
-/// The exit code of an operation that was undone, by what runs now.
-pub fn exit_of_return_to(set: Set) -> Exit {
-    match set {
-        Set::Factory => Exit::BackToFactory,
-        Set::A | Set::B => Exit::BackToPrevious,
-    }
 }
 
 /// A record as it is written: all members of all phases. (Derived for [`Phase`], reading would first make a tree of
@@ -681,17 +136,6 @@ struct Members {
     #[serde(default)]
     schemas: BTreeMap<Name, u64>,
     stopped: Option<Box<Operation>>,
-}
-
-impl Operation {
-    /// An earlier version took any number. A wait of that long cannot be told from one that is longer.
-    fn within_limits(mut self) -> Operation {
-        self.service_timeout_s = self.service_timeout_s.min(MAX_SECONDS);
-        for set in &mut self.data {
-            set.timeout_s = set.timeout_s.min(MAX_SECONDS);
-        }
-        self
-    }
 }
 
 fn there<T>(phase: &str, name: &str, member: Option<T>) -> Result<T, String> {
@@ -822,6 +266,11 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::config::Services;
+    use crate::model::operation::{CauseKind, FailedCheck, OperationKind};
+    use crate::model::slot::Set;
+    use qx_release::error::Exit;
+    use qx_release::manifest::{MAX_SECONDS, Service};
 
     #[test]
     fn a_record_survives_encoding_and_any_damage_is_seen() {

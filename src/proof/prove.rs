@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::model::record::FailedCheck;
+use crate::model::operation::FailedCheck;
 use crate::model::slot::Set;
 use crate::proof::health::{self, Fault};
 use crate::proof::observe::{Census, Seen, State};

@@ -5,8 +5,10 @@
 use crate::model::config::Config;
 use crate::model::dataset::DataPlan;
 use crate::model::fit::Fit;
+use crate::model::operation::{Operation, OperationKind};
+use crate::model::phase::{DataState, Idle, Phase};
 use crate::model::record::Loaded;
-use crate::model::record::{DataState, Idle, Operation, OperationKind, Phase, Record};
+use crate::model::record::Record;
 use crate::model::slot::{Link, Set};
 use crate::store::Store;
 use crate::store::sets;
@@ -60,10 +62,9 @@ impl DataStage<'_> {
     }
 
     fn bring_in_order(&mut self, record: Record) -> Result<Record> {
-        match &record.phase {
-            Phase::Reverting { op, cause, .. } => {
-                let (op, cause) = (op.clone(), cause.clone());
-                Switch::new(self.host, self.store, self.log, op).restore(&cause, &record)
+        match record.phase() {
+            Phase::Reverting { op, .. } => {
+                Switch::new(self.host, self.store, self.log, op.clone()).restore(&record)
             }
             Phase::Idle(idle) => {
                 let Some(config) = self.config else {
@@ -85,7 +86,7 @@ impl DataStage<'_> {
             (None, Link::To(slot)) => Set::from(slot),
             _ => Set::Factory,
         };
-        match &record.phase {
+        match record.phase() {
             Phase::Switching { .. } => {
                 Err("a switch was interrupted, and the link stage has not run".into())
             }

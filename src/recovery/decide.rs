@@ -1,16 +1,15 @@
 //! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
 //! `docs/recovery.md` has the same rows in the same order.
 
-use crate::model::choice;
-use crate::model::record::Loaded;
 use std::collections::BTreeMap;
 
+use crate::model::choice;
 use crate::model::fit::Fit;
-use crate::model::record::{
-    Cause, CauseKind, Idle, Lasted, Moment, Operation, OperationKind, Phase, Record, Trouble,
-};
+use crate::model::operation::{Cause, CauseKind, Operation, OperationKind};
+use crate::model::phase::{DataState, Idle, Moment, Phase, Trouble};
+use crate::model::record::{Loaded, Record};
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
-use qx_release::error::Exit;
+use qx_release::error::Result;
 use qx_release::manifest::Name;
 
 /// A release whose switch was cut short this often is held.
@@ -62,12 +61,17 @@ pub struct Decision {
 /// The link stage's decision. It never chooses a set that does not verify, and always chooses one.
 pub fn decide(observed: &Observed) -> Decision {
     match observed.loaded {
-        Loaded::Record(record) => decide_phase(observed, record),
+        Loaded::Record(record) => decide_phase(observed, record).unwrap_or_else(|e| {
+            rebuild(
+                observed,
+                &format!("the update state cannot be: {}", e.chain()),
+            )
+        }),
         Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
-            record: Record {
-                schemas: (observed.leaves)(Set::Factory),
-                ..Record::idle(observed.factory.clone(), None, observed.now)
-            },
+            record: Record::of(
+                Idle::on(observed.factory.clone(), None, observed.now),
+                (observed.leaves)(Set::Factory),
+            ),
             show: Set::Factory,
             drop_leftovers: false,
             hold: None,
@@ -80,54 +84,46 @@ pub fn decide(observed: &Observed) -> Decision {
     }
 }
 
-fn decide_phase(observed: &Observed, record: &Record) -> Decision {
-    if observed.factory_boot && record.phase.is_under_way() {
-        return as_told(record);
+fn decide_phase(observed: &Observed, record: &Record) -> Result<Decision> {
+    if observed.factory_boot && record.phase().is_under_way() {
+        return Ok(as_told(record));
     }
-    match &record.phase {
+    match record.phase() {
         Phase::Idle(idle) => settle(observed, record, idle, None),
         Phase::Staging { op } => {
-            let told = with_attempt(record, op, "staging was interrupted", observed.now);
-            let mut decision = settle(observed, &told, &op.before, None);
+            let told = record.came_to_nothing(op, "staging was interrupted", observed.now);
+            let mut decision = settle(observed, &told, &op.before, None)?;
             decision.drop_leftovers = true;
             decision
                 .notes
                 .insert(0, format!("staging {} was interrupted", op.to));
-            decision
+            Ok(decision)
         }
         Phase::Staged { op } => settle(observed, record, &op.back(), Some(op)),
-        Phase::Switching { op, data }
+        Phase::Switching { op, .. }
             if observed.link.selects(op.to.set) && op.from().set != op.to.set =>
         {
             // The power went between the flip and the next record.
-            let trial = record.with(Phase::Trial {
-                op: op.clone(),
-                data: *data,
-                boots: 0,
-                boot_id: String::new(),
-                since: observed.now.to_owned(),
-                lasted: None,
-            });
-            decide_phase(observed, &trial)
+            decide_phase(
+                observed,
+                &record.begin_trial(op.clone(), observed.now, None)?,
+            )
         }
         Phase::Switching {
             op,
-            data: crate::model::record::DataState::Untouched,
+            data: DataState::Untouched,
         } => cut_short(observed, record, op),
-        Phase::Switching { op, data } => revert(
-            observed,
-            &record.with(Phase::Reverting {
-                op: op.clone(),
-                data: *data,
-                cause: Cause::new(
-                    CauseKind::Power,
-                    format!("the switch to {} was interrupted", op.to),
-                ),
-            }),
-            op,
-        ),
+        Phase::Switching { op, .. } => {
+            let what = format!("the switch to {} was interrupted", op.to);
+            let cause = Cause::new(CauseKind::Power, what);
+            Ok(revert(
+                observed,
+                &record.begin_revert(op.clone(), cause)?,
+                op,
+            ))
+        }
         Phase::Trial { .. } => another_boot(observed, record),
-        Phase::Reverting { op, .. } => revert(observed, record, op),
+        Phase::Reverting { op, .. } => Ok(revert(observed, record, op)),
     }
 }
 
@@ -137,7 +133,7 @@ fn as_told(record: &Record) -> Decision {
     let note = format!(
         "this boot uses the factory set as it was told to; {} stays {}",
         to.unwrap_or_default(),
-        record.phase.name()
+        record.phase().name()
     );
     Decision {
         record: record.clone(),
@@ -148,31 +144,12 @@ fn as_told(record: &Record) -> Decision {
     }
 }
 
-/// How long a trial has lasted by now; one of which nobody has said yet begins.
-fn lasting(lasted: Option<&Lasted>, observed: &Observed) -> Lasted {
-    match lasted {
-        Some(lasted) => lasted.until(observed.moment),
-        None => Lasted::since(observed.moment),
-    }
-}
-
 /// A trial sees another boot, or the same one again.
-fn another_boot(observed: &Observed, record: &Record) -> Decision {
-    let mut counted = record.clone();
-    let Phase::Trial {
-        op,
-        data,
-        boots,
-        boot_id,
-        lasted,
-        ..
-    } = &mut counted.phase
-    else {
+fn another_boot(observed: &Observed, record: &Record) -> Result<Decision> {
+    let counted = record.trial_goes_on(observed.moment)?;
+    let Phase::Trial { op, boots, .. } = counted.phase() else {
         return decide_phase(observed, record);
     };
-    *boots += u32::from(*boot_id != observed.moment.boot_id);
-    boot_id.clone_from(&observed.moment.boot_id);
-    *lasted = Some(lasting(lasted.as_ref(), observed));
     let decision = |record: Record, show: Set, note: String| Decision {
         record,
         show,
@@ -180,7 +157,7 @@ fn another_boot(observed: &Observed, record: &Record) -> Decision {
         hold: None,
         notes: vec![note],
     };
-    match trial_fault(observed, op, *boots) {
+    Ok(match trial_fault(observed, op, *boots) {
         None => {
             let (show, note) = (op.to.set, format!("{} is on trial, boot {boots}", op.to));
             decision(counted, show, note)
@@ -197,15 +174,8 @@ fn another_boot(observed: &Observed, record: &Record) -> Decision {
             );
             decision(counted, show, note)
         }
-        Some(cause) => {
-            let reverting = Phase::Reverting {
-                op: op.clone(),
-                data: *data,
-                cause,
-            };
-            revert(observed, &record.with(reverting), op)
-        }
-    }
+        Some(cause) => revert(observed, &record.begin_revert(op.clone(), cause)?, op),
+    })
 }
 
 /// Why a trial must not go on, if it must not.
@@ -239,21 +209,24 @@ fn settle(
     record: &Record,
     idle: &Idle,
     staged: Option<&Operation>,
-) -> Decision {
-    let decision = |phase: Phase, show: Set, notes: Vec<String>| Decision {
-        drop_leftovers: matches!(phase, Phase::Idle(_)),
-        record: record.with(phase),
-        show,
-        hold: None,
-        notes,
+) -> Result<Decision> {
+    let decision = |record: Result<Record>, show: Set, notes: Vec<String>| {
+        let record = record?;
+        Ok(Decision {
+            drop_leftovers: matches!(record.phase(), Phase::Idle(_)),
+            record,
+            show,
+            hold: None,
+            notes,
+        })
     };
     let fit = |set| (observed.fit)(set, &record.schemas);
     let stay = || match staged {
-        Some(op) => Phase::Staged { op: op.clone() },
-        None => Phase::Idle(idle.clone()),
+        Some(op) => record.staged_again(op.clone()),
+        None => record.settled(idle.clone()),
     };
     let factory = |trouble: Option<Trouble>| {
-        Phase::Idle(Idle {
+        record.settled(Idle {
             trouble,
             ..Idle::on(observed.factory.clone(), None, observed.now)
         })
@@ -294,7 +267,7 @@ fn settle(
     };
     let (next, what) = fall_back(observed, record, idle, &why);
     let show = next.active.set;
-    decision(Phase::Idle(next), show, vec![what])
+    decision(record.settled(next), show, vec![what])
 }
 
 /// What runs instead of a set that is damaged, and why.
@@ -318,7 +291,7 @@ fn fall_back(observed: &Observed, record: &Record, idle: &Idle, why: &str) -> (I
 }
 
 /// A switch that ended before the data was touched and before the link moved.
-fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Decision {
+fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Result<Decision> {
     let op = Operation {
         attempts: op.attempts + 1,
         ..op.clone()
@@ -332,33 +305,18 @@ fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Decision {
     let staged = (install && !held).then_some(&op);
     let told = match staged {
         Some(_) => record.clone(),
-        None => with_attempt(record, &op, "the switch was interrupted", observed.now),
+        None => record.came_to_nothing(&op, "the switch was interrupted", observed.now),
     };
-    let mut decision = settle(observed, &told, &op.back(), staged);
+    let mut decision = settle(observed, &told, &op.back(), staged)?;
     decision.notes.insert(0, what.clone());
     decision.hold = held.then_some((op, what));
-    decision
-}
-
-/// So that `status` tells of an operation that ended without having come to anything.
-fn with_attempt(record: &Record, op: &Operation, why: &str, now: &str) -> Record {
-    let attempt = op.attempt(Exit::Failed, Some(why.to_owned()), now);
-    Record {
-        last: Some(attempt),
-        failure: None,
-        // What it had stopped is not forgotten with it.
-        stopped: match op.ran.is_empty() {
-            true => record.stopped.clone(),
-            false => Some(Box::new(op.clone())),
-        },
-        ..record.clone()
-    }
+    Ok(decision)
 }
 
 fn revert(observed: &Observed, reverting: &Record, op: &Operation) -> Decision {
     let chosen = choose(observed, Some(op.from()), &reverting.schemas);
     let mut notes = Vec::new();
-    if let Phase::Reverting { cause, .. } = &reverting.phase {
+    if let Phase::Reverting { cause, .. } = reverting.phase() {
         notes.push(format!("going back to {chosen}: {}", cause.message));
     }
     Decision {
@@ -404,16 +362,20 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
         }),
         ..Idle::on(active, fallback, observed.now)
     };
-    let record = Record {
-        phase: Phase::Idle(idle.clone()),
-        schemas: match observed.snapshot {
-            true => BTreeMap::new(),
-            false => (observed.leaves)(idle.active.set),
-        },
-        ..Record::idle(observed.factory.clone(), None, observed.now)
+    let schemas = match observed.snapshot {
+        true => BTreeMap::new(),
+        false => (observed.leaves)(idle.active.set),
     };
+    let record = Record::of(idle.clone(), schemas);
     // From here on it is an ordinary record: a newer image and an override count.
-    let mut decision = settle(observed, &record, &idle, None);
+    let settled = settle(observed, &record, &idle, None);
+    let mut decision = settled.unwrap_or_else(|e| Decision {
+        record,
+        show: idle.active.set,
+        drop_leftovers: false,
+        hold: None,
+        notes: vec![e.chain()],
+    });
     decision.drop_leftovers = false;
     decision.notes.insert(0, what);
     decision
@@ -446,7 +408,7 @@ fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::DataState;
+    use crate::model::phase::Lasted;
     use qx_release::digest::Digest;
 
     const NOW: &str = "2026-02-02T00:00:00Z";
@@ -578,7 +540,7 @@ mod tests {
     impl Case {
         fn new(phase: Phase, link: Link) -> Case {
             let mut record = Record::idle(factory(), None, NOW);
-            record.phase = phase;
+            record = record.in_phase(phase);
             Case {
                 loaded: Loaded::Record(Box::new(record)),
                 link,
@@ -690,7 +652,7 @@ mod tests {
             Set::Factory => {}
         }
         // P4: in Idle the record says what is shown, but for an override.
-        if let Phase::Idle(idle) = &decision.record.phase
+        if let Phase::Idle(idle) = decision.record.phase()
             && !case.factory_boot
         {
             assert_eq!(idle.active.set, decision.show, "{}", context());
@@ -701,7 +663,7 @@ mod tests {
             && record.operation().is_some()
         {
             assert!(
-                matches!(decision.record.phase, Phase::Trial { .. }),
+                matches!(decision.record.phase(), Phase::Trial { .. }),
                 "{}",
                 context()
             );
@@ -819,7 +781,7 @@ mod tests {
         ];
         for (row, phase, link, expected, show) in rows {
             let decision = Case::new(phase, link).decide();
-            assert_eq!(decision.record.phase.name(), expected, "{row}");
+            assert_eq!(decision.record.phase().name(), expected, "{row}");
             assert_eq!(decision.show, show, "{row}");
         }
     }
@@ -828,10 +790,10 @@ mod tests {
     fn a_boot_is_counted_once() {
         for (boot_id, counted) in [("an earlier boot", 2), (BOOT, 1)] {
             let decision = Case::new(trial(1, boot_id), Link::To(Slot::B)).decide();
-            let Phase::Trial { boots, boot_id, .. } = decision.record.phase else {
+            let Phase::Trial { boots, boot_id, .. } = decision.record.phase() else {
                 panic!("no trial");
             };
-            assert_eq!((boots, boot_id.as_str()), (counted, BOOT));
+            assert_eq!((*boots, boot_id.as_str()), (counted, BOOT));
         }
     }
 
@@ -841,7 +803,7 @@ mod tests {
         case.writable = false;
         let decision = case.decide();
         assert_eq!(
-            (decision.record.phase.name(), decision.show),
+            (decision.record.phase().name(), decision.show),
             ("reverting", Set::A)
         );
     }
@@ -893,14 +855,14 @@ mod tests {
         case.factory_boot = true;
         let decision = case.decide();
         assert_eq!(
-            (decision.show, decision.record.phase),
-            (Set::Factory, phase)
+            (decision.show, decision.record.phase()),
+            (Set::Factory, &phase)
         );
         case.factory_boot = false;
         case.factory = installed(Set::Factory, "1.1.1");
         let decision = case.decide();
         assert_eq!(decision.show, Set::Factory);
-        let Phase::Idle(idle) = decision.record.phase else {
+        let Phase::Idle(idle) = decision.record.phase() else {
             panic!("not idle");
         };
         assert_eq!(idle.active, installed(Set::Factory, "1.1.1"));
@@ -923,10 +885,10 @@ mod tests {
             }
             let decision = case.decide();
             assert_eq!(decision.show, show, "{link:?}");
-            let Phase::Idle(idle) = decision.record.phase else {
+            let Phase::Idle(idle) = decision.record.phase() else {
                 panic!("not idle");
             };
-            let trouble = idle.trouble.unwrap();
+            let trouble = idle.trouble.as_ref().unwrap();
             assert_eq!(trouble.needs_person, person, "{}", trouble.what);
         }
     }
@@ -976,11 +938,11 @@ mod tests {
             case.b = Verdict::Damaged("bin/qx-node differs".into());
             let decision = case.decide();
             assert_eq!(decision.show, Set::Factory);
-            let Phase::Idle(idle) = decision.record.phase else {
+            let Phase::Idle(idle) = decision.record.phase() else {
                 panic!("not idle");
             };
             assert_eq!(idle.lost.as_ref(), Some(&active), "to be repaired");
-            assert_eq!(idle.trouble.unwrap().needs_person, !fallback_fits);
+            assert_eq!(idle.trouble.as_ref().unwrap().needs_person, !fallback_fits);
         }
     }
 
@@ -998,7 +960,7 @@ mod tests {
             };
             let decision = at_schema(phase, schema, Link::To(Slot::A)).decide();
             assert_eq!(decision.show, show, "schema {schema}");
-            assert_eq!(decision.record.phase.name(), "reverting");
+            assert_eq!(decision.record.phase().name(), "reverting");
         }
     }
 
@@ -1048,16 +1010,16 @@ mod tests {
                         true => ("trial", Set::B),
                         false => ("reverting", Set::A),
                     };
-                    assert_eq!(decision.record.phase.name(), phase, "{context}");
+                    assert_eq!(decision.record.phase().name(), phase, "{context}");
                     assert_eq!(decision.show, show, "{context}");
                     case.b = Verdict::Empty;
                     let decision = case.decide();
-                    assert_eq!(decision.record.phase.name(), phase, "{context}");
+                    assert_eq!(decision.record.phase().name(), phase, "{context}");
                     assert_ne!(decision.show, Set::B, "it does not verify: {context}");
                     // Once too old it stays so: at the next boot nobody has seen anything yet.
                     case.loaded = Loaded::Record(Box::new(decision.record));
                     case.moment = moment("the next boot", 0);
-                    assert_eq!(case.decide().record.phase.name(), phase, "{context}");
+                    assert_eq!(case.decide().record.phase().name(), phase, "{context}");
                 }
             }
         }
@@ -1071,7 +1033,7 @@ mod tests {
             *data = DataState::Untouched;
         }
         let decision = Case::new(trial, Link::To(Slot::B)).decide();
-        assert_eq!(decision.record.phase.name(), "reverting");
+        assert_eq!(decision.record.phase().name(), "reverting");
     }
 
     /// Every phase comes to the same end whatever the date, before and now.
@@ -1091,15 +1053,15 @@ mod tests {
                         date(&mut members, before);
                         let members = serde_json::Value::Object(members);
                         let record: Record = serde_json::from_value(members).unwrap();
-                        let mut case = Case::new(record.phase, link.clone());
+                        let mut case = Case::new(record.phase().clone(), link.clone());
                         case.now = now;
                         let decision = case.decide();
-                        let lasted = match &decision.record.phase {
+                        let lasted = match decision.record.phase() {
                             Phase::Trial { lasted, boots, .. } => Some((lasted.clone(), *boots)),
                             _ => None,
                         };
                         let hold = decision.hold.map(|(op, why)| (op.id, why));
-                        let name = decision.record.phase.name();
+                        let name = decision.record.phase().name();
                         ends.push((name, lasted, decision.show, hold, decision.notes));
                     }
                 }
@@ -1143,7 +1105,7 @@ mod tests {
             let Phase::Trial {
                 lasted: Some(lasted),
                 ..
-            } = &record.phase
+            } = record.phase()
             else {
                 panic!("{record:?}");
             };
@@ -1166,7 +1128,7 @@ mod tests {
         ] {
             let op = op.clone();
             let decision = Case::new(Phase::Switching { op, data }, Link::Absent).decide();
-            assert_eq!(decision.record.phase.name(), phase, "{data:?}");
+            assert_eq!(decision.record.phase().name(), phase, "{data:?}");
         }
     }
 
@@ -1190,16 +1152,16 @@ mod tests {
     /// Keeps `tests/golden` honest: what it holds is what this code writes, and what was written before is read as the same.
     #[test]
     fn the_golden_trial_is_this_trial() {
-        let mut record = Record::idle(factory(), None, NOW);
-        record.phase = trial(1, "an earlier boot");
-        if let Phase::Trial { op, data, .. } = &mut record.phase {
+        let mut phase = trial(1, "an earlier boot");
+        if let Phase::Trial { op, data, .. } = &mut phase {
             *data = DataState::Saved;
             op.saved_at = Some(NOW.into());
-            op.change = crate::model::record::DataChange::Migrate;
+            op.change = crate::model::operation::DataChange::Migrate;
             op.schemas = [("inventory".parse().unwrap(), 2)].into();
             let set = r#"{"name":"inventory","method":"files","place":"/data/inventory.db"}"#;
             op.data.push(serde_json::from_str(set).unwrap());
         }
+        let record = Record::idle(factory(), None, NOW).in_phase(phase);
         let former = include_bytes!("../../tests/golden/state-1-trial-data.json");
         assert_eq!(
             crate::model::record::decode(former).unwrap(),

@@ -7,7 +7,10 @@ use crate::system::host::FACTORY_BOOT;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::model::record::{Idle, Operation, Phase, Record, Refusal, RefusalKind};
+use crate::model::operation::Operation;
+use crate::model::phase::{Idle, Phase};
+use crate::model::record::Record;
+use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::recovery::decide::{self, Decision, Observed};
 use crate::store::{BootNote, Store};
@@ -198,7 +201,7 @@ impl LinkStage<'_> {
         match (saved, &found.loaded) {
             (Ok(()), _) => decision,
             // Nothing else depends on it, least of all a proof that goes on.
-            (Err(e), Loaded::Record(record)) if only_lasted(record, &decision.record) => {
+            (Err(e), Loaded::Record(record)) if record.only_lasted_until(&decision.record) => {
                 self.log.warning("recover", e.chain());
                 decision
             }
@@ -212,7 +215,7 @@ impl LinkStage<'_> {
 
     /// Leaves word of this boot for `status`, and in the log.
     fn note(&mut self, decision: &Decision, show: Set, hidden: Option<Slot>) {
-        if let Phase::Idle(idle) = &decision.record.phase {
+        if let Phase::Idle(idle) = decision.record.phase() {
             let trouble = idle.trouble.iter().map(|t| t.what.clone());
             self.problems.extend(trouble);
         }
@@ -245,12 +248,12 @@ fn interrupted(loaded: Loaded, now: &Record) -> Option<Operation> {
         return left;
     };
     // On the way back the data comes first.
-    let back = matches!(now.phase, Phase::Reverting { .. });
-    match before.phase {
+    let back = matches!(now.phase(), Phase::Reverting { .. });
+    match before.phase() {
         Phase::Staging { op } | Phase::Staged { op } | Phase::Switching { op, .. }
             if !back && !op.ran.is_empty() =>
         {
-            Some(op)
+            Some(op.clone())
         }
         _ => left,
     }
@@ -258,7 +261,7 @@ fn interrupted(loaded: Loaded, now: &Record) -> Option<Operation> {
 
 /// The factory set as a record knows it.
 fn recorded_factory(record: &Record) -> Option<Installed> {
-    let idle = match &record.phase {
+    let idle = match record.phase() {
         Phase::Idle(idle) => idle,
         _ => &record.operation()?.before,
     };
@@ -278,25 +281,13 @@ fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
     data.map(|data| (data.name, data.schema_after)).collect()
 }
 
-/// Whether all that there is to write is how long a trial has lasted.
-fn only_lasted(old: &Record, new: &Record) -> bool {
-    let without = |record: &Record| {
-        let mut record = record.clone();
-        if let Phase::Trial { lasted, .. } = &mut record.phase {
-            *lasted = None;
-        }
-        record
-    };
-    without(old) == without(new)
-}
-
 /// What no phase needs any more.
 fn drop_leftovers(decision: &Decision, store: &Store) -> Result<()> {
     store.drop_scratch()?;
     if !decision.drop_leftovers {
         return Ok(());
     }
-    let kept = matches!(&decision.record.phase, Phase::Idle(Idle { trouble: Some(t), .. }) if t.needs_person);
+    let kept = matches!(decision.record.phase(), Phase::Idle(Idle { trouble: Some(t), .. }) if t.needs_person);
     // A person may still want saved data that no record explains.
     if !kept {
         store.drop_snapshot()?;
@@ -360,33 +351,5 @@ fn show(
             "using {}: it points to {target}, and cannot be changed",
             store.path("current").display()
         ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::record::{Lasted, Moment};
-
-    /// A record that differs in anything else, the count of boots above all, must be written before a trial goes on.
-    #[test]
-    fn only_how_long_a_trial_has_lasted_may_stay_unwritten() {
-        let golden = include_bytes!("../../tests/golden/state-1-trial-data.json");
-        let old = crate::model::record::decode(golden).unwrap().1;
-        let mut later = old.clone();
-        let Phase::Trial { lasted, .. } = &mut later.phase else {
-            panic!("no trial");
-        };
-        *lasted = Some(Lasted::since(&Moment {
-            boot_id: "one".into(),
-            uptime_s: 5,
-        }));
-        assert!(old != later && only_lasted(&old, &later));
-        let mut counted = later.clone();
-        if let Phase::Trial { boots, .. } = &mut counted.phase {
-            *boots += 1;
-        }
-        assert!(!only_lasted(&later, &counted));
-        assert!(!only_lasted(&old, &counted));
     }
 }

@@ -1,7 +1,8 @@
 //! What to do now, a sentence each.
 
 use super::Status;
-use crate::model::record::{Attempt, EarlyFailure, Refusal};
+use crate::model::operation::{Attempt, EarlyFailure};
+use crate::model::refusal::Refusal;
 use crate::store::Freshness;
 use crate::system::host::FACTORY_BOOT;
 use qx_release::error::Exit;

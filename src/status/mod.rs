@@ -12,9 +12,10 @@ use serde::Serialize;
 
 use crate::model::config::{Config, Services};
 use crate::model::fit::Fit;
-use crate::model::record::{
-    Attempt, DataState, EarlyFailure, Idle, Loaded, OperationKind, Phase, Record, Refusal, Trouble,
-};
+use crate::model::operation::{Attempt, EarlyFailure, OperationKind};
+use crate::model::phase::{DataState, Idle, Phase, Trouble};
+use crate::model::record::{Loaded, Record};
+use crate::model::refusal::Refusal;
 use crate::model::slot::{Installed, Link, Set, Slot};
 use crate::proof::observe::{Census, State};
 use crate::store::{self, Holder, Refreshed, Store};
@@ -167,7 +168,7 @@ impl Status {
             plain: found.plain,
             factory_boot,
             stopped: record.is_some_and(|record| record.stopped.is_some()),
-            phase: record.map_or("unknown", |r| r.phase.name()),
+            phase: record.map_or("unknown", |r| r.phase().name()),
             operation: record.and_then(open),
             fallback: record.and_then(fallback).filter(|set| is_there(set, store)),
             lost: record.and_then(lost),
@@ -302,7 +303,7 @@ fn other_set(record: &Record, found: &Found, factory_boot: bool, store: &Store) 
 }
 
 fn trouble(record: &Record) -> Option<&Trouble> {
-    match &record.phase {
+    match record.phase() {
         Phase::Idle(Idle { trouble, .. }) => trouble.as_ref(),
         _ => None,
     }
@@ -314,7 +315,7 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
         op,
         data: DataState::Saved,
         ..
-    } = &record.phase
+    } = record.phase()
     {
         return Some(format!("the data of before {} is not restored yet", op.to));
     }
@@ -351,7 +352,7 @@ fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>, String> {
 
 /// What the record says is running, and since when.
 fn recorded(record: &Record) -> (Set, String) {
-    match &record.phase {
+    match record.phase() {
         Phase::Idle(idle) => (idle.active.set, idle.since.clone()),
         Phase::Trial { op, since, .. } => (op.to.set, since.clone()),
         Phase::Staging { op }
@@ -369,7 +370,7 @@ fn since(record: &Record, running: Set) -> Option<String> {
 
 fn open(record: &Record) -> Option<Open> {
     let op = record.operation()?;
-    let boots = match record.phase {
+    let boots = match *record.phase() {
         Phase::Trial { boots, .. } => boots,
         _ => 0,
     };
@@ -383,7 +384,7 @@ fn open(record: &Record) -> Option<Open> {
 }
 
 fn fallback(record: &Record) -> Option<Installed> {
-    match &record.phase {
+    match record.phase() {
         Phase::Idle(idle) => idle.fallback.clone(),
         Phase::Trial { op, .. } => Some(op.from().clone()),
         _ => record.operation().and_then(|op| op.back().fallback),
@@ -391,7 +392,7 @@ fn fallback(record: &Record) -> Option<Installed> {
 }
 
 fn lost(record: &Record) -> Option<Installed> {
-    match &record.phase {
+    match record.phase() {
         Phase::Idle(idle) => idle.lost.clone(),
         _ => None,
     }

@@ -1,7 +1,8 @@
 //! The answer for people: lines of a name and a text.
 
 use super::{Elsewhere, Open, ServiceState, Status};
-use crate::model::record::{Attempt, Discarded, EarlyFailure, OperationKind, Refusal, RefusalKind};
+use crate::model::operation::{Attempt, Discarded, EarlyFailure, OperationKind};
+use crate::model::refusal::{Refusal, RefusalKind};
 use crate::store::{Freshness, Refreshed};
 use qx_release::error::Exit;
 use qx_release::text;

@@ -15,7 +15,8 @@ use rustix::fs::{FlockOperation, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::model::record::Loaded;
-use crate::model::record::{self, Record, Refusal};
+use crate::model::record::{self, Record};
+use crate::model::refusal::Refusal;
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::system::host::Host;
 use crate::system::proc::Use;

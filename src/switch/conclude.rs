@@ -2,12 +2,14 @@
 
 use qx_release::error::{Error, Exit, Result};
 
-use super::{Side, Switch, data_state, sides};
+use super::{Side, Switch, sides};
 use crate::data::{migrate, protect};
-use crate::model::record::{
-    Attempt, Cause, CauseKind, DataChange, DataState, EarlyFailure, Idle, OperationKind, Phase,
-    Record, Refusal, RefusalKind, Trouble, exit_of_return_to,
+use crate::model::operation::{
+    Attempt, Cause, CauseKind, DataChange, EarlyFailure, OperationKind, exit_of_return_to,
 };
+use crate::model::phase::{DataState, Idle, Trouble};
+use crate::model::record::Record;
+use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};
 use crate::proof::prove::{self, Expectation};
 use crate::store::sets;
@@ -51,7 +53,7 @@ impl Switch<'_> {
             unproved: remarks.to_vec(),
             ..op.attempt(Exit::Done, None, &now)
         };
-        let mut done = record.ended(idle, ended);
+        let mut done = record.ended(idle, ended)?;
         done.schemas.extend(op.schemas.clone());
         if op.change == DataChange::Discard {
             done.schemas.retain(|name, _| op.schemas.contains_key(name));
@@ -97,12 +99,8 @@ impl Switch<'_> {
     pub fn revert(mut self, cause: Cause, record: &Record) -> Result<Exit> {
         let what = format!("{} is given up: {}", self.op.to, cause.message);
         self.log.error("revert", what);
-        let data = data_state(record);
-        let reverting = record.with(Phase::Reverting {
-            op: self.op.clone(),
-            data,
-            cause: cause.clone(),
-        });
+        let data = record.data();
+        let reverting = record.begin_revert(self.op.clone(), cause.clone())?;
         if let Err(e) = self.store.save(&reverting) {
             if data == DataState::Saved {
                 // Restored under the older record, the data would meet the new set at the next boot.
@@ -116,8 +114,8 @@ impl Switch<'_> {
 
     /// What has been saved is restored, durably, before anything else: the record that it returns says so. The data's users
     /// are down.
-    pub fn restore(&mut self, cause: &Cause, record: &Record) -> Result<Record> {
-        if data_state(record) != DataState::Saved {
+    pub fn restore(&mut self, record: &Record) -> Result<Record> {
+        if record.data() != DataState::Saved {
             return Ok(record.clone());
         }
         self.reserve = None;
@@ -134,11 +132,7 @@ impl Switch<'_> {
         );
         self.log.warning("data", what);
         self.op.discarded = Some(discarded);
-        let restored = record.with(Phase::Reverting {
-            op: self.op.clone(),
-            data: DataState::Restored,
-            cause: cause.clone(),
-        });
+        let restored = record.data_restored(self.op.clone())?;
         self.store.save(&restored)?;
         Ok(restored)
     }
@@ -158,15 +152,12 @@ impl Switch<'_> {
                 error.chain()
             ),
         );
-        let failed = Record {
-            failure: Some(EarlyFailure {
-                at: self.host.timestamp(),
-                result: error.exit,
-                reason: error.chain(),
-            }),
-            ..record.clone()
+        let failure = EarlyFailure {
+            at: self.host.timestamp(),
+            result: error.exit,
+            reason: error.chain(),
         };
-        if let Err(e) = self.store.save(&failed) {
+        if let Err(e) = self.store.save(&record.with_failure(Some(failure))) {
             self.log.error("revert", e.chain());
         }
         error
@@ -182,7 +173,7 @@ impl Switch<'_> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         let selected = self.store.link().selects(chosen.set);
-        let saved = data_state(record) == DataState::Saved;
+        let saved = record.data() == DataState::Saved;
         let stopped = self.stop_if_wrong(chosen.set, !selected || saved, &manager);
         if let Err(e) = &stopped {
             self.log.error("revert", e.chain());
@@ -190,7 +181,7 @@ impl Switch<'_> {
         // Data is not restored under those who use it.
         let restored = match stopped {
             Err(e) if saved => Err(e),
-            _ => self.restore(cause, record),
+            _ => self.restore(record),
         };
         if !selected && let Err(e) = self.store.set_link(chosen.set) {
             // Better the services of a set that is not proved than none; but none on data that is not theirs.
@@ -277,7 +268,8 @@ impl Switch<'_> {
             ..self.op.attempt(exit, Some(cause.message.clone()), &now)
         };
         let told = refused
-            .and_then(|()| self.store.save(&record.ended(idle, ended)))
+            .and_then(|()| record.ended(idle, ended))
+            .and_then(|ended| self.store.save(&ended))
             .and_then(|()| self.store.drop_snapshot());
         if let Err(e) = told {
             // The set runs all the same; the next boot or `confirm` comes to the same end.

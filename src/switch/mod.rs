@@ -9,9 +9,10 @@ use qx_release::manifest::{Manifest, Migrate, Name, Service};
 
 use crate::data::migrate::{self, Failure, MigrationRunner};
 use crate::data::protect;
-use crate::model::record::{
-    Attempt, Cause, CauseKind, DataChange, DataState, Lasted, Operation, Phase, Record, RefusalKind,
-};
+use crate::model::operation::{Attempt, Cause, CauseKind, DataChange, Operation};
+use crate::model::phase::Moment;
+use crate::model::record::Record;
+use crate::model::refusal::RefusalKind;
 use crate::model::slot::Set;
 use crate::store::Store;
 use crate::system::host::Host;
@@ -91,16 +92,6 @@ fn tool<'t>(
     Ok((tool, migrate))
 }
 
-/// How far the data's protection is in this record.
-fn data_state(record: &Record) -> DataState {
-    match record.phase {
-        Phase::Switching { data, .. }
-        | Phase::Trial { data, .. }
-        | Phase::Reverting { data, .. } => data,
-        Phase::Idle(_) | Phase::Staging { .. } | Phase::Staged { .. } => DataState::Untouched,
-    }
-}
-
 /// The side of a set, and the other one.
 fn sides<'s>(set: Set, to: &'s Side, home: &'s Side) -> (&'s Side, &'s Side) {
     if set == to.set {
@@ -135,10 +126,7 @@ impl<'a> Switch<'a> {
         self.concern_services(&manager, record);
         // What the way back has to write fits, whatever fills the disk meanwhile.
         self.reserve = Some(Reserve::new(&self.store.path("update"), WAY_BACK)?);
-        let mut reached = record.with(Phase::Switching {
-            op: self.op.clone(),
-            data: DataState::Untouched,
-        });
+        let mut reached = record.begin_switch(self.op.clone())?;
         self.store.save(&reached)?;
         match self.go_over(&manager, &mut reached) {
             Ok(()) => self.conclude_trial(&reached),
@@ -185,7 +173,7 @@ impl<'a> Switch<'a> {
             output: failure.output.clone(),
             ..self.op.attempt(Exit::Failed, Some(message), &now)
         };
-        self.store.save(&record.ended(self.op.back(), ended))?;
+        self.store.save(&record.ended(self.op.back(), ended)?)?;
         Ok(Exit::Failed)
     }
 
@@ -206,14 +194,10 @@ impl<'a> Switch<'a> {
             "switch",
             format!("the priority link selects {}", self.op.to),
         );
-        let trial = reached.with(Phase::Trial {
-            op: self.op.clone(),
-            data: data_state(reached),
-            boots: 0,
-            boot_id,
-            since: self.host.timestamp(),
-            lasted: Some(Lasted::since(&self.host.moment())),
-        });
+        let (since, now) = (self.host.timestamp(), self.host.moment());
+        let now = Moment { boot_id, ..now };
+        let begun = reached.begin_trial(self.op.clone(), &since, Some(&now));
+        let trial = begun.map_err(appliance)?;
         self.store.save(&trial).map_err(appliance)?;
         *reached = trial;
         Ok(())
@@ -231,10 +215,7 @@ impl<'a> Switch<'a> {
             let reserve = Reserve::new(&self.store.path("update"), bytes).map_err(appliance)?;
             self.reserve = Some(reserve);
             self.op.saved_at = Some(self.host.timestamp());
-            let saved = reached.with(Phase::Switching {
-                op: self.op.clone(),
-                data: DataState::Saved,
-            });
+            let saved = reached.data_saved(self.op.clone()).map_err(appliance)?;
             self.store.save(&saved).map_err(appliance)?;
             *reached = saved;
         }
@@ -270,10 +251,7 @@ impl<'a> Switch<'a> {
     pub fn at_boot(mut self, record: &Record) -> Result<Record> {
         let what = format!("{} takes over, and migrates the data", self.op.to);
         self.log.info("data", what);
-        let mut reached = record.with(Phase::Switching {
-            op: self.op.clone(),
-            data: DataState::Untouched,
-        });
+        let mut reached = record.begin_switch(self.op.clone())?;
         self.store.save(&reached)?;
         let Err(cause) = self.move_over(&mut reached) else {
             return Ok(reached);
@@ -282,13 +260,9 @@ impl<'a> Switch<'a> {
             "revert",
             format!("{} is given up: {}", self.op.to, cause.message),
         );
-        let reverting = record.with(Phase::Reverting {
-            op: self.op.clone(),
-            data: data_state(&reached),
-            cause: cause.clone(),
-        });
+        let reverting = reached.begin_revert(self.op.clone(), cause.clone())?;
         self.store.save(&reverting)?;
-        let restored = self.restore(&cause, &reverting)?;
+        let restored = self.restore(&reverting)?;
         self.store.set_link(self.op.from().set)?;
         Ok(restored)
     }

@@ -9,7 +9,8 @@ use qx_release::text;
 
 use super::{Side, Switch, sides};
 use crate::model::changes;
-use crate::model::record::{Operation, Phase, Record};
+use crate::model::operation::Operation;
+use crate::model::record::Record;
 use crate::model::slot::Set;
 use crate::proof::observe::{Census, State};
 use crate::store::sets;
@@ -92,10 +93,7 @@ impl<'a> Switch<'a> {
         self.op.services = services.cloned().collect();
         self.op.ran = manager.started(&names);
         // Whoever comes next starts what was stopped.
-        let staging = Phase::Staging {
-            op: self.op.clone(),
-        };
-        self.store.save(&record.with(staging))?;
+        self.store.save(&record.begin_staging(self.op.clone())?)?;
         let stopped = self.stop_services(&manager);
         self.start_services(self.home.set);
         let proved = self.prove(self.home.set).map_err(Error::new);

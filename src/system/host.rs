@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
-use crate::model::record::Moment;
+use crate::model::phase::Moment;
 use crate::system::proc::Proc;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Exit, Result};

@@ -611,7 +611,13 @@ mod tests {
     fn threads_of_the_kernel_are_no_processes() {
         let fake = Fake::new();
         fake.add(10, 1, b"daemon", Path::new("/bin/daemon"));
-        fake.add_with(PF_KTHREAD | 0x0040, 11, 2, b"kworker", Path::new(""));
+        fake.add_with(
+            PF_KTHREAD | 0x0040,
+            11,
+            2,
+            b"kworker",
+            Path::new("/nowhere"),
+        );
         let pids: Vec<u32> = fake
             .proc
             .processes()
