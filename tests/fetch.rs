@@ -903,7 +903,7 @@ fn a_server_that_accepts_nobody_is_not_waited_for() {
     options.patience.connect_timeout = Duration::from_millis(300);
     options.patience.stall_timeout = Duration::from_secs(3600);
     options.patience.small_timeout = Duration::from_secs(3600);
-    let source = Source::open(&format!("http://{address}"), &options).unwrap();
+    let source = Source::open(format!("http://{address}"), &options).unwrap();
     let start = Instant::now();
     let error = source.small("timestamp.json", 10).unwrap_err().chain();
     assert!(error.ends_with("connection timed out"), "{error}");

@@ -8,7 +8,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use qx_release::trust::metadata::{Parse, Snapshot};
-use qx_release::trust::{Limits, Role};
+use qx_release::trust::{Limits, Role, SnapshotCopy};
 use qx_update_fuzz::{Asked, bounded, now, offer, set_before};
 
 fuzz_target!(|data: &[u8]| {
@@ -19,10 +19,10 @@ fuzz_target!(|data: &[u8]| {
     }) {
         return;
     }
-    for local in [false, true] {
+    for copy in [SnapshotCopy::Announced, SnapshotCopy::Stored] {
         let mut set = set_before(Role::Snapshot);
         let old = set.snapshot().unwrap().meta.clone();
-        if bounded(bytes.len(), || set.update_snapshot(bytes, local)).is_err() {
+        if bounded(bytes.len(), || set.update_snapshot(bytes, copy)).is_err() {
             continue;
         }
         let signed = offer.was_signed(&Asked::honest());

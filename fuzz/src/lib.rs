@@ -10,7 +10,7 @@ use qx_publish::pem::{self, Private};
 use qx_release::trust::clock::Clock;
 use qx_release::trust::key::{Key, Keys, Verifiers, hex, unhex};
 use qx_release::trust::signing::{SecretKey, Sign};
-use qx_release::trust::{Limits, Role, TrustedSet, canonical};
+use qx_release::trust::{Limits, Role, SnapshotCopy, TrustedSet, canonical};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -166,12 +166,14 @@ pub fn set_before(role: Role) -> TrustedSet {
     }
     if role == Role::Snapshot {
         set.update_timestamp(file(Role::Timestamp, 1)).unwrap();
-        set.update_snapshot(file(Role::Snapshot, 1), true).unwrap();
+        set.update_snapshot(file(Role::Snapshot, 1), SnapshotCopy::Stored)
+            .unwrap();
         set.update_timestamp(file(Role::Timestamp, 2)).unwrap();
     }
     if role == Role::Targets {
         set.update_timestamp(file(Role::Timestamp, 2)).unwrap();
-        set.update_snapshot(file(Role::Snapshot, 2), false).unwrap();
+        set.update_snapshot(file(Role::Snapshot, 2), SnapshotCopy::Announced)
+            .unwrap();
     }
     set
 }

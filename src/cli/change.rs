@@ -14,6 +14,8 @@ use super::follow::follow;
 use super::screen::Screen;
 use super::{Subcommand, open_store, place, read_config};
 use crate::command::{Appliance, Apply, Back};
+use crate::model::dataset::NewerData;
+use crate::model::source::SourceAddress;
 use crate::recovery::data::DataStage;
 use crate::store::Store;
 use crate::system::host::Host;
@@ -183,16 +185,24 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
     )
     .doing(|| "ignoring SIGHUP")?;
     match command {
-        Subcommand::Check(a) => appliance.check(a.from.as_deref()),
+        Subcommand::Check(a) => {
+            appliance.check(a.from.as_deref().map(SourceAddress::from).as_ref())
+        }
         Subcommand::Apply(a) => appliance.apply(&Apply {
             version: a.version.clone(),
-            from: a.from.clone(),
+            from: a.from.as_deref().map(SourceAddress::from),
             dry_run: a.dry_run,
             retry: a.retry,
             repair: a.repair,
         }),
         Subcommand::Confirm(a) => appliance.confirm(a.force),
-        Subcommand::Rollback(a) => appliance.rollback(a.to, a.discard_data),
+        Subcommand::Rollback(a) => {
+            let newer = match a.discard_data {
+                true => NewerData::Discard,
+                false => NewerData::Keep,
+            };
+            appliance.rollback(a.to, newer)
+        }
         Subcommand::Reset(_) => appliance.reset(),
         Subcommand::Status(_)
         | Subcommand::Recover(_)

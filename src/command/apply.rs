@@ -20,6 +20,7 @@ use crate::model::operation::{EarlyFailure, FailedCheck, Operation, OperationKin
 use crate::model::phase::{Idle, Phase};
 use crate::model::record::Record;
 use crate::model::slot::{Set, Slot};
+use crate::model::source::SourceAddress;
 use crate::proof::observe::Census;
 use crate::proof::{preflight, prove};
 use crate::repository::{Candidate, Repository};
@@ -77,7 +78,7 @@ impl Appliance {
     }
 
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
-    pub fn check(&mut self, from: Option<&str>) -> Result<Exit> {
+    pub fn check(&mut self, from: Option<&SourceAddress>) -> Result<Exit> {
         if self.factory_boot() {
             return Err(self.told_to_use_the_factory_set("looking for an update"));
         }
@@ -116,7 +117,7 @@ impl Appliance {
     /// Steps 2 to 10 of an install.
     /// `only` this release, by the digest of its manifest.
     fn install(&mut self, request: &Apply, only: Option<Digest>, record: &Record) -> Result<Exit> {
-        let refreshed = self.refresh(request.from.as_deref());
+        let refreshed = self.refresh(request.from.as_ref());
         // What lies staged was verified when it was staged. Whether it is switched to depends on no source, and on no
         // expiry since.
         if let (Err(e), Phase::Staged { op }) = (&refreshed, record.phase())

@@ -3,7 +3,7 @@
 use qx_release::error::{Context, Error, Exit, Result};
 
 use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
-use crate::model::dataset::DataPlan;
+use crate::model::dataset::{DataPlan, NewerData};
 use crate::model::operation::{Attempt, Cause, CauseKind, DataChange, Operation, OperationKind};
 use crate::model::phase::{DataState, Idle, Phase};
 use crate::model::record::Record;
@@ -13,7 +13,7 @@ use crate::store::sets;
 
 impl Appliance {
     /// Goes back to the previous release or the factory set because a person says so.
-    pub fn rollback(&mut self, back: Back, discard_data: bool) -> Result<Exit> {
+    pub fn rollback(&mut self, back: Back, newer: NewerData) -> Result<Exit> {
         let (_lock, record) = self.begin("rollback")?;
         if self.factory_boot() {
             return match back {
@@ -22,7 +22,7 @@ impl Appliance {
             };
         }
         let resumed = match record.phase() {
-            Phase::Trial { .. } => self.end_trial(&record, back, discard_data)?,
+            Phase::Trial { .. } => self.end_trial(&record, back, newer)?,
             _ => self.resume(record)?,
         };
         let record = match resumed {
@@ -39,7 +39,7 @@ impl Appliance {
             return Ok(Exit::NothingNewer);
         }
         let to = self.set_behind(&idle, back)?;
-        let data = self.data_plan_back(&idle, &to, &record, discard_data)?;
+        let data = self.data_plan_back(&idle, &to, &record, newer)?;
         let kind = if to.set == Set::Factory {
             OperationKind::Factory
         } else {
@@ -84,7 +84,7 @@ impl Appliance {
         idle: &Idle,
         to: &Installed,
         record: &Record,
-        discard_data: bool,
+        newer: NewerData,
     ) -> Result<DataPlan> {
         let manifest = |set| {
             let found = self.store.manifest(set);
@@ -97,7 +97,7 @@ impl Appliance {
             target.as_ref(),
             &record.schemas,
             &self.config.data,
-            discard_data,
+            newer,
         )
         .map_err(|why| Error::with(Exit::NeedsPerson, format!("going back to {to}: {why}")))?;
         for set in data
@@ -117,7 +117,7 @@ impl Appliance {
     }
 
     /// A person ends an open trial: the data is restored, as after a failed proof.
-    fn end_trial(&mut self, record: &Record, back: Back, discard_data: bool) -> Result<Resumed> {
+    fn end_trial(&mut self, record: &Record, back: Back, newer: NewerData) -> Result<Resumed> {
         let Phase::Trial { op, data, .. } = record.phase() else {
             return Ok(Resumed::Ready(Box::new(record.clone())));
         };
@@ -127,7 +127,7 @@ impl Appliance {
                 "what was written to the data since {saved_at}, when {} came, is set aside",
                 op.to
             );
-            if record.is_stale_trial(&self.host.moment()) && !discard_data {
+            if record.is_stale_trial(&self.host.moment()) && newer == NewerData::Keep {
                 let what = format!(
                     "going back to {}: {lost}: that takes `--discard-data`",
                     op.from()

@@ -22,6 +22,7 @@ use crate::model::operation::{DataChange, Operation, OperationKind};
 use crate::model::phase::{Idle, Phase};
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
+use crate::model::source::SourceAddress;
 use crate::recovery::{data, link};
 use crate::store::{Lock, Store};
 use crate::switch::Switch;
@@ -58,7 +59,7 @@ pub struct Apply {
     /// This version instead of the highest eligible one.
     pub version: Option<Version>,
     /// A URL, a directory or a bundle instead of the configured sources.
-    pub from: Option<String>,
+    pub from: Option<SourceAddress>,
     /// Show the plan and change nothing.
     pub dry_run: bool,
     /// Try the named version even if it is quarantined or held.
@@ -208,10 +209,6 @@ fn running(record: &Record) -> Installed {
 
 fn wait_for_runlevel(how: &Services, host: &Host, log: &mut Log) {
     Manager::new(how, host, Duration::ZERO).wait_for_runlevel(log);
-}
-
-fn is_url(place: &str) -> bool {
-    place.contains("://")
 }
 
 /// The machine's architecture as the kernel names it.

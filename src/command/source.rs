@@ -2,18 +2,22 @@
 
 use qx_release::error::{Context, Error, Exit, Result};
 
-use super::{Appliance, is_url, machine, running};
+use super::{Appliance, machine, running};
 use crate::acquire::select::{self, Choice, Request};
 use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
 use crate::model::record::Record;
 use crate::model::slot::Set;
+use crate::model::source::SourceAddress;
 use crate::repository::{Repository, Wanted};
 use crate::store::{self, Freshness, Refreshed};
 use crate::system::host;
 
 impl Appliance {
     /// Step 2, first half: trust.
-    pub(super) fn refresh(&mut self, from: Option<&str>) -> Result<(Repository, Mirrors)> {
+    pub(super) fn refresh(
+        &mut self,
+        from: Option<&SourceAddress>,
+    ) -> Result<(Repository, Mirrors)> {
         let root_path = self.host.path(&self.config.trust_root)?;
         let root = store::read_if_there(&root_path, 1 << 20)?.ok_or_else(|| {
             Error::with(
@@ -24,17 +28,19 @@ impl Appliance {
                 ),
             )
         })?;
-        let places = match from {
-            Some(from) => vec![from.to_owned()],
+        let sources = match from {
+            Some(from) => vec![from.clone()],
             None => self.config.sources.clone(),
         };
-        let options = self.options(&places)?;
-        let places = places.into_iter().map(|place| match is_url(&place) {
-            true => Ok(place),
-            false => Ok(self.host.path(&place)?.display().to_string()),
+        let options = self.options(&sources)?;
+        let sources = sources.into_iter().map(|source| match source {
+            SourceAddress::Path(path) => {
+                let path = self.host.path(&path)?.display().to_string();
+                Ok(SourceAddress::Path(path))
+            }
+            url => Ok(url),
         });
-        let places = places.collect::<Result<Vec<_>>>()?;
-        let mirrors = Mirrors::new(places, &options)?;
+        let mirrors = Mirrors::new(sources.collect::<Result<Vec<_>>>()?, &options)?;
         let (store, clock) = (self.store.path("update/trust"), options.clock);
         let limits = &self.config.limits.trust;
         let refreshed =
@@ -91,19 +97,20 @@ impl Appliance {
         }
     }
 
-    /// How these places are asked.
-    fn options(&self, places: &[String]) -> Result<Options> {
+    /// How these sources are asked.
+    fn options(&self, sources: &[SourceAddress]) -> Result<Options> {
         let config = &self.config;
-        let web = places.iter().any(|place| is_url(place));
+        let is_web = |source: &SourceAddress| matches!(source, SourceAddress::Url(_));
+        let web = sources.iter().any(is_web);
         let proxies = match &config.proxy {
             _ if !web => Proxies::default(),
             Some(proxy) => Proxies::configured(proxy.url.as_deref(), &proxy.no_proxy)?,
             None => Proxies::from_environment(|name| std::env::var(name).ok())?,
         };
         // For the configured sources only: what a person names is not necessarily entitled to them.
-        let entitled = |place: &String| is_url(place) && config.sources.contains(place);
+        let entitled = |source: &SourceAddress| is_web(source) && config.sources.contains(source);
         let headers = match &config.headers_file {
-            Some(file) if places.iter().any(entitled) => Headers::read(&self.host.path(file)?)?,
+            Some(file) if sources.iter().any(entitled) => Headers::read(&self.host.path(file)?)?,
             _ => Headers::default(),
         };
         Ok(Options {

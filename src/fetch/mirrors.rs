@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::{Artifact, Options, Source};
 use crate::fetch::port::{Fetch, Target};
+use crate::model::source::SourceAddress;
 use qx_release::digest::{Digest, Hasher};
 use qx_release::error::{Context, Error, Exit, Result};
-use qx_release::text;
 
 /// Mirrors of one repository, in the order of the configuration.
 ///
@@ -23,7 +23,7 @@ pub struct Mirrors {
 }
 
 struct Mirror {
-    place: String,
+    address: SourceAddress,
     options: Options,
     source: OnceCell<Result<Source>>,
 }
@@ -32,18 +32,18 @@ impl Mirror {
     /// Opened when it is asked first: a disk that is not there is no trouble while others answer.
     fn source(&self) -> Result<&Source> {
         self.source
-            .get_or_init(|| Source::open(&self.place, &self.options))
+            .get_or_init(|| Source::open(self.address.clone(), &self.options))
             .as_ref()
             .map_err(|e| Error::with(e.exit, e.chain()))
     }
 
     /// For people.
     fn name(&self) -> String {
-        text::place(&self.place)
+        self.address.to_string()
     }
 
     fn is_web(&self) -> bool {
-        self.place.contains("://")
+        matches!(self.address, SourceAddress::Url(_))
     }
 
     fn is_tired(&self) -> bool {
@@ -56,15 +56,18 @@ impl Mirror {
 }
 
 impl Mirrors {
-    /// At least one place, each as [`Source::open`] takes it.
+    /// Of at least one source.
     ///
     /// # Errors
     /// [`Exit::Usage`] for a URL that is none, or that this build cannot use.
-    pub fn new(places: impl IntoIterator<Item = String>, options: &Options) -> Result<Mirrors> {
-        let mirrors: Vec<Mirror> = places
+    pub fn new(
+        sources: impl IntoIterator<Item = SourceAddress>,
+        options: &Options,
+    ) -> Result<Mirrors> {
+        let mirrors: Vec<Mirror> = sources
             .into_iter()
-            .map(|place| Mirror {
-                place,
+            .map(|address| Mirror {
+                address,
                 options: options.clone(),
                 source: OnceCell::new(),
             })

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 
 use crate::model::config::Limits;
+use crate::model::source::SourceAddress;
 use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Exit, Result};
@@ -141,45 +142,53 @@ impl Read for Artifact {
     }
 }
 
+impl Place {
+    fn web(url: &str, options: &Options) -> Result<Place> {
+        let url = Url::parse(url).map_err(|why| Error::with(Exit::Usage, why))?;
+        if url.has_query() {
+            let why = format!("'{url}' has a query: no file can be named below it");
+            return Err(Error::with(Exit::Usage, why));
+        }
+        if url.is_https() && !cfg!(feature = "https") {
+            let why = format!("opening {url}: this build has no TLS, and cannot use https");
+            return Err(Error::with(Exit::Usage, why));
+        }
+        let client = Client {
+            connect_timeout: options.patience.connect_timeout,
+            stall_timeout: options.patience.stall_timeout,
+            once: false,
+            tls: Some(Tls {
+                ca_file: options.ca_file.clone(),
+                clock: options.clock,
+            }),
+            proxies: options.proxies.clone(),
+            headers: Some((url.clone(), options.headers.clone())),
+            idle: None.into(),
+        };
+        Ok(Place::Web(url, Box::new(client)))
+    }
+
+    fn at(path: PathBuf) -> Result<Place> {
+        let doing = || format!("opening the source {}", path.display());
+        let there = fs::metadata(&path).doing(doing)?;
+        if there.is_dir() {
+            Ok(Place::Directory(path))
+        } else if there.is_file() {
+            let file = File::open(&path).doing(doing)?;
+            Ok(Place::Bundle(Bundle::open(&path, file, there.len())?))
+        } else {
+            let why = format!("{}: it is neither a directory nor a bundle", doing());
+            Err(Error::new(why))
+        }
+    }
+}
+
 impl Source {
     /// Takes `http://…`, `https://…`, the path of a directory, or that of a bundle. Nothing is connected to yet.
-    pub fn open(spec: &str, options: &Options) -> Result<Source> {
-        let place = if spec.contains("://") {
-            let url = Url::parse(spec).map_err(|why| Error::with(Exit::Usage, why))?;
-            if url.has_query() {
-                let why = format!("'{url}' has a query: no file can be named below it");
-                return Err(Error::with(Exit::Usage, why));
-            }
-            if url.is_https() && !cfg!(feature = "https") {
-                let why = format!("opening {url}: this build has no TLS, and cannot use https");
-                return Err(Error::with(Exit::Usage, why));
-            }
-            let client = Client {
-                connect_timeout: options.patience.connect_timeout,
-                stall_timeout: options.patience.stall_timeout,
-                once: false,
-                tls: Some(Tls {
-                    ca_file: options.ca_file.clone(),
-                    clock: options.clock,
-                }),
-                proxies: options.proxies.clone(),
-                headers: Some((url.clone(), options.headers.clone())),
-                idle: None.into(),
-            };
-            Place::Web(url, Box::new(client))
-        } else {
-            let path = PathBuf::from(spec);
-            let doing = || format!("opening the source {spec}");
-            let there = fs::metadata(&path).doing(doing)?;
-            if there.is_dir() {
-                Place::Directory(path)
-            } else if there.is_file() {
-                let file = File::open(&path).doing(doing)?;
-                Place::Bundle(Bundle::open(&path, file, there.len())?)
-            } else {
-                let why = format!("{}: it is neither a directory nor a bundle", doing());
-                return Err(Error::new(why));
-            }
+    pub fn open(address: impl Into<SourceAddress>, options: &Options) -> Result<Source> {
+        let place = match address.into() {
+            SourceAddress::Url(url) => Place::web(&url, options)?,
+            SourceAddress::Path(path) => Place::at(path.into())?,
         };
         Ok(Source {
             place,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::model::dataset::{DataSet, Method};
+use crate::model::source::SourceAddress;
 use qx_release::json;
 use qx_release::manifest::{MAX_SECONDS, MAX_SIZE, Name};
 use qx_release::text;
@@ -55,7 +56,7 @@ pub struct Config {
     pub channel: Name,
     /// Where releases come from: `https://` or `http://` URLs, or absolute paths of directories or bundles. They are tried in
     /// this order.
-    pub sources: Vec<String>,
+    pub sources: Vec<SourceAddress>,
     /// The TUF root that everything is trusted from, absolute.
     #[serde(default = "trust_root")]
     pub trust_root: String,
@@ -348,11 +349,13 @@ impl Config {
 
     fn check_sources(&self) -> Result<(), String> {
         for source in &self.sources {
-            let good = ["https://", "http://", "/"]
-                .iter()
-                .any(|start| source.starts_with(start));
+            let good = match source {
+                SourceAddress::Url(url) => {
+                    url.starts_with("https://") || url.starts_with("http://")
+                }
+                SourceAddress::Path(path) => path.starts_with('/'),
+            };
             if !good {
-                let source = text::place(source);
                 return Err(format!(
                     "sources: '{source}' is neither an http(s):// URL nor an absolute path"
                 ));

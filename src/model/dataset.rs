@@ -132,6 +132,15 @@ impl DataSet {
     }
 }
 
+/// What becomes of what was written to the data since the set came that is to be left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewerData {
+    /// It is kept: where there is no way back with it, there is none.
+    Keep,
+    /// A person gives it up.
+    Discard,
+}
+
 /// What an operation does to the data, and what comes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataPlan {
@@ -192,7 +201,7 @@ impl DataPlan {
         to: Option<&Manifest>,
         schemas: &BTreeMap<Name, u64>,
         declared: &[DataSet],
-        discard: bool,
+        newer: NewerData,
     ) -> Result<DataPlan, String> {
         let stay = DataPlan {
             change: DataChange::None,
@@ -234,7 +243,7 @@ impl DataPlan {
                 set.name
             ));
         }
-        if !discard {
+        if newer == NewerData::Keep {
             return Err(format!(
                 "{why}; the snapshot of before is gone: `--discard-data` sets the data aside, and the older set begins \
                  without any"
@@ -346,7 +355,10 @@ mod tests {
                 Some(&old),
                 &at(schema),
                 &[set(method)],
-                discard,
+                match discard {
+                    true => NewerData::Discard,
+                    false => NewerData::Keep,
+                },
             );
             match (way, change) {
                 (Ok(way), Ok(change)) => {

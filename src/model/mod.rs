@@ -10,3 +10,4 @@ pub mod phase;
 pub mod record;
 pub mod refusal;
 pub mod slot;
+pub mod source;

@@ -25,7 +25,7 @@ use qx_release::trust::clock::Clock;
 use qx_release::trust::delegation::{self, Delegation, Found, RoleName};
 use qx_release::trust::key::Verifiers;
 use qx_release::trust::metadata::{TargetFile, TargetInfo, Targets};
-use qx_release::trust::{self, Limits, Role, TrustedSet};
+use qx_release::trust::{self, Limits, Role, SnapshotCopy, TrustedSet};
 
 /// Where the metadata of delegated roles are kept.
 const DELEGATED: &str = "delegated";
@@ -501,7 +501,9 @@ fn update_timestamp(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> R
 fn update_snapshot(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Result<u64> {
     let file = "snapshot.json";
     let version = set.timestamp().map_or(0, |t| t.snapshot.version);
-    if kept(store, file).is_some_and(|bytes| set.update_snapshot(&bytes, true).is_ok()) {
+    if kept(store, file)
+        .is_some_and(|bytes| set.update_snapshot(&bytes, SnapshotCopy::Stored).is_ok())
+    {
         return Ok(version);
     }
     let named = set.root().consistent_snapshot.then_some(version);
@@ -509,7 +511,7 @@ fn update_snapshot(set: &mut TrustedSet, source: &dyn Fetch, store: &Path) -> Re
     let limit = Role::Snapshot.max_bytes(set.limits());
     let mut accepted = Vec::new();
     source.required(&path, limit, &mut |bytes| {
-        trusted(&path, set.update_snapshot(&bytes, false))?;
+        trusted(&path, set.update_snapshot(&bytes, SnapshotCopy::Announced))?;
         accepted = bytes;
         Ok(())
     })?;

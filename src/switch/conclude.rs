@@ -2,6 +2,7 @@
 
 use qx_release::error::{Error, Exit, Result};
 
+use super::services::Stop;
 use super::{Side, Switch, sides};
 use crate::data::{migrate, protect};
 use crate::model::operation::{
@@ -19,7 +20,7 @@ impl Switch<'_> {
     pub fn resume_trial(mut self, record: &Record) -> Result<Exit> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        if let Err(e) = self.stop_if_wrong(self.op.to.set, false, &manager) {
+        if let Err(e) = self.stop_for(self.op.to.set, Stop::IfWrong, &manager) {
             self.log.error("switch", e.chain());
         }
         self.conclude_trial(record)
@@ -174,7 +175,11 @@ impl Switch<'_> {
         let manager = self.manager(&how);
         let selected = self.store.link().selects(chosen.set);
         let saved = record.data() == DataState::Saved;
-        let stopped = self.stop_if_wrong(chosen.set, !selected || saved, &manager);
+        let when = match selected && !saved {
+            true => Stop::IfWrong,
+            false => Stop::Always,
+        };
+        let stopped = self.stop_for(chosen.set, when, &manager);
         if let Err(e) = &stopped {
             self.log.error("revert", e.chain());
         }

@@ -17,6 +17,13 @@ use crate::store::sets;
 use crate::system::proc::{FileId, Identity, Use};
 use crate::system::service::Manager;
 
+/// When services are stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    Always,
+    IfWrong,
+}
+
 impl<'a> Switch<'a> {
     /// Which services the switch restarts, which of them run, and which do not and stay so.
     pub(super) fn concern_services(&mut self, manager: &Manager, record: &Record) {
@@ -162,14 +169,9 @@ impl<'a> Switch<'a> {
         Census::take(&manifests, &self.op.ran, self.store, manager)
     }
 
-    /// Services are stopped if one of them runs other bytes than this set's: after a boot they may have been started from
-    /// the right one already.
-    pub(super) fn stop_if_wrong(
-        &mut self,
-        set: Set,
-        anyway: bool,
-        manager: &Manager,
-    ) -> Result<()> {
+    /// Services are stopped, at least if one of them runs other bytes than this set's: after a boot they may have been started
+    /// from the right one already.
+    pub(super) fn stop_for(&mut self, set: Set, when: Stop, manager: &Manager) -> Result<()> {
         self.add_mismatched(set, manager);
         let concerned: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
         let mut ran = manager.started(&concerned);
@@ -186,7 +188,7 @@ impl<'a> Switch<'a> {
             None => true,
         };
         let services = self.op.services.iter();
-        if anyway || services.filter(|s| side.has(&s.name)).any(|s| wrong(&s)) {
+        if when == Stop::Always || services.filter(|s| side.has(&s.name)).any(|s| wrong(&s)) {
             self.stop_services(manager)?;
         }
         Ok(())

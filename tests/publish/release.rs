@@ -1266,7 +1266,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
         .iter()
         .enumerate()
     {
-        let source = Source::open(spec, &options).unwrap();
+        let source = Source::open(*spec, &options).unwrap();
         let work = place.path(&format!("appliance{number}"));
         fs::create_dir(&work).unwrap();
         let now = clock();

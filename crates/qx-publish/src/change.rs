@@ -30,7 +30,7 @@ use qx_release::error::{Context, Error, Exit, Result};
 use qx_release::manifest::{Component, Name, RelPath};
 use qx_release::trust::clock::Clock;
 use qx_release::trust::metadata::TargetFile;
-use qx_release::trust::{Limits, TrustedSet};
+use qx_release::trust::{Limits, SnapshotCopy, TrustedSet};
 
 /// Where a change is put together before any of it is published.
 const STAGING: &str = ".staging";
@@ -546,7 +546,8 @@ impl Store {
                 let _ = set.update_timestamp(&before);
             }
             set.update_timestamp(&bytes(TIMESTAMP)?).doing(doing)?;
-            set.update_snapshot(&bytes(SNAPSHOT)?, false).doing(doing)?;
+            set.update_snapshot(&bytes(SNAPSHOT)?, SnapshotCopy::Announced)
+                .doing(doing)?;
             set.update_targets(bytes(TARGETS)?).doing(doing)?;
         }
         Ok(())

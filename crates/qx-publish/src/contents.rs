@@ -13,7 +13,7 @@ use qx_release::manifest::{MAX_BYTES, Manifest, RelPath};
 use qx_release::offer::Offer;
 use qx_release::trust::clock::Clock;
 use qx_release::trust::metadata::TargetFile;
-use qx_release::trust::{Limits, TrustedSet};
+use qx_release::trust::{Limits, SnapshotCopy, TrustedSet};
 
 /// A release that appliances find.
 pub struct Release {
@@ -135,7 +135,8 @@ pub fn check_as_client(current: &Current, now: SystemTime) -> Result<()> {
     let (bytes, doing) = read(TIMESTAMP, 0)?;
     set.update_timestamp(&bytes).doing(|| doing)?;
     let (bytes, doing) = read(SNAPSHOT, version(SNAPSHOT)?)?;
-    set.update_snapshot(&bytes, false).doing(|| doing)?;
+    set.update_snapshot(&bytes, SnapshotCopy::Announced)
+        .doing(|| doing)?;
     let (bytes, doing) = read(TARGETS, version(TARGETS)?)?;
     set.update_targets(bytes).doing(|| doing)?;
     for (role, envelope) in current.all() {

@@ -38,13 +38,13 @@ pub struct Measured {
 /// Names the path: nothing there, another kind of file, a set-user-id, set-group-id or sticky bit, a name
 /// that is not UTF-8 or holds a control character, a link that leaves the tree.
 pub fn measure(kind: Kind, path: &Path) -> Result<Measured> {
-    Measure::of(kind, path, false, &|_| true)
+    Measure::of(kind, path, ReadFrom::Cache, &|_| true)
 }
 
 /// Measures what the medium holds at `path`. The files must have been synced before: pages that are not
 /// yet written stay in the cache.
 pub fn measure_medium(kind: Kind, path: &Path) -> Result<Measured> {
-    Measure::of(kind, path, true, &|_| true)
+    Measure::of(kind, path, ReadFrom::Medium, &|_| true)
 }
 
 /// Whether exactly this component lies at `path`; if not, one sentence says why.
@@ -61,7 +61,8 @@ pub fn matches_among(
     names: &BTreeSet<String>,
 ) -> Result<(), String> {
     let known = |name: &str| name == "." || names.contains(name);
-    let found = Measure::of(component.kind, path, false, &known).map_err(|e| e.chain())?;
+    let found =
+        Measure::of(component.kind, path, ReadFrom::Cache, &known).map_err(|e| e.chain())?;
     compare(component, path, &found)
 }
 
@@ -317,17 +318,24 @@ fn below(root: &Path, relative: &str) -> PathBuf {
     }
 }
 
+/// What is read: the pages that the kernel has, or the medium.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReadFrom {
+    Cache,
+    Medium,
+}
+
 struct Measure {
-    medium: bool,
+    from: ReadFrom,
     tree: TreeDigest,
     own: Option<TreeEntry>,
     buffer: Vec<u8>,
 }
 
 impl Measure {
-    fn of(kind: Kind, path: &Path, medium: bool, known: &Known) -> Result<Measured> {
+    fn of(kind: Kind, path: &Path, from: ReadFrom, known: &Known) -> Result<Measured> {
         let mut measure = Measure {
-            medium,
+            from,
             tree: TreeDigest::default(),
             own: None,
             buffer: vec![0; 128 * 1024],
@@ -368,7 +376,7 @@ impl Measure {
     }
 
     fn file(&mut self, mut file: File) -> io::Result<(Digest, u64)> {
-        if self.medium {
+        if self.from == ReadFrom::Medium {
             // What was just written is still in the page cache, and would be read back from there even if
             // the medium had kept something else.
             rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;

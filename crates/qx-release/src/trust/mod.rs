@@ -33,7 +33,7 @@ use std::fmt;
 
 pub use limits::Limits;
 #[cfg(feature = "verify")]
-pub use trusted_set::TrustedSet;
+pub use trusted_set::{SnapshotCopy, TrustedSet};
 pub use versions::Versions;
 
 /// The four top-level roles.

@@ -13,7 +13,7 @@ use super::forge::{Forge, at, key};
 use super::key::{Key, Verifiers, hex};
 use super::metadata::Targets;
 use super::signing::Sign as _;
-use super::{Limits, Role, TrustedSet, canonical};
+use super::{Limits, Role, SnapshotCopy, TrustedSet, canonical};
 use crate::digest::Digest;
 
 fn begin(root: &[u8]) -> Result<TrustedSet, super::Error> {
@@ -169,7 +169,7 @@ fn trusted_versions_never_decrease_under_one_root() {
                     let says = (new.snapshot.version, new.targets.version, team);
                     let bytes = sign(Role::Snapshot, &signed);
                     let expected = !wrong_key && seen.snapshot(says, false);
-                    let result = set.update_snapshot(&bytes, false);
+                    let result = set.update_snapshot(&bytes, SnapshotCopy::Announced);
                     if result.is_ok() {
                         kept_snapshot = Some((bytes, says, forge.roles[&Role::Snapshot].clone()));
                     }
@@ -206,7 +206,11 @@ fn trusted_versions_never_decrease_under_one_root() {
                     if let Some((bytes, says, keys)) = &kept_snapshot {
                         let expected =
                             forge.roles[&Role::Snapshot] == *keys && seen.snapshot(*says, true);
-                        assert_eq!(set.update_snapshot(bytes, true).is_ok(), expected, "{at}");
+                        assert_eq!(
+                            set.update_snapshot(bytes, SnapshotCopy::Stored).is_ok(),
+                            expected,
+                            "{at}"
+                        );
                     }
                     let same = |role| forge.roles[&role] == Forge::empty().roles[&role];
                     assert!(

@@ -21,6 +21,16 @@ pub struct TrustedSet {
     targets: Option<Targets>,
 }
 
+/// Where a snapshot comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotCopy {
+    /// It was fetched, as the timestamp announces it.
+    Announced,
+    /// It is the appliance's own copy, which was checked against an earlier timestamp. Out of date, it is an error and yet
+    /// remembered, to tell what is a rollback.
+    Stored,
+}
+
 impl TrustedSet {
     /// Starts from a root that is trusted because of where it lies. All expiry is measured against the one time of
     /// `clock`, whose floor [`TrustedSet::date`] raises.
@@ -124,17 +134,15 @@ impl TrustedSet {
         Ok(true)
     }
 
-    /// Takes the snapshot that the timestamp announces. `local`: it is the appliance's own copy, which was
-    /// checked against an earlier timestamp; if it is out of date it is an error and yet remembered, to tell what is a
-    /// rollback.
-    pub fn update_snapshot(&mut self, bytes: &[u8], local: bool) -> Result<(), Error> {
+    /// Takes the snapshot that the timestamp announces.
+    pub fn update_snapshot(&mut self, bytes: &[u8], copy: SnapshotCopy) -> Result<(), Error> {
         let timestamp = self.current_timestamp()?;
-        if !local {
+        if copy == SnapshotCopy::Announced {
             timestamp.snapshot.check("snapshot.json", bytes)?;
         }
         let new = Snapshot::parse(bytes, &self.limits)?;
         new.verify(&self.root.verifiers(Role::Snapshot), &|| asks(&self.root))?;
-        if !local {
+        if copy == SnapshotCopy::Announced {
             exactly(&new.value, timestamp.snapshot.version)?;
         }
         if let Some(old) = &self.snapshot {
@@ -291,7 +299,7 @@ mod tests {
 
     fn follow(set: &mut TrustedSet, forge: &Forge) -> Result<(), Error> {
         set.update_timestamp(&forge.bytes(Role::Timestamp))?;
-        set.update_snapshot(&forge.bytes(Role::Snapshot), false)?;
+        set.update_snapshot(&forge.bytes(Role::Snapshot), SnapshotCopy::Announced)?;
         set.update_targets(forge.bytes(Role::Targets))
     }
 
@@ -299,7 +307,7 @@ mod tests {
     fn refresh_again(old: &Forge, new: &Forge) -> Result<TrustedSet, Error> {
         let mut set = begin(&old.bytes(Role::Root))?;
         set.update_timestamp(&old.bytes(Role::Timestamp))?;
-        let _ = set.update_snapshot(&old.bytes(Role::Snapshot), true);
+        let _ = set.update_snapshot(&old.bytes(Role::Snapshot), SnapshotCopy::Stored);
         follow(&mut set, new)?;
         Ok(set)
     }
@@ -684,10 +692,10 @@ mod tests {
         signed["meta"] = json!({"other.json": {"version": 1}});
         let mut set = begin(&old.bytes(Role::Root)).unwrap();
         set.update_timestamp(&old.bytes(Role::Timestamp)).unwrap();
-        set.update_snapshot(&old.bytes(Role::Snapshot), true)
+        set.update_snapshot(&old.bytes(Role::Snapshot), SnapshotCopy::Stored)
             .unwrap();
         set.update_timestamp(&new.bytes(Role::Timestamp)).unwrap();
-        let error = refusal(set.update_snapshot(&new.sign(&signed, &[3]), false));
+        let error = refusal(set.update_snapshot(&new.sign(&signed, &[3]), SnapshotCopy::Announced));
         assert!(
             matches!(error, Error::Missing { ref file, .. } if file == "targets.json"),
             "{error}"
@@ -715,7 +723,7 @@ mod tests {
                 set.update_timestamp(&timestamp.bytes(Role::Timestamp))
                     .unwrap();
                 let result = set
-                    .update_snapshot(&snapshot.bytes(Role::Snapshot), false)
+                    .update_snapshot(&snapshot.bytes(Role::Snapshot), SnapshotCopy::Announced)
                     .and_then(|()| set.update_targets(targets.bytes(Role::Targets)));
                 assert_eq!(result.is_ok(), good, "{result:?}");
                 assert_eq!(set.targets().is_some(), good);
@@ -734,9 +742,9 @@ mod tests {
             set.update_timestamp(&honest.bytes(Role::Timestamp))
                 .unwrap();
             let result = if role == Role::Snapshot {
-                set.update_snapshot(&other.bytes(role), false)
+                set.update_snapshot(&other.bytes(role), SnapshotCopy::Announced)
             } else {
-                set.update_snapshot(&honest.bytes(Role::Snapshot), false)
+                set.update_snapshot(&honest.bytes(Role::Snapshot), SnapshotCopy::Announced)
                     .unwrap();
                 set.update_targets(other.bytes(role))
             };
@@ -795,7 +803,7 @@ mod tests {
         let forge = Forge::empty();
         let mut set = begin(&forge.bytes(Role::Root)).unwrap();
         assert!(
-            set.update_snapshot(&forge.bytes(Role::Snapshot), false)
+            set.update_snapshot(&forge.bytes(Role::Snapshot), SnapshotCopy::Announced)
                 .is_err()
         );
         assert!(set.update_targets(forge.bytes(Role::Targets)).is_err());
@@ -810,7 +818,7 @@ mod tests {
         change(&mut signed);
         let mut set = begin(&forge.bytes(Role::Root)).unwrap();
         set.update_timestamp(&forge.bytes(Role::Timestamp)).unwrap();
-        set.update_snapshot(&forge.bytes(Role::Snapshot), false)
+        set.update_snapshot(&forge.bytes(Role::Snapshot), SnapshotCopy::Announced)
             .unwrap();
         set.update_targets(forge.sign(&signed, &[4]))?;
         Ok(set)

@@ -1,0 +1,48 @@
+//! Where releases come from, as the configuration or a person names it.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use qx_release::text;
+
+/// The address of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum SourceAddress {
+    /// What has a scheme.
+    Url(String),
+    /// A directory, or a bundle.
+    Path(String),
+}
+
+impl From<String> for SourceAddress {
+    fn from(text: String) -> SourceAddress {
+        match text.contains("://") {
+            true => SourceAddress::Url(text),
+            false => SourceAddress::Path(text),
+        }
+    }
+}
+
+impl From<&str> for SourceAddress {
+    fn from(text: &str) -> SourceAddress {
+        text.to_owned().into()
+    }
+}
+
+impl From<&String> for SourceAddress {
+    fn from(text: &String) -> SourceAddress {
+        text.to_owned().into()
+    }
+}
+
+/// For people, without what may be secret: see [`text::place`].
+impl fmt::Display for SourceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&match self {
+            SourceAddress::Url(url) => text::url(url),
+            SourceAddress::Path(path) => text::place(path),
+        })
+    }
+}
