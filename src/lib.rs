@@ -62,6 +62,8 @@
 //! The other side, which makes the releases, is the crate `qx-publish`. Files that others depend on (configuration,
 //! recipe, manifest, repository, record, `status --json`) are described in `docs/formats.md`.
 
+#![warn(unreachable_pub)]
+
 #[cfg(feature = "update")]
 pub mod acquire;
 pub mod cli;

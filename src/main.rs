@@ -1,5 +1,7 @@
 //! `qx-update`: parse, run, exit.
 
+#![warn(unreachable_pub)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

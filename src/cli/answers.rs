@@ -15,7 +15,7 @@ use crate::store::sets;
 use crate::system::host::Host;
 use crate::system::log::{self, Line, Log};
 
-pub fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
+pub(super) fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);
     if let Err(e) = read {
@@ -39,7 +39,7 @@ pub fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-pub fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
+pub(super) fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
     let (store, _, config) = open_store(host, config)?;
     store.may_read()?;
     let status = Status::observe(host, &store, &config);
@@ -51,7 +51,7 @@ pub fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
     }
 }
 
-pub fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
+pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;
     store.may_read()?;
     let link = store.link();
@@ -82,7 +82,7 @@ pub fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
 }
 
 /// What `[ -x /data/bin/NAME ]` decides, and the factory's file otherwise.
-pub fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
+pub(super) fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;
     // A link there may lead elsewhere in the root; it is looked for as the init script finds it, and named as there.
     if executable(&store.followed(&format!("bin/{name}"))?)? {
@@ -124,7 +124,7 @@ fn executable(path: &Path) -> Result<bool> {
     }
 }
 
-pub fn log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
+pub(super) fn log(host: &Host, config: Option<&str>, arguments: &LogArguments) -> Result<Exit> {
     let (_, place, _) = open_store(host, config)?;
     let mut lines = Vec::new();
     for file in log::files(&place) {

@@ -24,7 +24,7 @@ use crate::system::log::Log;
 /// Look for a newer release: exit 4 if there is one, 3 if not, 5 if all are refused.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "check")]
-pub struct CheckArguments {
+pub(super) struct CheckArguments {
     /// a url, a directory or a bundle instead of the configured sources
     #[argh(option, arg_name = "repo")]
     from: Option<String>,
@@ -39,7 +39,7 @@ pub struct CheckArguments {
 /// Install the newest release, or VERSION: exit 0 only when it runs and is proved healthy.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "apply")]
-pub struct ApplyArguments {
+pub(super) struct ApplyArguments {
     /// this version instead of the newest
     #[argh(positional)]
     version: Option<Version>,
@@ -66,7 +66,7 @@ pub struct ApplyArguments {
 /// End an open trial: prove it, or go back. Run at boot, after the runlevel is complete.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "confirm")]
-pub struct ConfirmArguments {
+pub(super) struct ConfirmArguments {
     /// assert that the release on trial is good, without a proof
     #[argh(switch)]
     force: bool,
@@ -81,7 +81,7 @@ pub struct ConfirmArguments {
 /// Go back to the previous release, or to the factory set.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "rollback")]
-pub struct RollbackArguments {
+pub(super) struct RollbackArguments {
     /// previous (the default) or factory
     #[argh(
         option,
@@ -104,10 +104,10 @@ pub struct RollbackArguments {
 /// Forget quarantined and held releases, a staged release, downloads, and trouble that was dealt with.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "reset")]
-pub struct ResetArguments {}
+pub(super) struct ResetArguments {}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub(super) enum Progress {
     Json,
 }
 
@@ -131,7 +131,7 @@ fn back(text: &str) -> Result<Back, String> {
 }
 
 /// The asker's side: what is wrong with the command line or the configuration is said before anything is started.
-pub fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
+pub(super) fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
     if let Subcommand::Apply(a) = command
         && a.retry
         && a.version.is_none()
@@ -168,7 +168,7 @@ fn settings(command: &Subcommand) -> (Option<Progress>, bool) {
 }
 
 /// The worker's side.
-pub fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
+pub(super) fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
     let mut appliance = open(host, config, settings(command).1)?;
     carry_out(&mut appliance, command).or_else(|e| {
         appliance.log.error("end", e.chain());
@@ -225,7 +225,7 @@ fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
     })
 }
 
-pub fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
+pub(super) fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
     surroundings::leave_directory();
     let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);

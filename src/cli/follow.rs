@@ -15,7 +15,7 @@ use crate::system::follower::{Next, Waiting};
 use crate::system::{log, process};
 
 /// Starts the worker and shows what it tells, until it ends.
-pub fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
+pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
     let starting = || "starting the worker process";
     let me = std::env::current_exe().doing(|| "finding this program's file")?;
     let (events, to_us) = io::pipe().doing(starting)?;

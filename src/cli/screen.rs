@@ -14,7 +14,7 @@ use crate::system::log::{Event, Level, Line};
 const NAME: usize = 64;
 
 /// What a person sees of an operation.
-pub struct Screen {
+pub(super) struct Screen {
     json: bool,
     terminal: bool,
     bar: bool,
@@ -26,7 +26,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    pub fn new(progress: Option<Progress>) -> Screen {
+    pub(super) fn new(progress: Option<Progress>) -> Screen {
         Screen {
             json: progress.is_some(),
             terminal: io::stdout().is_terminal(),
@@ -37,7 +37,7 @@ impl Screen {
         }
     }
 
-    pub fn show(&mut self, line: &str) {
+    pub(super) fn show(&mut self, line: &str) {
         match json::parse_str(line) {
             Ok(event) => self.show_event(&event),
             // What it says before it has a log, or in a panic.
@@ -48,7 +48,7 @@ impl Screen {
         }
     }
 
-    pub fn show_event(&mut self, event: &Event) {
+    pub(super) fn show_event(&mut self, event: &Event) {
         if let Event::Log(Line { op, .. }) = event
             && !op.is_empty()
         {
@@ -102,7 +102,7 @@ impl Screen {
     }
 
     /// Ends an unfinished line.
-    pub fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if std::mem::take(&mut self.bar) {
             self.print("\n");
         }

@@ -14,7 +14,7 @@ use qx_release::error::{Context, Error, Exit, Result};
 use qx_release::text;
 
 /// What is downloaded, and how.
-pub struct Download<'a> {
+pub(super) struct Download<'a> {
     /// Who asks.
     pub client: &'a Client,
     /// Where it is.
@@ -75,7 +75,7 @@ impl Part {
 
 impl Download<'_> {
     /// Downloads it to the file `complete`, by way of a `.part` beside it.
-    pub fn run(&mut self, complete: &Path) -> Result<File> {
+    pub(super) fn run(&mut self, complete: &Path) -> Result<File> {
         if let Some(file) = self.already_there(complete)? {
             (self.progress)(self.length);
             return Ok(file);

@@ -164,7 +164,7 @@ impl fmt::Display for Url {
 }
 
 /// How requests are made.
-pub struct Client {
+pub(super) struct Client {
     /// Until a connection must stand.
     pub connect_timeout: Duration,
     /// Without a byte, after which a transfer is broken off; the answer's head must be whole in that time.
@@ -183,7 +183,7 @@ pub struct Client {
 }
 
 /// A connection without a request.
-pub struct Idle {
+pub(super) struct Idle {
     url: Url,
     reader: BufReader<Stream>,
     since: Instant,
@@ -191,7 +191,7 @@ pub struct Idle {
 
 /// Whom TLS trusts, and when.
 #[cfg_attr(not(feature = "https"), expect(dead_code))]
-pub struct Tls {
+pub(super) struct Tls {
     /// PEM file with the certificate authorities, if not the system's.
     pub ca_file: Option<PathBuf>,
     /// What certificates are valid at.
@@ -199,7 +199,7 @@ pub struct Tls {
 }
 
 /// An answer, its body not yet read.
-pub struct Response<'a> {
+pub(super) struct Response<'a> {
     /// The status code.
     pub status: u16,
     /// What `Content-Length` says.
@@ -213,7 +213,12 @@ pub struct Response<'a> {
 impl Client {
     /// Asks for a file, from byte `from` on if that is not 0. All of it, the body included, must be over at `until`; name
     /// resolution alone takes as long as the system's resolver lets it.
-    pub fn get(&self, url: &Url, from: u64, until: Option<Instant>) -> io::Result<Response<'_>> {
+    pub(super) fn get(
+        &self,
+        url: &Url,
+        from: u64,
+        until: Option<Instant>,
+    ) -> io::Result<Response<'_>> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let (head, body) = self.get_once(&url, from, until)?;
@@ -424,7 +429,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// An answer's body. When it has been read to its end the connection may serve the next request.
-pub struct Body<'a> {
+pub(super) struct Body<'a> {
     client: &'a Client,
     url: Url,
     reader: Option<BufReader<Stream>>,
@@ -434,7 +439,7 @@ pub struct Body<'a> {
 
 impl Body<'_> {
     /// The address that answered, if it is this machine's own.
-    pub fn own_address(&mut self) -> Option<SocketAddr> {
+    pub(super) fn own_address(&mut self) -> Option<SocketAddr> {
         own_address(&self.reader.as_mut()?.get_mut().socket().tcp)
     }
 }

@@ -23,7 +23,7 @@ const CA_FILES: [&str; 3] = [
 const CHAIN: usize = 8;
 
 /// How a TLS client is to be set up that trusts the authorities in `ca_file`, or the system's. The error is one sentence.
-pub fn config(ca_file: Option<&Path>, clock: Clock) -> Result<rustls::ClientConfig, String> {
+pub(super) fn config(ca_file: Option<&Path>, clock: Clock) -> Result<rustls::ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let inner = WebPkiServerVerifier::builder_with_provider(
         Arc::new(authorities(ca_file)?),

@@ -8,7 +8,7 @@ use crate::system::host::FACTORY_BOOT;
 use qx_release::error::Exit;
 
 /// What to do now; never nothing.
-pub fn advice(status: &Status) -> Vec<String> {
+pub(super) fn advice(status: &Status) -> Vec<String> {
     if let Some(holder) = &status.busy {
         return vec![format!(
             "wait: process {} ({}) is at work since {}; `qx-update log` shows how far it is",

@@ -9,7 +9,7 @@ use semver::Version;
 
 /// Makes the releases that qx-update installs.
 #[derive(FromArgs)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// print the version and exit
     #[argh(switch)]
     pub version: bool,
@@ -19,7 +19,7 @@ pub struct Arguments {
 
 #[derive(FromArgs)]
 #[argh(subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     Init(Init),
     Key(KeyCommand),
     Release(Release),
@@ -38,7 +38,7 @@ pub enum Command {
 
 impl Command {
     /// The repository of which the command warns that a role's metadata expire soon.
-    pub fn repository(&self) -> Option<&Path> {
+    pub(crate) fn repository(&self) -> Option<&Path> {
         match self {
             Command::Release(Release { repo, .. })
             | Command::Component(Component { repo, .. })
@@ -58,7 +58,7 @@ impl Command {
 /// Make keys and an empty repository.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "init")]
-pub struct Init {
+pub(crate) struct Init {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
@@ -79,14 +79,14 @@ pub struct Init {
 /// Make and show keys.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "key")]
-pub struct KeyCommand {
+pub(crate) struct KeyCommand {
     #[argh(subcommand)]
     pub command: KeySubcommand,
 }
 
 #[derive(FromArgs)]
 #[argh(subcommand)]
-pub enum KeySubcommand {
+pub(crate) enum KeySubcommand {
     New(KeyNew),
     Show(KeyShow),
 }
@@ -94,7 +94,7 @@ pub enum KeySubcommand {
 /// Make a private key, and its public half beside it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "new")]
-pub struct KeyNew {
+pub(crate) struct KeyNew {
     /// the private key, NAME.pem; its public half becomes NAME.pub.pem
     #[argh(positional)]
     pub file: PathBuf,
@@ -112,7 +112,7 @@ pub struct KeyNew {
 /// Print the public half of a key.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "show")]
-pub struct KeyShow {
+pub(crate) struct KeyShow {
     /// the key: NAME.pem, NAME.pub.pem or NAME.signer.json
     #[argh(positional)]
     pub file: PathBuf,
@@ -121,7 +121,7 @@ pub struct KeyShow {
 /// Pack what a recipe names, and publish it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "release")]
-pub struct Release {
+pub(crate) struct Release {
     /// the recipe
     #[argh(positional)]
     pub recipe: PathBuf,
@@ -145,7 +145,7 @@ pub struct Release {
 /// Pack a recipe's components, and publish them for the releases that others make.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "component")]
-pub struct Component {
+pub(crate) struct Component {
     /// the recipe
     #[argh(positional)]
     pub recipe: PathBuf,
@@ -169,7 +169,7 @@ pub struct Component {
 /// signatures made elsewhere, and publishes the drafts that have enough.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "sign")]
-pub struct Sign {
+pub(crate) struct Sign {
     /// the draft to sign
     #[argh(positional)]
     pub draft: Option<PathBuf>,
@@ -196,7 +196,7 @@ pub struct Sign {
 /// Give a role other keys. Without an option that says which, each key is replaced by a new one.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "rotate")]
-pub struct Rotate {
+pub(crate) struct Rotate {
     /// root, timestamp, snapshot, targets or a team
     #[argh(positional)]
     pub role: String,
@@ -226,7 +226,7 @@ pub struct Rotate {
 /// Renew what expires soon; made for cron. Exits 10 if something will expire that it could not renew.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "refresh")]
-pub struct Refresh {
+pub(crate) struct Refresh {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
@@ -244,7 +244,7 @@ pub struct Refresh {
 /// Set for how many days new metadata of a role are valid.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "expiry")]
-pub struct Expiry {
+pub(crate) struct Expiry {
     /// root, timestamp, snapshot, targets or a team
     #[argh(positional)]
     pub role: String,
@@ -259,7 +259,7 @@ pub struct Expiry {
 /// Let a team publish what matches its patterns, or take that right away.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "delegate")]
-pub struct Delegate {
+pub(crate) struct Delegate {
     /// the team
     #[argh(positional)]
     pub team: String,
@@ -292,7 +292,7 @@ pub struct Delegate {
 /// Write the manifest of a factory set, for the image.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "factory")]
-pub struct Factory {
+pub(crate) struct Factory {
     /// the recipe, whose sources are where the image build has the files
     #[argh(positional)]
     pub recipe: PathBuf,
@@ -304,7 +304,7 @@ pub struct Factory {
 /// Write a release and all metadata into one file, for a USB stick.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "bundle")]
-pub struct Bundle {
+pub(crate) struct Bundle {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
@@ -325,7 +325,7 @@ pub struct Bundle {
 /// Check a whole repository as a client would, every target's digest included.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "verify")]
-pub struct Verify {
+pub(crate) struct Verify {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
@@ -337,7 +337,7 @@ pub struct Verify {
 /// Print what a repository offers.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "inspect")]
-pub struct Inspect {
+pub(crate) struct Inspect {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
@@ -349,7 +349,7 @@ pub struct Inspect {
 /// Serve a repository over HTTP, for trying things out.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "serve")]
-pub struct Serve {
+pub(crate) struct Serve {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,

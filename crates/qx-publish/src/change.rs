@@ -619,7 +619,7 @@ impl Drop for Store {
 }
 
 /// Writes a small file among the staged ones.
-pub fn staged(file: &Path, bytes: &[u8]) -> Result<TargetFile> {
+pub(crate) fn staged(file: &Path, bytes: &[u8]) -> Result<TargetFile> {
     write(file, bytes)?;
     Ok(TargetFile {
         length: bytes.len() as u64,

@@ -18,7 +18,7 @@ use crate::arguments::{
 };
 use crate::{complain, print};
 
-pub fn init(command: &Init, now: SystemTime) -> Result<String> {
+pub(crate) fn init(command: &Init, now: SystemTime) -> Result<String> {
     let Init {
         repo,
         keys,
@@ -47,7 +47,7 @@ pub fn init(command: &Init, now: SystemTime) -> Result<String> {
     Ok(text)
 }
 
-pub fn key(command: KeySubcommand) -> Result<String> {
+pub(crate) fn key(command: KeySubcommand) -> Result<String> {
     match command {
         KeySubcommand::New(KeyNew {
             file,
@@ -73,7 +73,7 @@ pub fn key(command: KeySubcommand) -> Result<String> {
     }
 }
 
-pub fn release(command: Release, now: SystemTime) -> Result<String> {
+pub(crate) fn release(command: Release, now: SystemTime) -> Result<String> {
     let Release {
         recipe,
         repo,
@@ -94,7 +94,7 @@ pub fn release(command: Release, now: SystemTime) -> Result<String> {
     Ok(published(&done, &repo, &keys))
 }
 
-pub fn component(command: &Component, now: SystemTime) -> Result<String> {
+pub(crate) fn component(command: &Component, now: SystemTime) -> Result<String> {
     let Component {
         recipe,
         repo,
@@ -108,7 +108,7 @@ pub fn component(command: &Component, now: SystemTime) -> Result<String> {
     Ok(published(&done, repo, keys))
 }
 
-pub fn sign(command: Sign, now: SystemTime) -> Result<String> {
+pub(crate) fn sign(command: Sign, now: SystemTime) -> Result<String> {
     let Sign {
         draft,
         keys,
@@ -149,7 +149,7 @@ pub fn sign(command: Sign, now: SystemTime) -> Result<String> {
     }
 }
 
-pub fn rotate(command: &Rotate, now: SystemTime) -> Result<String> {
+pub(crate) fn rotate(command: &Rotate, now: SystemTime) -> Result<String> {
     let Rotate {
         role,
         repo,
@@ -175,7 +175,7 @@ pub fn rotate(command: &Rotate, now: SystemTime) -> Result<String> {
     Ok(made(&new) + &changed(&done, repo, keys))
 }
 
-pub fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
+pub(crate) fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
     let Refresh {
         repo,
         keys,
@@ -209,7 +209,7 @@ pub fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exit)> {
     Ok((text, exit))
 }
 
-pub fn expiry(command: &Expiry, now: SystemTime) -> Result<String> {
+pub(crate) fn expiry(command: &Expiry, now: SystemTime) -> Result<String> {
     let Expiry { role, days, repo } = command;
     qx_publish::set_lifetime(Store::open(repo, now)?, role, *days)?;
     Ok(format!(
@@ -218,7 +218,7 @@ pub fn expiry(command: &Expiry, now: SystemTime) -> Result<String> {
 }
 
 /// Lets a team publish; `remove` is for [`remove_team`].
-pub fn delegate(command: &Delegate, now: SystemTime) -> Result<String> {
+pub(crate) fn delegate(command: &Delegate, now: SystemTime) -> Result<String> {
     let Delegate {
         team,
         repo,
@@ -245,7 +245,7 @@ pub fn delegate(command: &Delegate, now: SystemTime) -> Result<String> {
     Ok(made(&new) + &changed(&done, repo, keys))
 }
 
-pub fn remove_team(command: &Delegate, now: SystemTime) -> Result<String> {
+pub(crate) fn remove_team(command: &Delegate, now: SystemTime) -> Result<String> {
     let Delegate {
         team,
         repo,
@@ -259,7 +259,7 @@ pub fn remove_team(command: &Delegate, now: SystemTime) -> Result<String> {
     Ok(changed(&done, repo, keys))
 }
 
-pub fn factory(command: &Factory, now: SystemTime) -> Result<String> {
+pub(crate) fn factory(command: &Factory, now: SystemTime) -> Result<String> {
     let Factory { recipe, out } = command;
     let manifest = qx_publish::factory(recipe, out, released(now)?)?;
     warn_of_versions(&manifest);
@@ -272,7 +272,7 @@ pub fn factory(command: &Factory, now: SystemTime) -> Result<String> {
     ))
 }
 
-pub fn bundle(command: &Bundle, now: SystemTime) -> Result<String> {
+pub(crate) fn bundle(command: &Bundle, now: SystemTime) -> Result<String> {
     let wanted = Wanted {
         version: &command.version,
         channel: command.channel.as_ref(),
@@ -287,7 +287,7 @@ pub fn bundle(command: &Bundle, now: SystemTime) -> Result<String> {
     Ok(text)
 }
 
-pub fn inspect(command: &Inspect, now: SystemTime) -> Result<String> {
+pub(crate) fn inspect(command: &Inspect, now: SystemTime) -> Result<String> {
     let inspection = qx_publish::inspect(&command.repo, now)?;
     match command.json {
         true => json_text(&inspection),
@@ -295,7 +295,7 @@ pub fn inspect(command: &Inspect, now: SystemTime) -> Result<String> {
     }
 }
 
-pub fn verify(command: &Verify, now: SystemTime) -> Result<(String, Exit)> {
+pub(crate) fn verify(command: &Verify, now: SystemTime) -> Result<(String, Exit)> {
     let found = qx_publish::verify(&command.repo, now);
     let exit = match found.problems[..] {
         [] => Exit::Done,
@@ -309,7 +309,7 @@ pub fn verify(command: &Verify, now: SystemTime) -> Result<(String, Exit)> {
 }
 
 /// Serves until the process is ended.
-pub fn serve(command: &Serve) -> Result<String> {
+pub(crate) fn serve(command: &Serve) -> Result<String> {
     let Serve { repo, listen } = command;
     let listener = TcpListener::bind(listen).doing(|| format!("listening on {listen}"))?;
     let address = listener

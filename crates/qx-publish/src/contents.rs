@@ -30,7 +30,7 @@ pub struct Release {
 }
 
 /// The releases that appliances find, sorted by channel, architecture and version.
-pub fn offers(current: &Current) -> Vec<Offer> {
+pub(crate) fn offers(current: &Current) -> Vec<Offer> {
     let mut offers: Vec<Offer> = listed(current)
         .filter(|(role, name)| current.search(name).is_some_and(|found| found.0 == *role))
         .filter_map(|(_, name)| Offer::of(&name))
@@ -44,7 +44,7 @@ pub fn offers(current: &Current) -> Vec<Offer> {
 
 /// Every target that a role lists, whether appliances find it there or not. Names that are no relative path are left out,
 /// as appliances leave them out.
-pub fn listed(current: &Current) -> impl Iterator<Item = (&str, RelPath)> {
+pub(crate) fn listed(current: &Current) -> impl Iterator<Item = (&str, RelPath)> {
     current.all().flat_map(|(role, envelope)| {
         let targets = envelope.signed["targets"].as_object();
         let names = targets.into_iter().flat_map(|targets| targets.keys());
@@ -53,7 +53,7 @@ pub fn listed(current: &Current) -> impl Iterator<Item = (&str, RelPath)> {
 }
 
 /// Reads a release and finds its artifacts. Their files are not looked at.
-pub fn release(current: &Current, offer: &Offer) -> Result<Release> {
+pub(crate) fn release(current: &Current, offer: &Offer) -> Result<Release> {
     let doing = || format!("reading {}", offer.target);
     let wrong = |why: String| Error::new(format!("{}: {why}", doing()));
     let (role, file) = current
@@ -99,7 +99,7 @@ pub fn release(current: &Current, offer: &Offer) -> Result<Release> {
 }
 
 /// The files of all current metadata and of every root, by their paths in the repository.
-pub fn metadata(current: &Current) -> BTreeMap<String, PathBuf> {
+pub(crate) fn metadata(current: &Current) -> BTreeMap<String, PathBuf> {
     let roots = (1..)
         .zip(&current.roots)
         .map(|(version, _)| (ROOT, version));
@@ -118,7 +118,7 @@ pub fn metadata(current: &Current) -> BTreeMap<String, PathBuf> {
 
 /// Takes the metadata as a client does that knows the first root only. Stricter than [`Current::load`], which lets the
 /// publisher mend things.
-pub fn check_as_client(current: &Current, now: SystemTime) -> Result<()> {
+pub(crate) fn check_as_client(current: &Current, now: SystemTime) -> Result<()> {
     let read = |role, version| {
         let file = metadata_file(&current.dir, role, version);
         let bytes = fs::read(&file).doing(|| format!("reading {}", file.display()))?;
@@ -153,7 +153,7 @@ pub fn check_as_client(current: &Current, now: SystemTime) -> Result<()> {
 }
 
 /// A target's file, read to its end: more or less bytes than signed, or others, are an error of the last read.
-pub struct Checked {
+pub(crate) struct Checked {
     file: io::Take<File>,
     expected: TargetFile,
     hasher: Hasher,
@@ -161,7 +161,11 @@ pub struct Checked {
 
 impl Checked {
     /// Opens it.
-    pub fn open(current: &Current, name: &RelPath, expected: TargetFile) -> io::Result<Checked> {
+    pub(crate) fn open(
+        current: &Current,
+        name: &RelPath,
+        expected: TargetFile,
+    ) -> io::Result<Checked> {
         let file = File::open(current.target_file(name, &expected))?;
         Ok(Checked {
             file: file.take(expected.length + 1),

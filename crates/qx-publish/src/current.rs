@@ -28,23 +28,23 @@ const ABOUT: &str = "repository.json";
 /// The only format of that file.
 const ABOUT_FORMAT: u32 = 1;
 /// What readers of a repository need.
-pub const PUBLIC: u32 = 0o644;
+pub(crate) const PUBLIC: u32 = 0o644;
 
 /// A day.
-pub const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 /// So many days ahead, the end of metadata's validity is warned of.
-pub const SOON_DAYS: u32 = 60;
+pub(crate) const SOON_DAYS: u32 = 60;
 /// The longest life that metadata can be given, in days: twenty years.
 const MAX_DAYS: u32 = 20 * 365;
 
 /// The roles that every repository has.
-pub const ROOT: &str = Role::Root.as_str();
+pub(crate) const ROOT: &str = Role::Root.as_str();
 /// Says which snapshot is the latest.
-pub const TIMESTAMP: &str = Role::Timestamp.as_str();
+pub(crate) const TIMESTAMP: &str = Role::Timestamp.as_str();
 /// Says which targets belong together.
-pub const SNAPSHOT: &str = Role::Snapshot.as_str();
+pub(crate) const SNAPSHOT: &str = Role::Snapshot.as_str();
 /// Says what is published, and which teams may publish too.
-pub const TARGETS: &str = Role::Targets.as_str();
+pub(crate) const TARGETS: &str = Role::Targets.as_str();
 
 /// `repository.json`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -321,26 +321,26 @@ impl Current {
 }
 
 /// Whether it is one of the four roles that every repository has.
-pub fn top_level(role: &str) -> bool {
+pub(crate) fn top_level(role: &str) -> bool {
     Role::ALL.iter().any(|known| known.as_str() == role)
 }
 
 /// What a role's metadata say they are: teams are targets.
-pub fn kind(role: &str) -> &str {
+pub(crate) fn kind(role: &str) -> &str {
     if top_level(role) { role } else { TARGETS }
 }
 
 /// Where a role's metadata lie in its repository. The timestamp's name has no version, and a team's needs no encoding.
-pub fn metadata_path(role: &str, version: u64) -> String {
+pub(crate) fn metadata_path(role: &str, version: u64) -> String {
     layout::metadata_path(role, (role != TIMESTAMP).then_some(version))
 }
 
 /// Where that is on this machine.
-pub fn metadata_file(dir: &Path, role: &str, version: u64) -> PathBuf {
+pub(crate) fn metadata_file(dir: &Path, role: &str, version: u64) -> PathBuf {
     dir.join(metadata_path(role, version))
 }
 
 /// Reads an envelope; the error names the file.
-pub fn parse(file: &Path, bytes: &[u8]) -> Result<Envelope> {
+pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Result<Envelope> {
     Envelope::parse(bytes).map_err(|why| Error::new(format!("reading {}: {why}", file.display())))
 }

@@ -145,7 +145,7 @@ fn keep_artifacts(store: &Store, targets: &mut Value) -> Result<()> {
 }
 
 /// Gives a team other keys.
-pub fn set_keys(targets: &mut Value, team: &str, authority: &Authority) -> Result<()> {
+pub(crate) fn set_keys(targets: &mut Value, team: &str, authority: &Authority) -> Result<()> {
     for role in roles(targets)? {
         if role["name"] == team {
             role["keyids"] = json!(key_ids(authority));
@@ -160,7 +160,7 @@ pub fn set_keys(targets: &mut Value, team: &str, authority: &Authority) -> Resul
 }
 
 /// The teams that targets metadata delegate to, in the order of the search.
-pub fn teams(targets: &Value) -> Vec<String> {
+pub(crate) fn teams(targets: &Value) -> Vec<String> {
     let roles = targets["delegations"]["roles"].as_array();
     let names = roles
         .into_iter()
@@ -171,7 +171,7 @@ pub fn teams(targets: &Value) -> Vec<String> {
 
 /// The role that an appliance finds a target in, and what it says: the targets first, then each team whose patterns
 /// match, in order, and none after one that is terminating.
-pub fn search<'a>(
+pub(crate) fn search<'a>(
     roles: &'a BTreeMap<String, Envelope>,
     name: &RelPath,
 ) -> Option<(&'a str, TargetFile)> {
@@ -201,7 +201,11 @@ pub fn search<'a>(
 }
 
 /// Refuses a target that a team may not publish, or that an appliance would not find in its metadata.
-pub fn check_target(roles: &BTreeMap<String, Envelope>, team: &str, name: &RelPath) -> Result<()> {
+pub(crate) fn check_target(
+    roles: &BTreeMap<String, Envelope>,
+    team: &str,
+    name: &RelPath,
+) -> Result<()> {
     let Some(targets) = roles.get(TARGETS) else {
         return Ok(());
     };
@@ -228,13 +232,13 @@ pub fn check_target(roles: &BTreeMap<String, Envelope>, team: &str, name: &RelPa
 }
 
 /// Says what is published as a target.
-pub fn list_target(body: &mut Value, name: &RelPath, file: &TargetFile) {
+pub(crate) fn list_target(body: &mut Value, name: &RelPath, file: &TargetFile) {
     body["targets"][name.as_str()] =
         json!({"length": file.length, "hashes": {"sha256": file.sha256}});
 }
 
 /// What targets metadata say about a target.
-pub fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
+pub(crate) fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
     let target = signed["targets"].get(name.as_str())?;
     Some(TargetFile {
         length: target["length"].as_u64()?,

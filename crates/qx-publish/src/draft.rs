@@ -262,7 +262,7 @@ fn describe_targets(text: &mut String, signed: &Value, old: Option<&Value>) {
 }
 
 /// The drafts that wait in a repository, by role. Those that a publication has overtaken are removed.
-pub fn waiting(current: &Current) -> Result<BTreeMap<String, Draft>> {
+pub(crate) fn waiting(current: &Current) -> Result<BTreeMap<String, Draft>> {
     let dir = current.dir.join(DIRECTORY);
     let doing = || format!("reading {}", dir.display());
     let mut found = BTreeMap::new();
@@ -286,7 +286,7 @@ pub fn waiting(current: &Current) -> Result<BTreeMap<String, Draft>> {
 }
 
 /// Makes the drafts' directory in a repository.
-pub fn make_directory(repo: &Path) -> Result<()> {
+pub(crate) fn make_directory(repo: &Path) -> Result<()> {
     durable::create_dir(&repo.join(DIRECTORY), 0o755)
 }
 
@@ -326,7 +326,7 @@ pub fn sign(file: &Path, keys: &Keyring, repo: Option<&Path>, out: &Path) -> Res
 }
 
 /// A role that was named on the command line must not be a path.
-pub fn check_team_name(team: &str) -> Result<()> {
+pub(crate) fn check_team_name(team: &str) -> Result<()> {
     let wrong = |why: &str| {
         Error::with(
             Exit::Usage,

@@ -1,7 +1,7 @@
 //! What a program is for, by its first bytes.
 
 /// How many of a program's first bytes tell what it is.
-pub const HEAD: usize = 20;
+pub(crate) const HEAD: usize = 20;
 
 /// Architectures by the kernel's name: ELF class (1: 32 bits, 2: 64), data encoding (1: little-endian), machine.
 const ARCHITECTURES: [(&str, u8, u8, u16); 12] = [
@@ -21,7 +21,7 @@ const ARCHITECTURES: [(&str, u8, u8, u16); 12] = [
 
 /// What a program is.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Program {
+pub(crate) enum Program {
     /// An ELF program of the architecture that was asked for.
     Elf,
     /// A script.
@@ -29,12 +29,12 @@ pub enum Program {
 }
 
 /// Whether this is a name that [`program`] knows.
-pub fn known(arch: &str) -> bool {
+pub(crate) fn known(arch: &str) -> bool {
     ARCHITECTURES.iter().any(|(name, ..)| *name == arch)
 }
 
 /// What a program with these first bytes is. The error says why it cannot run on `arch`.
-pub fn program(head: &[u8], arch: &str) -> Result<Program, String> {
+pub(crate) fn program(head: &[u8], arch: &str) -> Result<Program, String> {
     if head.starts_with(b"#!") {
         return Ok(Program::Script);
     }

@@ -238,7 +238,7 @@ impl Authority {
 }
 
 /// What targets metadata say about a team they delegate to.
-pub fn delegation<'a>(targets: &'a Value, team: &str) -> Option<&'a Value> {
+pub(crate) fn delegation<'a>(targets: &'a Value, team: &str) -> Option<&'a Value> {
     let mut roles = targets["delegations"]["roles"]
         .as_array()
         .into_iter()
@@ -247,7 +247,7 @@ pub fn delegation<'a>(targets: &'a Value, team: &str) -> Option<&'a Value> {
 }
 
 /// The texts in a list; where there is no list, none.
-pub fn texts(list: &Value) -> impl Iterator<Item = &str> {
+pub(crate) fn texts(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array()
         .into_iter()
         .flatten()
@@ -255,12 +255,12 @@ pub fn texts(list: &Value) -> impl Iterator<Item = &str> {
 }
 
 /// The start of a key's id: enough to tell it by, and nothing that a terminal would obey.
-pub fn short(id: &str) -> String {
+pub(crate) fn short(id: &str) -> String {
     text::name(&id.chars().take(12).collect::<String>())
 }
 
 /// What metadata say about other metadata.
-pub fn meta(version: u64, bytes: &[u8]) -> Value {
+pub(crate) fn meta(version: u64, bytes: &[u8]) -> Value {
     json!({
         "version": version,
         "length": bytes.len(),
@@ -269,7 +269,7 @@ pub fn meta(version: u64, bytes: &[u8]) -> Value {
 }
 
 /// JSON as files have it: for people too, ended by a newline.
-pub fn pretty(value: &Value) -> Result<Vec<u8>> {
+pub(crate) fn pretty(value: &Value) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(value).doing(|| "writing JSON")?;
     bytes.push(b'\n');
     Ok(bytes)

@@ -26,7 +26,7 @@ const TIMEOUT_S: u64 = 120;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A command that signs.
-pub struct External {
+pub(crate) struct External {
     file: PathBuf,
     command: Vec<String>,
     timeout_s: u64,
@@ -45,7 +45,7 @@ struct Raw {
 
 impl External {
     /// Reads the description of a signer; its public key too, as a TUF key object.
-    pub fn read(file: &Path) -> Result<(External, Value)> {
+    pub(crate) fn read(file: &Path) -> Result<(External, Value)> {
         let doing = || format!("reading the signer {}", file.display());
         let wrong = |why: String| Error::new(format!("{}: {why}", doing()));
         let raw: Raw = serde_json::from_slice(&fs::read(file).doing(doing)?).doing(doing)?;
@@ -88,7 +88,7 @@ impl External {
 
     /// Has the command sign a message: its answer, not checked. It runs in the directory of its description, with this
     /// process's environment, terminal and standard error: it may ask a person for a PIN.
-    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
         let doing = || format!("asking the signer {}", self.file.display());
         let failed = |why: String| Error::new(format!("{}: {why}", doing()));
         let mut child = self.start().doing(doing)?;

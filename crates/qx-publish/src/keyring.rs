@@ -22,7 +22,7 @@ use qx_release::trust::signing::{Scheme, SecretKey, Sign, key_id};
 const PRIVATE: &str = ".pem";
 const PUBLIC: &str = ".pub.pem";
 /// What the description of a signer outside of this process is called.
-pub const EXTERNAL: &str = ".signer.json";
+pub(crate) const EXTERNAL: &str = ".signer.json";
 
 /// The keys in a directory that something can be signed with.
 pub struct Keyring {
@@ -272,7 +272,7 @@ fn check_directory(file: &Path) -> Result<()> {
 }
 
 /// Refuses a name for a new key under which there is one, or half of one.
-pub fn check_vacant(file: &Path) -> Result<()> {
+pub(crate) fn check_vacant(file: &Path) -> Result<()> {
     for file in [file, &public_file(file)] {
         if fs::symlink_metadata(file).is_ok() {
             return Err(Error::new(format!(
@@ -308,7 +308,7 @@ fn read_public(file: &Path) -> Result<Value> {
 }
 
 /// `NAME.pub.pem` for both that and `NAME.pem`.
-pub fn public_file(file: &Path) -> PathBuf {
+pub(crate) fn public_file(file: &Path) -> PathBuf {
     match named(file, PUBLIC) {
         true => file.to_owned(),
         false => file.with_extension("pub.pem"),

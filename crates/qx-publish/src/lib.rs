@@ -4,6 +4,8 @@
 //! What is to be published is put together aside first, and everything is checked; [`change`] tells in which order it
 //! then comes under its final names, so that no reader ever sees a part of it.
 
+#![warn(unreachable_pub)]
+
 mod bundle;
 mod change;
 mod contents;

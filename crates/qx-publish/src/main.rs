@@ -1,5 +1,7 @@
 //! `qx-publish`: makes the releases that `qx-update` installs.
 
+#![warn(unreachable_pub)]
+
 mod arguments;
 mod commands;
 

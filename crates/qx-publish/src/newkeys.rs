@@ -15,7 +15,7 @@ use qx_release::error::{Context, Error, Result};
 use qx_release::trust::signing::{Scheme, key_id};
 
 /// What asks for a key to be made.
-pub const NEW: &str = "new";
+pub(crate) const NEW: &str = "new";
 
 /// Where new keys are put.
 pub struct NewKeys {
@@ -68,7 +68,7 @@ impl NewKeys {
 }
 
 /// Makes a key, unless an interrupted command has done so.
-pub fn make(file: &Path) -> Result<()> {
+pub(crate) fn make(file: &Path) -> Result<()> {
     match fs::symlink_metadata(file) {
         Ok(meta) => ours(file, &meta),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -21,7 +21,7 @@ use qx_release::tree;
 use qx_release::trust::metadata::TargetFile;
 
 /// What will be installed, in the manifest's terms.
-pub struct Packed {
+pub(crate) struct Packed {
     /// The file's digest, or the tree digest.
     pub digest: Digest,
     /// The sum of the files' lengths.
@@ -31,7 +31,7 @@ pub struct Packed {
 }
 
 /// A packed component.
-pub struct Artifact {
+pub(crate) struct Artifact {
     /// What is in it.
     pub packed: Packed,
     /// The archive itself.
@@ -39,7 +39,7 @@ pub struct Artifact {
 }
 
 /// Packs a component into a file, durably.
-pub fn artifact(source: &Source, file: &Path) -> Result<Artifact> {
+pub(crate) fn artifact(source: &Source, file: &Path) -> Result<Artifact> {
     let writing = || format!("writing {}", file.display());
     let out = File::create_new(file).doing(writing)?;
     // The whole header is given, for its defaults tell the time and the system.
@@ -62,7 +62,7 @@ pub fn artifact(source: &Source, file: &Path) -> Result<Artifact> {
 }
 
 /// Measures a component by the same rules, without an artifact.
-pub fn measure(source: &Source) -> Result<Packed> {
+pub(crate) fn measure(source: &Source) -> Result<Packed> {
     Ok(pack(source, io::sink())?.0)
 }
 

@@ -24,7 +24,7 @@ const FORMAT: u32 = 1;
 /// A recipe, its sources resolved.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     format: u32,
     product: Name,
     version: Version,
@@ -51,7 +51,7 @@ pub struct Recipe {
 /// A component and where its files are.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
+pub(crate) struct Source {
     /// Unique in the release.
     pub name: Name,
     /// One executable, or a directory.
@@ -75,7 +75,7 @@ fn executable() -> Mode {
 
 impl Recipe {
     /// Reads a recipe. Every error names the recipe and the field, and is [`Exit::Usage`].
-    pub fn read(path: &Path) -> Result<Recipe> {
+    pub(crate) fn read(path: &Path) -> Result<Recipe> {
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(manifest::MAX_BYTES + 1).read_to_end(&mut bytes))
@@ -158,7 +158,7 @@ impl Recipe {
 
     /// The manifest of what the recipe describes, checked. Its digests and sizes are those of nothing: the caller puts
     /// in the right ones as it packs.
-    pub fn manifest(&self, channel: &Name, released: SystemTime) -> Result<Manifest> {
+    pub(crate) fn manifest(&self, channel: &Name, released: SystemTime) -> Result<Manifest> {
         let component = |source: &Source| Component {
             name: source.name.clone(),
             kind: source.kind,
@@ -197,7 +197,7 @@ impl Recipe {
     }
 
     /// Whether every component is there and fit: what a glance at each program can tell, before anything is packed.
-    pub fn check_sources(&self) -> Result<()> {
+    pub(crate) fn check_sources(&self) -> Result<()> {
         for source in &self.components {
             match source.kind {
                 Kind::Bin => self.check_bin(source)?,
@@ -257,7 +257,7 @@ impl Recipe {
 
 impl Source {
     /// For messages: which component, which file.
-    pub fn doing(&self) -> String {
+    pub(crate) fn doing(&self) -> String {
         format!("component {}: {}", self.name, self.source.display())
     }
 

@@ -17,7 +17,7 @@ use qx_release::error::{Context, Error, Exit, Result};
 use qx_release::text;
 
 /// The most keys that one role is given.
-pub const MAX_KEYS: usize = 32;
+pub(crate) const MAX_KEYS: usize = 32;
 
 /// How a role's keys are to change.
 pub struct Rotation<'a> {
@@ -130,7 +130,7 @@ fn changed(
 }
 
 /// Refuses what no set of signatures satisfies, or what any would.
-pub fn check_threshold(threshold: u64, keys: usize) -> Result<()> {
+pub(crate) fn check_threshold(threshold: u64, keys: usize) -> Result<()> {
     if keys > MAX_KEYS {
         return Err(usage(&format!("a role has at most {MAX_KEYS} keys")));
     }
@@ -143,12 +143,12 @@ pub fn check_threshold(threshold: u64, keys: usize) -> Result<()> {
 }
 
 /// The ids of an authority's keys.
-pub fn key_ids(authority: &Authority) -> Vec<&String> {
+pub(crate) fn key_ids(authority: &Authority) -> Vec<&String> {
     authority.keys.keys().collect()
 }
 
 /// Puts a role's keys into a root, and takes those out that no role has any longer.
-pub fn set_keys(root: &mut Value, role: &str, authority: &Authority) {
+pub(crate) fn set_keys(root: &mut Value, role: &str, authority: &Authority) {
     root["roles"][role] = json!({"keyids": key_ids(authority), "threshold": authority.threshold});
     for (id, key) in &authority.keys {
         root["keys"][id] = key.clone();
@@ -277,6 +277,6 @@ fn renew(store: &mut Store, role: &str, keys: &Keyring) -> Result<Option<String>
 }
 
 /// What was asked for cannot be.
-pub fn usage(why: &str) -> Error {
+pub(crate) fn usage(why: &str) -> Error {
     Error::with(Exit::Usage, why)
 }

@@ -10,7 +10,12 @@ use qx_release::manifest::{Check, Manifest, Probe};
 
 /// Fills `{version}` in. `{data:NAME}` is left for the appliance where `places` says that it is known; any other name in
 /// braces is a slip of the pen. Braces around anything but a name mean nothing.
-pub fn fill(field: &str, text: &mut String, version: &str, places: bool) -> Result<(), String> {
+pub(crate) fn fill(
+    field: &str,
+    text: &mut String,
+    version: &str,
+    places: bool,
+) -> Result<(), String> {
     let mut filled = String::new();
     let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once('{') {
@@ -48,7 +53,7 @@ fn placeholder(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Fills `{version}` in, in every text of a JSON value.
-pub fn fill_value(field: &str, value: &mut Value, version: &str) -> Result<(), String> {
+pub(crate) fn fill_value(field: &str, value: &mut Value, version: &str) -> Result<(), String> {
     match value {
         Value::String(text) => fill(field, text, version, false),
         Value::Array(items) => items
@@ -68,7 +73,7 @@ pub fn fill_value(field: &str, value: &mut Value, version: &str) -> Result<(), S
 
 /// Why the checks can never pass for this release: they ask for a version, and none of them for the release's own. Where
 /// one does, the others may well be of programs that did not change, or that have versions of their own.
-pub fn contradiction(manifest: &Manifest) -> Option<String> {
+pub(crate) fn contradiction(manifest: &Manifest) -> Option<String> {
     let own = &manifest.version;
     let asks = |check| {
         texts(check)

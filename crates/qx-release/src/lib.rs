@@ -9,6 +9,8 @@
 //! [`qx-publish`]: ../qx_publish/index.html
 //! [`qx-update`]: ../qx_update/index.html
 
+#![warn(unreachable_pub)]
+
 pub mod digest;
 pub mod durable;
 pub mod error;

@@ -11,7 +11,7 @@ use serde::de::{
 };
 
 /// Wraps a thing of serde's: a deserializer, or what it is given or hands out.
-pub struct Typed<T>(pub T);
+pub(super) struct Typed<T>(pub T);
 
 macro_rules! as_it_is {
     ($($method:ident)*) => {$(
