@@ -7,7 +7,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::{Appliance, Recipe, path, text, wait_until, write_executable, write_script};
+use crate::common::{
+    Appliance, Recipe, exe, path, text, wait_until, write_executable, write_script,
+};
 
 /// An appliance that runs 1.1.0, whose data set `db` is a file with what SQLite keeps beside it, at schema 1.
 fn with_data() -> Appliance {
@@ -198,10 +200,14 @@ fn a_failed_migration_leaves_the_data_as_it_was() {
 #[test]
 fn a_migration_that_hangs_is_undone() {
     let appliance = with_data();
+    let child = appliance.root.join("out/child");
     let recipe = migrating(
         &appliance,
         "1.2.0",
-        &format!("{MIGRATE}; setsid sleep 1000 & sleep 1000"),
+        &format!(
+            "{MIGRATE}; setsid sleep 1000 & echo $! >{}; sleep 1000",
+            path(&child)
+        ),
     )
     .edit(|json| json["migrate"]["timeout_s"] = json!(10));
     appliance.release(&recipe);
@@ -210,6 +216,9 @@ fn a_migration_that_hangs_is_undone() {
         .refused(8, &["did not end in time"]);
     appliance.runs("1.1.0");
     restored(&appliance, &[("db", "migrated\n")]);
+    // Nor does what it had started in a session of its own.
+    let child = text(&child).trim().parse().unwrap();
+    assert_eq!(exe(child), None);
 }
 
 /// A release that crashes after its migration takes nothing of the owner's data with it, at a second try as at the

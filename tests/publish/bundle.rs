@@ -187,7 +187,6 @@ fn a_bundle_that_would_be_refused_is_not_made() {
     desk.write(&artifact, &good);
     desk.succeeds(&bundle("1.0.0"));
     fs::remove_file(desk.path("b.tar")).unwrap();
-    fs::create_dir(desk.path("full")).unwrap();
     desk.fails(
         &[&bundle("1.0.0")[..6], &["nowhere/b.tar"]].concat(),
         &["nowhere/b.tar"],
