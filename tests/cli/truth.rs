@@ -72,7 +72,12 @@ fn an_unreadable_factory_set_stays_the_one_that_is_known() {
 fn who_may_not_read_is_told_so() {
     let appliance = Appliance::new();
     appliance.install("1.1.0");
-    fs::set_permissions(appliance.temp(), fs::Permissions::from_mode(0o755)).unwrap();
+    // As an appliance's files are, whatever umask the tests are run with.
+    let mut readable = Command::new("chmod");
+    readable.args(["-R", "go+rX"]).arg(appliance.temp());
+    assert!(readable.status().unwrap().success());
+    let state = appliance.data().join("update");
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700)).unwrap();
     // Where that user may read it.
     let program = appliance.temp().join("qx-update");
     copy_executable(Path::new(UPDATE), &program);
