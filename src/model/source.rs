@@ -16,24 +16,13 @@ pub enum SourceAddress {
     Path(String),
 }
 
-impl From<String> for SourceAddress {
-    fn from(text: String) -> SourceAddress {
+impl<T: Into<String>> From<T> for SourceAddress {
+    fn from(text: T) -> SourceAddress {
+        let text = text.into();
         match text.contains("://") {
             true => SourceAddress::Url(text),
             false => SourceAddress::Path(text),
         }
-    }
-}
-
-impl From<&str> for SourceAddress {
-    fn from(text: &str) -> SourceAddress {
-        text.to_owned().into()
-    }
-}
-
-impl From<&String> for SourceAddress {
-    fn from(text: &String) -> SourceAddress {
-        text.to_owned().into()
     }
 }
 
