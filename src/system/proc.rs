@@ -1,8 +1,8 @@
 //! What the kernel tells of processes, through `/proc` (proc(5)). Names, paths and environments in it are what processes
 //! chose for themselves: bytes, and possibly hostile ones. Where `/proc` is can be chosen, so that tests can show such things.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -254,13 +254,9 @@ impl Proc {
     pub fn listeners(&self, address: SocketAddr) -> Vec<u32> {
         let mut found: Vec<(Precision, String)> = ["net/tcp", "net/tcp6"]
             .into_iter()
-            .filter_map(|table| fs::read(self.root.join(table)).ok())
-            .flat_map(|table| {
-                String::from_utf8_lossy(&table)
-                    .lines()
-                    .filter_map(|line| listening_inode(line, address))
-                    .collect::<Vec<_>>()
-            })
+            .filter_map(|table| File::open(self.root.join(table)).ok())
+            .flat_map(|table| listening(BufReader::with_capacity(TCP_LINE, table)))
+            .filter_map(|line| listening_inode(&line, address))
             .collect();
         let best = found.iter().map(|(precision, _)| *precision).max();
         found.retain(|(precision, _)| Some(*precision) == best);
@@ -450,12 +446,25 @@ enum Precision {
     Exact,
 }
 
-/// `sl local_address rem_address st … uid timeout inode`: state 0A listens.
+/// The state of a socket that listens.
+const LISTENS: &str = "0A";
+
+/// How long the kernel makes a line of `net/tcp`. What is read in larger pieces is gathered up to there: see [`listening`].
+const TCP_LINE: usize = 150;
+
+/// The lines of a table `net/tcp` that listen. They come first (proc_net_tcp of the kernel's documentation), and only they are
+/// read: after them comes every connection of the machine, and gathering those can take as long as a check itself.
+fn listening(table: impl BufRead) -> impl Iterator<Item = String> {
+    let lines = table.lines().map_while(Result::ok).skip(1);
+    lines.take_while(|line| line.split_whitespace().nth(3) == Some(LISTENS))
+}
+
+/// `sl local_address rem_address st … uid timeout inode`.
 fn listening_inode(line: &str, address: SocketAddr) -> Option<(Precision, String)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (bound, port) = fields.get(1)?.rsplit_once(':')?;
-    let listens = *fields.get(3)? == "0A" && u16::from_str_radix(port, 16).ok()? == address.port();
-    let precision = serves(bound, address.ip()).filter(|_| listens)?;
+    let same = u16::from_str_radix(port, 16).ok()? == address.port();
+    let precision = serves(bound, address.ip()).filter(|_| same)?;
     Some((precision, (*fields.get(9)?).to_owned()))
 }
 
@@ -525,6 +534,23 @@ mod tests {
         }
         assert!(serves("not hex", Ipv4Addr::LOCALHOST.into()).is_none());
         assert!(Precision::Exact > Precision::Kind && Precision::Kind > Precision::Any);
+    }
+
+    #[test]
+    fn a_connection_to_the_port_does_not_listen() {
+        let line = |state: &str, inode: u32| {
+            format!(
+                "   0: 0100007F:1F90 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1\n"
+            )
+        };
+        let table = "  sl  local_address rem_address   st\n".to_owned()
+            + &line("0A", 7)
+            + &line("0A", 8)
+            + &line("01", 9);
+        let inodes = listening(table.as_bytes())
+            .filter_map(|l| listening_inode(&l, "127.0.0.1:8080".parse().unwrap()));
+        let inodes: Vec<String> = inodes.map(|(_, inode)| inode).collect();
+        assert_eq!(inodes, ["7", "8"]);
     }
 
     #[test]

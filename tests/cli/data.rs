@@ -488,7 +488,9 @@ fn a_user_of_the_data_that_does_not_stop() {
     appliance.edit_config(|config| {
         config["data"][0]["services"] = json!(["node", "console", "report"]);
     });
-    let mut report = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut report = Command::new("sleep");
+    let report = report.arg("1000").env("STARTED_IN", &appliance.root);
+    let mut report = report.spawn().unwrap();
     let pidfile = appliance.root.join("run/report.pid");
     fs::write(&pidfile, report.id().to_string()).unwrap();
     let svc = appliance.root.join("svc");

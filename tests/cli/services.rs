@@ -388,8 +388,12 @@ fn front(appliance: &Appliance) -> (Bystander, u16) {
     let port = free_port();
     let mut command = Command::new(&program);
     command.arg(port.to_string());
-    let front = Bystander::start(command.stderr(Stdio::null()));
-    wait_until("it answers", || answer(port).is_some());
+    let mut front = Bystander::start(&mut command);
+    wait_until("it answers", || {
+        let ended = front.0.try_wait().unwrap();
+        assert!(ended.is_none(), "it ended before it answered: {ended:?}");
+        answer(port).is_some()
+    });
     (front, port)
 }
 
@@ -488,13 +492,8 @@ fn a_stale_pidfile_names_a_stranger() {
     // A manager that believes what stands there, and whose stop touches no stranger.
     edit_svc(
         &appliance,
-        "running() { [ -n \"$pid\" ] &&",
-        "running() { [ \"$1\" = stop ] || [ -n \"$pid\" ] &&",
-    );
-    edit_svc(
-        &appliance,
-        "[ -n \"$pid\" ] && kill",
-        "case $(readlink /proc/$pid/exe) in *qx-*) ;; *) rm -f \"$pidfile\"; exit 0 ;; esac\n\t[ -n \"$pid\" ] && kill",
+        "status)\n\trunning",
+        "status)\n\tkill -0 \"$pid\"",
     );
     appliance.publish_release("1.2.0");
     appliance.update(&["apply"]).code(0);
