@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::Limits;
 use qx_release::trust::clock::Clock;
@@ -194,5 +194,5 @@ impl Fetch for Servers {
 }
 
 fn usage(why: &str) -> Error {
-    Error::with(Exit::Usage, why)
+    Error::with(ErrorKind::Usage, why)
 }

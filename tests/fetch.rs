@@ -463,7 +463,7 @@ fn lies_are_refused_at_once() {
             chain.contains(why) && chain.contains(&server.url),
             "{answer}: {chain}"
         );
-        assert_eq!(error.exit, exit.unwrap_or(Exit::Failed), "{answer}");
+        assert_eq!(error.exit(), exit.unwrap_or(Exit::Failed), "{answer}");
         assert_eq!(server.ranges().len(), 1, "{answer}");
         assert!(!complete(dir.path(), b"0123456789").exists());
         // A part that can never become right is not kept.
@@ -527,7 +527,7 @@ fn an_endless_body_is_cut_at_the_limit() {
         "{}",
         error.chain()
     );
-    assert_eq!(error.exit, Exit::Refused);
+    assert_eq!(error.exit(), Exit::Refused);
     let error = fetch::get(&server.url, Duration::from_secs(60), 1000).unwrap_err();
     assert!(
         error.chain().contains("longer than 1000 bytes"),
@@ -709,7 +709,7 @@ fn a_directory_is_a_source() {
         "{}",
         error.chain()
     );
-    assert_eq!(error.exit, Exit::Refused);
+    assert_eq!(error.exit(), Exit::Refused);
     let small = |path: &str, limit| source.small(path, limit);
     assert_eq!(
         small("targets/x.tar.gz", 10).unwrap(),
@@ -979,7 +979,7 @@ fn a_source_that_cannot_be_one_is_named() {
         ("http://host/?repository=1", "http://host/", Exit::Usage),
     ] {
         let error = Source::open(spec, &options()).err().expect(spec);
-        assert_eq!(error.exit, exit, "{}", error.chain());
+        assert_eq!(error.exit(), exit, "{}", error.chain());
         let told = error.chain();
         assert!(told.contains(shown), "{told}");
         assert!(

@@ -583,7 +583,7 @@ fn hostile_entries_are_refused() {
             chain.contains(entry) && chain.contains(why),
             "{what}: {chain}"
         );
-        assert_eq!(error.exit, Exit::Refused, "{what}: {chain}");
+        assert_eq!(error.exit(), Exit::Refused, "{what}: {chain}");
         let outside = |path: &String| {
             !["slot", "slot/share"].contains(&path.as_str())
                 && !path.starts_with("slot/share/thing")
@@ -629,7 +629,7 @@ fn a_bin_is_one_file() {
         let dir = tempfile::tempdir().unwrap();
         let error = install(&component(Kind::Bin, 0, 1), &tar.gz(), dir.path()).unwrap_err();
         assert!(error.chain().contains(why), "{}", error.chain());
-        assert_eq!(error.exit, Exit::Refused);
+        assert_eq!(error.exit(), Exit::Refused);
     }
 }
 
@@ -684,7 +684,7 @@ fn a_bomb_is_stopped_at_the_declared_size() {
             "{what}: {}",
             error.chain()
         );
-        assert_eq!(error.exit, Exit::Refused);
+        assert_eq!(error.exit(), Exit::Refused);
     }
 
     // Compressed size is bounded before anything else: what is beyond it is not even read.
@@ -709,7 +709,7 @@ fn a_bomb_is_stopped_at_the_declared_size() {
         "{}",
         error.chain()
     );
-    assert_eq!((error.exit, counted.1), (Exit::Refused, length + 1));
+    assert_eq!((error.exit(), counted.1), (Exit::Refused, length + 1));
 }
 
 /// An archive that is cut, garbled or followed by something is refused, though its digest is right, with what is wrong
@@ -765,7 +765,7 @@ fn damage_is_told_as_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let error = install(&a_tree(10, 2), &artifact, dir.path()).expect_err(what);
         assert!(error.chain().contains(why), "{what}: {}", error.chain());
-        assert_eq!(error.exit, Exit::Refused, "{what}");
+        assert_eq!(error.exit(), Exit::Refused, "{what}");
     }
     let dir = tempfile::tempdir().unwrap();
     install(&a_tree(10, 2), &good, dir.path()).unwrap();
@@ -797,7 +797,7 @@ fn tampering_is_told_by_the_digest() {
             "{at}: {}",
             error.chain()
         );
-        assert_eq!(error.exit, Exit::Refused);
+        assert_eq!(error.exit(), Exit::Refused);
     }
     let dir = tempfile::tempdir().unwrap();
     let short = &good[..good.len() - 1];
@@ -835,7 +835,7 @@ fn a_source_that_cannot_be_read_is_not_the_archives_fault() {
     let broken = Broken(false);
     let error = unpack::unpack(&a_tree(0, 1), broken, 10, &digest, dir.path(), &mut |_| {});
     let error = error.unwrap_err();
-    assert_eq!(error.exit, Exit::Failed, "{}", error.chain());
+    assert_eq!(error.exit(), Exit::Failed, "{}", error.chain());
     assert!(
         error.chain().contains("Input/output error"),
         "{}",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::fetch::port::{Fetch, Target};
 use crate::model::slot::Set;
 use crate::repository::Repository;
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Manifest, Name};
 
 /// Room for directories, the manifest, the seal and the records, in bytes.
@@ -83,7 +83,8 @@ pub struct Plan {
 /// Makes the plan.
 ///
 /// # Errors
-/// [`Exit::NoSpace`] if it does not fit; [`Exit::Refused`] if the release is larger than allowed, or names an artifact
+/// [`ErrorKind::NoSpace`] if it does not fit; [`ErrorKind::Publisher`] if the release is larger than allowed, or names an
+/// artifact
 /// that the repository does not offer.
 pub fn plan(
     manifest: &Manifest,
@@ -150,7 +151,7 @@ fn check_size(manifest: &Manifest, release_bytes: u64) -> Result<()> {
         return Ok(());
     }
     Err(Error::with(
-        Exit::Refused,
+        ErrorKind::Publisher,
         format!(
             "planning {}: it takes {size} bytes, and limits.release_bytes allows {release_bytes}",
             manifest.version
@@ -239,7 +240,7 @@ impl Plan {
     fn no_space(&self, manifest: &Manifest, slots: &Path, free: (u64, u64)) -> Error {
         let (bytes, inodes) = free;
         Error::with(
-            Exit::NoSpace,
+            ErrorKind::NoSpace,
             format!(
                 "planning {}: it takes up to {} bytes{} and {} files in {}, and {bytes} bytes and {inodes} files are free",
                 manifest.version,
@@ -281,8 +282,12 @@ pub fn artifact(
     repository: &Repository,
     source: &dyn Fetch,
 ) -> Result<(String, Target)> {
-    let refused =
-        |why: &str| Error::with(Exit::Refused, format!("planning {}: {why}", component.name));
+    let refused = |why: &str| {
+        Error::with(
+            ErrorKind::Publisher,
+            format!("planning {}: {why}", component.name),
+        )
+    };
     let name = component
         .artifact
         .as_ref()

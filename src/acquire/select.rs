@@ -10,7 +10,7 @@ use crate::model::dataset::{DataPlan, DataSet};
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::Installed;
 use qx_release::digest::Digest;
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name, RelPath};
 use qx_release::offer::Offer;
 
@@ -59,7 +59,7 @@ pub enum Choice {
 /// and the repository must not be able to have an older release chosen by spoiling the newest.
 ///
 /// # Errors
-/// [`Exit::Refused`] if newer releases exist and none is eligible, with each one's reason; what `manifest` says if a
+/// [`ErrorKind::NotEligible`] if newer releases exist and none is eligible, with each one's reason; what `manifest` says if a
 /// transfer failed.
 pub fn select(
     context: &SelectionContext,
@@ -113,7 +113,7 @@ pub fn select(
         }
     }
     Err(Error::with(
-        Exit::Refused,
+        ErrorKind::NotEligible,
         format!(
             "choosing a release newer than {running}: {}",
             reasons.join("; ")
@@ -124,7 +124,7 @@ pub fn select(
 fn check_request(version: &Version, context: &SelectionContext, offers: &[Offer]) -> Result<()> {
     let refused = |why: String| {
         Err(Error::with(
-            Exit::Refused,
+            ErrorKind::NotEligible,
             format!("choosing release {version}: {why}"),
         ))
     };
@@ -305,7 +305,7 @@ mod tests {
                 Ok(Choice::Take(candidate)) => candidate.manifest.version.to_string(),
                 Ok(Choice::NothingNewer(_)) => "nothing newer".into(),
                 Err(e) => {
-                    assert_eq!(e.exit, Exit::Refused);
+                    assert_eq!(e.kind, ErrorKind::NotEligible);
                     e.chain()
                 }
             }
@@ -423,7 +423,7 @@ mod tests {
                 .select(&ours(&["0.9.0", "1.1.0"]), &request)
                 .unwrap_err();
             assert!(error.chain().contains(words), "{}", error.chain());
-            assert_eq!(error.exit, Exit::Refused);
+            assert_eq!(error.kind, ErrorKind::NotEligible);
         }
     }
 

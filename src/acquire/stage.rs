@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::acquire::plan::{self, Origin, Plan};
 use crate::acquire::unpack;
 use crate::fetch::Mirrors;
-use crate::model::operation::{Operation, exit_of_return_to};
+use crate::model::operation::{Operation, return_to};
 use crate::model::record::Record;
 use crate::model::slot::Slot;
 use crate::repository::Candidate;
@@ -54,7 +54,7 @@ impl Stage<'_> {
         self.store.save(&staging)?;
         if let Err(e) = self.fill(slot) {
             let e = match self.restarted {
-                true => e.exiting(exit_of_return_to(op.from().set)),
+                true => e.of(return_to(op.from().set)),
                 false => e,
             };
             self.undo(&op, &staging, &e);
@@ -74,7 +74,7 @@ impl Stage<'_> {
 
     fn undo(&mut self, op: &Operation, record: &Record, error: &Error) {
         let now = self.host.timestamp();
-        let ended = op.attempt(error.exit, Some(error.chain()), &now);
+        let ended = op.attempt(error.exit(), Some(error.chain()), &now);
         let undone = self
             .store
             .drop_leftovers()

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use qx_release::digest::{Digest, Hasher};
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Kind, RelPath};
 use qx_release::tree;
 
@@ -35,8 +35,8 @@ const OVERHEAD: u64 = 64 * 1024;
 /// for [`tree::matches_medium`], when it is synced. After an error `staging` holds a part.
 ///
 /// # Errors
-/// [`Exit::Refused`] if the artifact is not what it should be, one sentence that names component and
-/// entry; [`Exit::NoSpace`]; else it could not be read or written.
+/// [`ErrorKind::Publisher`] if the artifact is not what it should be, one sentence that names component and
+/// entry; [`ErrorKind::NoSpace`]; else it could not be read or written.
 pub fn unpack(
     component: &Component,
     artifact: impl Read,
@@ -56,7 +56,7 @@ pub fn unpack(
     if unpacked
         .as_ref()
         .err()
-        .is_some_and(|e| e.exit != Exit::Refused)
+        .is_some_and(|e| e.kind != ErrorKind::Publisher)
     {
         return unpacked;
     }
@@ -486,12 +486,12 @@ fn archive_error(component: &Component, error: io::Error) -> Error {
     if ours {
         error
     } else {
-        error.exiting(Exit::Refused)
+        error.of(ErrorKind::Publisher)
     }
 }
 
 fn refused(name: &impl std::fmt::Display, why: impl std::fmt::Display) -> Error {
-    Error::with(Exit::Refused, format!("unpacking {name}: {why}"))
+    Error::with(ErrorKind::Publisher, format!("unpacking {name}: {why}"))
 }
 
 /// For messages: hostile text is escaped and cut.

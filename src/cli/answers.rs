@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::Manifest;
 use qx_release::{json, output, text};
 
@@ -26,7 +26,7 @@ pub(super) fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
         log.warning("recover", e.chain());
     }
     let lock = match store.lock("recover", None) {
-        Err(e) if e.exit == Exit::Busy => return Err(e),
+        Err(e) if e.kind == ErrorKind::Busy => return Err(e),
         other => other,
     };
     let outcome = link::link_stage(host, &store, &mut log)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use argh::FromArgs;
 use semver::Version;
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::surroundings;
 
 use super::follow::follow;
@@ -137,7 +137,7 @@ pub(super) fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Re
         && a.version.is_none()
     {
         return Err(Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             "reading the command line: --retry needs a VERSION",
         ));
     }
@@ -172,7 +172,7 @@ pub(super) fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> R
     let mut appliance = open(host, config, settings(command).1)?;
     carry_out(&mut appliance, command).or_else(|e| {
         appliance.log.error("end", e.chain());
-        Ok(e.exit)
+        Ok(e.exit())
     })
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, PipeReader};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::json;
 
 use super::complain;
@@ -52,9 +52,9 @@ pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
 
 /// What the record says about the operation of a worker that could not say it.
 fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit> {
-    let dead = |exit, what: &str| {
+    let dead = |kind, what: &str| {
         let text = format!("following the worker process: {how}; {what}");
-        Err(Error::with(exit, text))
+        Err(Error::with(kind, text))
     };
     // Whoever worked last left its name in the lock.
     let lock = store::read_if_there(&store.path("update/lock"), 4096).ok();
@@ -67,17 +67,17 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
     let record = match store.load() {
         Loaded::Record(record) => record,
         Loaded::Unreadable(why) if worked => {
-            return dead(Exit::NeedsPerson, &format!("{unfinished} ({why})"));
+            return dead(ErrorKind::NeedsPerson, &format!("{unfinished} ({why})"));
         }
-        Loaded::Unreadable(_) | Loaded::Absent => return dead(Exit::Failed, nothing),
+        Loaded::Unreadable(_) | Loaded::Absent => return dead(ErrorKind::Failed, nothing),
     };
     match (record.operation(), &record.last) {
         (Some(op), _) => {
             let ours = worked || op.id == seen;
             let stopped = !op.ran.is_empty() || record.phase().is_under_way();
             match ours && stopped {
-                true => dead(Exit::NeedsPerson, unfinished),
-                false => dead(Exit::Failed, nothing),
+                true => dead(ErrorKind::NeedsPerson, unfinished),
+                false => dead(ErrorKind::Failed, nothing),
             }
         }
         (None, Some(last)) if last.id == seen => {
@@ -86,7 +86,7 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
             ));
             Ok(last.result)
         }
-        (None, _) => dead(Exit::Failed, nothing),
+        (None, _) => dead(ErrorKind::Failed, nothing),
     }
 }
 

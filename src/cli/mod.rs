@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Exit, Result};
 use qx_release::{output, text};
 
 use crate::model::config::{self, Config};
@@ -159,7 +159,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match &parsed.command {
         Some(command) => exit_code(dispatch(&parsed, command)),
         None => exit_code(Err(Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             "reading the command line: a command is missing (see qx-update --help)",
         ))),
     }
@@ -176,7 +176,7 @@ fn exit_code(outcome: Result<Exit>) -> ExitCode {
                 false => "",
             };
             complain(&format!("{}{hint}", e.chain()));
-            e.exit.code().into()
+            e.exit().code().into()
         }
     }
 }
@@ -254,15 +254,15 @@ fn answer(text: &str) -> Result<Exit> {
 fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
     let path = host
         .path(path.unwrap_or(config::PATH))
-        .map_err(|e| e.exiting(Exit::Usage))?;
+        .map_err(|e| e.of(ErrorKind::Usage))?;
     let usage = |why: String| {
         Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             format!("reading the configuration {}: {why}", path.display()),
         )
     };
     let bytes = store::read_if_there(&path, 1 << 20)
-        .map_err(|e| e.exiting(Exit::Usage))?
+        .map_err(|e| e.of(ErrorKind::Usage))?
         .ok_or_else(|| usage("there is none".into()))?;
     let config = Config::parse(&bytes).map_err(usage)?;
     // A place may lead to another by a link. Where that cannot be followed, whoever opens it says why.

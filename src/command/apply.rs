@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qx_release::digest::Digest;
-use qx_release::error::{Context, Exit, Result};
+use qx_release::error::{Context, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name};
 use qx_release::{durable, text};
 
@@ -50,7 +50,10 @@ impl Appliance {
         match (asked, ended) {
             // Services were stopped, whatever came of the rest.
             (Ok(Exit::NothingNewer), Some(exit)) => Ok(exit),
-            (Err(e), Some(exit)) if e.exit != Exit::NeedsPerson => Err(e.exiting(exit)),
+            (Err(e), Some(exit)) if e.kind != ErrorKind::NeedsPerson => {
+                self.log.error("end", e.chain());
+                Ok(exit)
+            }
             (asked, _) => asked,
         }
     }
@@ -138,7 +141,7 @@ impl Appliance {
         };
         let selected = match self.select(&repository, &mirrors, record, &wanted) {
             // A refusal is no failed attempt: its reason stands in the list of refused releases.
-            Err(e) if e.exit == Exit::Refused => return Err(e),
+            Err(e) if e.kind == ErrorKind::NotEligible => return Err(e),
             other => self.remember(other, request, record)?,
         };
         let candidate = match selected {
@@ -412,7 +415,7 @@ impl Appliance {
         if let (Err(e), false) = (&result, request.dry_run) {
             let failure = EarlyFailure {
                 at: self.host.timestamp(),
-                result: e.exit,
+                result: e.exit(),
                 reason: e.chain(),
             };
             if let Err(e) = self.store.save(&record.with_failure(Some(failure))) {

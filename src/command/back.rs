@@ -1,6 +1,6 @@
 //! `rollback`: the previous set or the factory set, because a person says so.
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
 use crate::model::dataset::{DataPlan, NewerData};
@@ -99,7 +99,7 @@ impl Appliance {
             &self.config.data,
             newer,
         )
-        .map_err(|why| Error::with(Exit::NeedsPerson, format!("going back to {to}: {why}")))?;
+        .map_err(|why| Error::with(ErrorKind::NeedsPerson, format!("going back to {to}: {why}")))?;
         for set in data
             .data
             .iter()
@@ -132,7 +132,7 @@ impl Appliance {
                     "going back to {}: {lost}: that takes `--discard-data`",
                     op.from()
                 );
-                return Err(Error::with(Exit::NeedsPerson, what));
+                return Err(Error::with(ErrorKind::NeedsPerson, what));
             }
             self.log.warning("rollback", lost);
         }

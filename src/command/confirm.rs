@@ -1,7 +1,7 @@
 //! `confirm`: what was left open is ended. `reset`: what a person has dealt with is forgotten.
 
 use qx_release::durable;
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, Resumed, running, wait_for_runlevel};
 use crate::model::phase::{Idle, Phase};
@@ -87,7 +87,7 @@ impl Appliance {
             Phase::Trial { .. } | Phase::Reverting { .. }
         ) {
             return Err(Error::with(
-                Exit::NeedsPerson,
+                ErrorKind::NeedsPerson,
                 format!(
                     "resetting: a {} is open; `qx-update confirm` ends it",
                     record.phase().name()

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use semver::Version;
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name};
 
 use crate::data::migrate;
@@ -79,7 +79,7 @@ impl Appliance {
              `qx-update rollback --to factory`",
             host::FACTORY_BOOT
         );
-        Error::with(Exit::NeedsPerson, what)
+        Error::with(ErrorKind::NeedsPerson, what)
     }
 
     fn lock(&mut self, command: &str) -> Result<Lock> {
@@ -149,7 +149,7 @@ impl Appliance {
     fn data_plan(&self, manifest: &Manifest, repair: bool, record: &Record) -> Result<DataPlan> {
         let refused = |why| {
             let what = format!("planning {}: {why}", manifest.version);
-            Error::with(Exit::Refused, what)
+            Error::with(ErrorKind::NotEligible, what)
         };
         if repair {
             return Ok(DataPlan {

@@ -1,6 +1,6 @@
 //! What the sources offer, as far as they are to be believed.
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 
 use super::{Appliance, machine, running};
 use crate::acquire::select::{self, Choice, Request};
@@ -21,7 +21,7 @@ impl Appliance {
         let root_path = self.host.path(&self.config.trust_root)?;
         let root = store::read_if_there(&root_path, 1 << 20)?.ok_or_else(|| {
             Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!(
                     "reading the trust root {}: there is none",
                     root_path.display()
@@ -48,7 +48,7 @@ impl Appliance {
         self.warn("trust", &mirrors);
         let repository = match refreshed {
             // The source has no part in it.
-            Err(e) if e.exit == Exit::Usage => {
+            Err(e) if e.kind == ErrorKind::Usage => {
                 Err(e).doing(|| format!("starting from {}", root_path.display()))
             }
             refreshed => refreshed,

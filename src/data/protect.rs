@@ -15,7 +15,7 @@ use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::process::{Nice, User};
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::Migrate;
 use qx_release::manifest::placeholder;
 
@@ -26,7 +26,7 @@ const ROOM: u64 = 64 << 20;
 /// it while the rest is still kept.
 ///
 /// # Errors
-/// [`Exit::Refused`] for data that is larger than it may be.
+/// [`ErrorKind::NotEligible`] for data that is larger than it may be.
 pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     let mut bytes = 0_u64;
     for set in data {
@@ -75,7 +75,7 @@ pub fn restore(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Res
         log.info("data", format!("restoring {}", set.name));
         let from = snapshot.join(set.name.as_str());
         match snapshot::restore(host, set, &from, log) {
-            Err(e) if e.exit == Exit::NoSpace => {
+            Err(e) if e.kind == ErrorKind::NoSpace => {
                 log.warning("data", format!("{}: what is kept aside goes", e.chain()));
                 durable::remove_tree(&store.path("update/discarded"))?;
                 snapshot::restore(host, set, &from, log)?;

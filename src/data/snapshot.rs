@@ -26,7 +26,7 @@ use crate::system::log::Log;
 use crate::system::process::{Ended, Program, User};
 use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
-use qx_release::error::{Context, Error, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::json;
 use qx_release::text;
 use qx_release::tree;
@@ -778,7 +778,7 @@ fn within(set: &DataSet, bytes: u64) -> Result<()> {
         return Ok(());
     }
     Err(Error::with(
-        qx_release::error::Exit::Refused,
+        ErrorKind::NotEligible,
         format!(
             "the data set {} is larger than its limit_bytes, {}",
             set.name, set.limit_bytes

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use tar::EntryType;
 
 use super::Artifact;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::RelPath;
 use qx_release::text;
 
@@ -42,7 +42,7 @@ impl Bundle {
     /// Looks through the archive.
     ///
     /// # Errors
-    /// [`Exit::Refused`] if it is no uncompressed tar archive to its end, or holds anything but directories and regular
+    /// [`ErrorKind::Untrusted`] if it is no uncompressed tar archive to its end, or holds anything but directories and regular
     /// files, each with a name of its own that stays inside.
     pub fn open(path: &Path, file: File, length: u64) -> Result<Bundle> {
         let mut bundle = Bundle {
@@ -170,7 +170,7 @@ impl Bundle {
 
     fn refused(&self, why: &str) -> Error {
         let why = format!("reading the bundle {}: {why}", self.path.display());
-        Error::with(Exit::Refused, why)
+        Error::with(ErrorKind::Untrusted, why)
     }
 
     fn unreadable(&self, e: io::Error) -> Error {

@@ -10,7 +10,7 @@ use super::http::{Client, Response, Url};
 use super::{Fault, Patience, Retries, options, wrong_length};
 use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
 
 /// What is downloaded, and how.
@@ -93,7 +93,7 @@ impl Download<'_> {
             if !inherited {
                 durable::remove(&part.path)?;
                 return Err(Error::with(
-                    Exit::Refused,
+                    ErrorKind::Untrusted,
                     format!(
                         "fetching {}: what came was tampered with: its digest is {} instead of {}",
                         self.url,
@@ -198,7 +198,7 @@ impl Download<'_> {
                     "fetching {}: it is longer than {} bytes",
                     self.url, self.length
                 );
-                return Err(Error::with(Exit::Refused, why).into());
+                return Err(Error::with(ErrorKind::Untrusted, why).into());
             }
             part.append(&buffer[..n])?;
             (self.progress)(part.bytes());
@@ -238,7 +238,7 @@ impl Download<'_> {
                 Ok(())
             }
             _ => Err(Error::with(
-                Exit::Refused,
+                ErrorKind::Untrusted,
                 format!(
                     "fetching {}: the server answered with the range '{}' where bytes {have} to the end \
                      of {} were asked for",

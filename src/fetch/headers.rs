@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 
 /// The file is at most this long, in bytes.
 const MAX_BYTES: u64 = 16 * 1024;
@@ -43,12 +43,12 @@ impl Headers {
     /// Reads a file of `Name: value` lines; empty lines and those that begin with `#` do not count.
     ///
     /// # Errors
-    /// [`Exit::Usage`] if others than its owner and group have any right to it, if it is longer than 16 KiB, or if a line
+    /// [`ErrorKind::Usage`] if others than its owner and group have any right to it, if it is longer than 16 KiB, or if a line
     /// is no header, or one that a request has already. Lines are named by their number.
     pub fn read(path: &Path) -> Result<Headers> {
         let doing = || format!("reading the headers in {}", path.display());
-        let refused = |why: String| Error::with(Exit::Usage, format!("{}: {why}", doing()));
-        let usage = |e: Error| e.exiting(Exit::Usage);
+        let refused = |why: String| Error::with(ErrorKind::Usage, format!("{}: {why}", doing()));
+        let usage = |e: Error| e.of(ErrorKind::Usage);
         let file = File::open(path).doing(doing).map_err(usage)?;
         let metadata = file.metadata().doing(doing).map_err(usage)?;
         let mode = metadata.permissions().mode() & 0o7777;

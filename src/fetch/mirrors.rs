@@ -8,7 +8,7 @@ use super::{Artifact, Options, Source};
 use crate::fetch::port::{Fetch, Target};
 use crate::model::source::SourceAddress;
 use qx_release::digest::{Digest, Hasher};
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 
 /// Mirrors of one repository, in the order of the configuration.
 ///
@@ -34,7 +34,7 @@ impl Mirror {
         self.source
             .get_or_init(|| Source::open(self.address.clone(), &self.options))
             .as_ref()
-            .map_err(|e| Error::with(e.exit, e.chain()))
+            .map_err(|e| Error::with(e.kind, e.chain()))
     }
 
     /// For people.
@@ -59,7 +59,7 @@ impl Mirrors {
     /// Of at least one source.
     ///
     /// # Errors
-    /// [`Exit::Usage`] for a URL that is none, or that this build cannot use.
+    /// [`ErrorKind::Usage`] for a URL that is none, or that this build cannot use.
     pub fn new(
         sources: impl IntoIterator<Item = SourceAddress>,
         options: &Options,
@@ -86,8 +86,8 @@ impl Mirrors {
     /// Does `refresh` with one mirror after the other until it succeeds; meanwhile only that mirror is asked.
     ///
     /// # Errors
-    /// If none succeeds, one that names each and why it failed: [`Exit::NoSpace`] if space ran out, else [`Exit::Refused`]
-    /// if one was not to be trusted, else what a failed transfer is. [`Exit::Usage`] at once: no mirror has a part in that.
+    /// If none succeeds, one that names each and why it failed: [`ErrorKind::NoSpace`] if space ran out, else
+    /// [`ErrorKind::Untrusted`] if one was not to be trusted, else what a failed transfer is. [`ErrorKind::Usage`] at once: no mirror has a part in that.
     pub fn refresh<'a, T>(
         &'a self,
         mut refresh: impl FnMut(&'a Mirrors) -> Result<T>,
@@ -100,7 +100,7 @@ impl Mirrors {
             self.refreshing.set(false);
             match refreshed {
                 Ok(refreshed) => return Ok(refreshed),
-                Err(e) if e.exit == Exit::Usage => return Err(e),
+                Err(e) if e.kind == ErrorKind::Usage => return Err(e),
                 Err(e) if self.mirrors.len() == 1 => {
                     return Err(e).doing(|| format!("refreshing trust from {}", mirror.name()));
                 }
@@ -168,7 +168,7 @@ impl Mirrors {
         for (number, mirror) in order.iter().enumerate() {
             match get(mirror, number + 1 == order.len()) {
                 Ok(got) => return Ok(got),
-                Err(e) if order.len() == 1 || e.exit == Exit::NoSpace => return Err(e),
+                Err(e) if order.len() == 1 || e.kind == ErrorKind::NoSpace => return Err(e),
                 Err(e) => self.failed(mirror, e, &mut failures),
             }
         }
@@ -212,7 +212,7 @@ fn check(mut artifact: Artifact, sha256: &Digest, name: impl Fn() -> String) -> 
     match hasher.digest() {
         found if found == *sha256 => Ok(()),
         found => Err(Error::with(
-            Exit::Refused,
+            ErrorKind::Untrusted,
             format!(
                 "reading {}: its digest is {found} instead of {sha256}",
                 name()
@@ -222,11 +222,11 @@ fn check(mut artifact: Artifact, sha256: &Digest, name: impl Fn() -> String) -> 
 }
 
 fn all_failed(what: &str, failures: Vec<Error>) -> Error {
-    let exit = [Exit::NoSpace, Exit::Refused]
+    let kind = [ErrorKind::NoSpace, ErrorKind::Untrusted]
         .into_iter()
-        .find(|exit| failures.iter().any(|e| e.exit == *exit))
-        .unwrap_or(Exit::Failed);
+        .find(|kind| failures.iter().any(|e| e.kind == *kind))
+        .unwrap_or(ErrorKind::Unavailable);
     let why: Vec<String> = failures.iter().map(Error::chain).collect();
     let why = why.join("; ");
-    Error::with(exit, format!("{what}: every source failed: {why}"))
+    Error::with(kind, format!("{what}: every source failed: {why}"))
 }

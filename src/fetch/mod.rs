@@ -18,7 +18,7 @@ use crate::model::config::Limits;
 use crate::model::source::SourceAddress;
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::clock::Clock;
 
@@ -144,14 +144,14 @@ impl Read for Artifact {
 
 impl Place {
     fn web(url: &str, options: &Options) -> Result<Place> {
-        let url = Url::parse(url).map_err(|why| Error::with(Exit::Usage, why))?;
+        let url = Url::parse(url).map_err(|why| Error::with(ErrorKind::Usage, why))?;
         if url.has_query() {
             let why = format!("'{url}' has a query: no file can be named below it");
-            return Err(Error::with(Exit::Usage, why));
+            return Err(Error::with(ErrorKind::Usage, why));
         }
         if url.is_https() && !cfg!(feature = "https") {
             let why = format!("opening {url}: this build has no TLS, and cannot use https");
-            return Err(Error::with(Exit::Usage, why));
+            return Err(Error::with(ErrorKind::Usage, why));
         }
         let client = Client {
             connect_timeout: options.patience.connect_timeout,
@@ -252,7 +252,7 @@ impl Source {
     /// `progress` is told how many of the `length` bytes there are.
     ///
     /// # Errors
-    /// [`Exit::Refused`] if it is not of that length and digest.
+    /// [`ErrorKind::Untrusted`] if it is not of that length and digest.
     pub fn artifact(
         &self,
         path: &str,
@@ -308,7 +308,8 @@ impl Source {
 
     fn missing(&self, path: &str) -> Error {
         let name = self.name_of(path);
-        Error::new(format!("opening {name}: there is no such file"))
+        let why = format!("opening {name}: there is no such file");
+        Error::with(ErrorKind::Unavailable, why)
     }
 
     fn retries(&self, until: Option<Instant>) -> Retries<'_> {
@@ -386,6 +387,7 @@ impl Fault {
     fn of(url: &Url, error: io::Error) -> Fault {
         let last = error.kind() == io::ErrorKind::InvalidData;
         let Err(error) = Err::<Infallible, _>(error).doing(|| format!("fetching {url}"));
+        let error = error.of(ErrorKind::Unavailable);
         if last {
             Fault::Permanent(error)
         } else {
@@ -444,7 +446,7 @@ fn answered(url: &Url, status: u16) -> Error {
         407 => why.push_str(" (proxy authentication required)"),
         _ => {}
     }
-    Error::new(why)
+    Error::with(ErrorKind::Unavailable, why)
 }
 
 /// The inner error says that there is no such file.
@@ -525,10 +527,10 @@ fn options(follow: bool) -> fs::OpenOptions {
 
 fn too_long(what: &dyn std::fmt::Display, limit: u64) -> Error {
     let why = format!("fetching {what}: it is longer than {limit} bytes");
-    Error::with(Exit::Refused, why)
+    Error::with(ErrorKind::Untrusted, why)
 }
 
 fn wrong_length(what: &dyn std::fmt::Display, found: u64, length: u64) -> Error {
     let why = format!("fetching {what}: it is {found} bytes long instead of {length}");
-    Error::with(Exit::Refused, why)
+    Error::with(ErrorKind::Untrusted, why)
 }

@@ -1,7 +1,7 @@
 //! What a source of bytes can do, and what is asked of it.
 
 use qx_release::digest::Digest;
-use qx_release::error::{Error, Result};
+use qx_release::error::{Error, ErrorKind, Result};
 
 use super::Source;
 
@@ -18,9 +18,10 @@ pub trait Fetch {
         limit: u64,
         accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
     ) -> Result<()> {
-        let bytes = self
-            .small(path, limit)?
-            .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
+        let bytes = self.small(path, limit)?.ok_or_else(|| {
+            let why = format!("fetching {path}: there is no such file");
+            Error::with(ErrorKind::Unavailable, why)
+        })?;
         accept(bytes)
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use ct_codecs::{Base64, Encoder};
 
 use super::http::Url;
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Result};
 
 /// The proxies of both schemes. Without any, everything is asked directly.
 #[derive(Debug, Clone, Default)]
@@ -97,7 +97,7 @@ fn parse(from: &str, text: &str) -> Result<Proxy> {
         let why = format!(
             "reading the proxy from {from}: it is not of the form http://[USER:PASSWORD@]HOST[:PORT]"
         );
-        Error::with(Exit::Usage, why)
+        Error::with(ErrorKind::Usage, why)
     };
     let text = text.trim();
     let rest = match text.split_once("://") {
@@ -253,7 +253,7 @@ mod tests {
             "http://me:secret@p:1 x",
         ] {
             let error = Proxies::configured(Some(bad), &[]).unwrap_err();
-            assert_eq!(error.exit, Exit::Usage);
+            assert_eq!(error.kind, ErrorKind::Usage);
             assert!(error.chain().contains("proxy.url"), "{}", error.chain());
             assert!(!error.chain().contains("secret"), "{}", error.chain());
         }

@@ -8,7 +8,7 @@ use crate::model::config::{Config, Limits, Services};
 use crate::model::dataset::{DataPlan, DataSet};
 use crate::model::phase::Idle;
 use crate::model::slot::{Installed, Set};
-use qx_release::error::Exit;
+use qx_release::error::{ErrorKind, Exit};
 use qx_release::manifest::{Check, MAX_SECONDS, Name, Service};
 
 /// What an operation does.
@@ -316,10 +316,10 @@ impl Operation {
     }
 }
 
-/// The exit code of an operation that was undone, by what runs now.
-pub fn exit_of_return_to(set: Set) -> Exit {
+/// How an operation that was undone ended, by what runs now.
+pub fn return_to(set: Set) -> ErrorKind {
     match set {
-        Set::Factory => Exit::BackToFactory,
-        Set::A | Set::B => Exit::BackToPrevious,
+        Set::Factory => ErrorKind::BackToFactory,
+        Set::A | Set::B => ErrorKind::BackToPrevious,
     }
 }

@@ -15,7 +15,7 @@ use crate::system::host::Host;
 use crate::system::process::{self, User};
 use crate::system::service::{Main, Manager};
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name};
 use qx_release::text;
 
@@ -31,7 +31,7 @@ const DESCRIPTORS: u64 = 64;
 /// Finds what would fail later. `running` is the manifest of what runs.
 ///
 /// # Errors
-/// [`Exit::Usage`] where the configuration is wrong, [`Exit::Failed`] where the machine is.
+/// [`ErrorKind::Usage`] where the configuration is wrong, [`ErrorKind::Failed`] where the machine is.
 pub fn check(
     host: &Host,
     config: &Config,
@@ -84,7 +84,7 @@ fn users(host: &Host, config: &Config) -> Result<()> {
     for (field, user) in named.into_iter().chain(of_data) {
         if let Some(user) = user {
             User::find(host, user)
-                .map_err(|e| e.exiting(Exit::Usage))
+                .map_err(|e| e.of(ErrorKind::Usage))
                 .doing(|| format!("using {field} of the configuration"))?;
         }
     }
@@ -150,7 +150,7 @@ fn commands(how: &Services) -> Result<()> {
         let program = vector.first().map_or("rc-service", String::as_str);
         if !is_program(program) {
             return Err(Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!("using services.{field} of the configuration: {program} is no program"),
             ));
         }
@@ -172,7 +172,7 @@ fn data_commands(config: &Config) -> Result<()> {
                 && !is_program(program)
             {
                 return Err(Error::with(
-                    Exit::Usage,
+                    ErrorKind::Usage,
                     format!(
                         "using the data {}: {field} of the configuration: {} is no program",
                         set.name,
@@ -210,7 +210,7 @@ fn pidfiles(running: Option<&Manifest>, store: &Store, manager: &Manager) -> Res
             && manager.runs(&name).is_ok()
         {
             return Err(Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!(
                     "using services.pidfile of the configuration: service {name} runs (process {}), and its pidfile {} names \
                      no process",

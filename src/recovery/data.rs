@@ -15,7 +15,7 @@ use crate::store::sets;
 use crate::switch::Switch;
 use crate::system::host::Host;
 use crate::system::log::Log;
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 /// What the data stage works with.
 pub struct DataStage<'a> {
@@ -33,18 +33,18 @@ impl DataStage<'_> {
     /// Brings the data in order.
     ///
     /// # Errors
-    /// [`Exit::NeedsPerson`]: what uses the data must not be started.
+    /// [`ErrorKind::NeedsPerson`]: what uses the data must not be started.
     pub fn run(mut self) -> Result<Exit> {
         let held = |why: String| {
             Error::with(
-                Exit::NeedsPerson,
+                ErrorKind::NeedsPerson,
                 format!("holding what uses the data: {why}"),
             )
         };
         let _lock = match self.store.lock("recover --stage data", None) {
             Ok(lock) => Some(lock),
             // Who works is starting the data's users, or will; what the record says is what counts.
-            Err(e) if e.exit == Exit::Busy => None,
+            Err(e) if e.kind == ErrorKind::Busy => None,
             Err(e) => return Err(held(e.chain())),
         };
         let mut record = match self.store.load() {

@@ -16,7 +16,7 @@ use crate::recovery::decide::{self, Decision, Observed};
 use crate::store::{BootNote, Store};
 use crate::system::host::Host;
 use crate::system::log::Log;
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::manifest::Name;
 
 /// What the link stage left behind.
@@ -80,7 +80,7 @@ impl LinkStage<'_> {
             let what = format!(
                 "slot {slot} is hidden until the next boot, because the links could not be changed"
             );
-            self.tell(Error::with(Exit::NeedsPerson, what));
+            self.tell(Error::with(ErrorKind::NeedsPerson, what));
             let record = (**record).clone();
             return Ok(self.outcome(record, Set::Factory, None));
         }
@@ -334,7 +334,7 @@ fn show(
         );
     }
     // A plain directory in the place of a fixed link hides every release by itself.
-    let plain = matches!(&fixed, Err(e) if e.exit == Exit::NeedsPerson);
+    let plain = matches!(&fixed, Err(e) if e.kind == ErrorKind::NeedsPerson);
     let failed: Vec<Error> = [fixed, moved].into_iter().filter_map(Result::err).collect();
     if failed.is_empty() || (plain && failed.len() == 1) {
         return Ok(failed);

@@ -17,7 +17,7 @@ use semver::Version;
 
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::layout::{metadata_path, target_path};
 use qx_release::manifest::{self, Manifest, Name, RelPath};
 use qx_release::offer::Offer;
@@ -46,7 +46,7 @@ pub struct Repository {
 /// The metadata of a delegated role, as those verify them who were asked for; or why there are none, and with what exit.
 struct Loaded {
     verifiers: Verifiers,
-    outcome: Result<Rc<Targets>, (Exit, String)>,
+    outcome: Result<Rc<Targets>, (ErrorKind, String)>,
 }
 
 /// A release that may be installed.
@@ -92,8 +92,8 @@ struct LeftOut(BTreeSet<String>);
 impl LeftOut {
     /// Notes what is a publisher's fault; all else is an error still.
     fn take(&mut self, what: String, error: Error) -> Result<()> {
-        match error.exit {
-            Exit::Refused => {
+        match error.kind {
+            ErrorKind::Publisher => {
                 self.0.insert(format!("{what}: {}", error.chain()));
                 Ok(())
             }
@@ -107,7 +107,7 @@ impl Repository {
     /// the latest timestamp, snapshot and targets. `store` keeps them; expiry is measured against `clock`.
     ///
     /// # Errors
-    /// [`Exit::Refused`] for metadata that are not to be trusted; [`Exit::Usage`] for a shipped root that is none;
+    /// [`ErrorKind::Untrusted`] for metadata that are not to be trusted; [`ErrorKind::Usage`] for a shipped root that is none;
     /// what the source says for a failed transfer. What was verified before the error is kept.
     pub fn refresh(
         source: &dyn Fetch,
@@ -119,7 +119,7 @@ impl Repository {
         durable::create_dir(store, 0o700)?;
         let mut set = TrustedSet::new(root, clock, limits)
             .doing(|| "reading the trust root of the appliance")
-            .map_err(|e| e.exiting(Exit::Usage))?;
+            .map_err(|e| e.of(ErrorKind::Usage))?;
         update_root(&mut set, source, store)?;
         let timestamp = update_timestamp(&mut set, source, store)?;
         let snapshot = update_snapshot(&mut set, source, store)?;
@@ -221,7 +221,7 @@ impl Repository {
     /// as they are needed.
     ///
     /// # Errors
-    /// [`Exit::Refused`] if a role that would have to be asked is not good, and that is its publisher's fault; what the
+    /// [`ErrorKind::Publisher`] if a role that would have to be asked is not good, and that is its publisher's fault; what the
     /// source says if it does not have its metadata, or sent others than those announced.
     pub fn find(&self, source: &dyn Fetch, name: &RelPath) -> Result<Option<Found>> {
         let Some(top) = self.set.targets() else {
@@ -240,7 +240,7 @@ impl Repository {
         };
         let file = found.target.file().ok_or_else(|| {
             let why = format!("looking for {name}: its metadata give no SHA-256");
-            Error::with(Exit::Refused, why)
+            Error::with(ErrorKind::Publisher, why)
         })?;
         Ok(Some(Target {
             length: file.length,
@@ -259,13 +259,13 @@ impl Repository {
     /// publisher's fault: the very bytes that were signed are no manifest of that release.
     ///
     /// # Errors
-    /// What the source says for a failed transfer; [`Exit::Refused`] if it sent something else than what was signed.
+    /// What the source says for a failed transfer; [`ErrorKind::Untrusted`] if it sent something else than what was signed.
     pub fn manifest(&self, source: &dyn Fetch, offer: &Offer) -> Result<Result<Candidate, String>> {
         let doing = || format!("reading the manifest {}", offer.target);
         let unusable = |why: String| Ok(Err(format!("{}: {why}", doing())));
         let target = self.target(source, &offer.target)?.ok_or_else(|| {
             let why = format!("{}: the repository does not offer it", doing());
-            Error::with(Exit::Refused, why)
+            Error::with(ErrorKind::Publisher, why)
         })?;
         if target.length > manifest::MAX_BYTES {
             return unusable(format!("it is longer than {} bytes", manifest::MAX_BYTES));
@@ -278,7 +278,7 @@ impl Repository {
         source.required(&target.path, manifest::MAX_BYTES, &mut |fetched| {
             file.check(&target.path, &fetched)
                 .doing(doing)
-                .map_err(|e| e.exiting(Exit::Refused))?;
+                .map_err(|e| e.of(ErrorKind::Untrusted))?;
             bytes = fetched;
             Ok(())
         })?;
@@ -328,7 +328,7 @@ impl Repository {
             if asked == limits.delegated_roles {
                 let why =
                     format!("{asked} delegated roles were asked already, and the limit is there");
-                return visit(role, Err(Error::with(Exit::Refused, why)));
+                return visit(role, Err(Error::with(ErrorKind::Publisher, why)));
             }
             asked += 1;
             let loaded = self.load(source, &delegation);
@@ -345,7 +345,7 @@ impl Repository {
 
     /// The metadata of a delegated role, verified as this delegator asks.
     fn load(&self, source: &dyn Fetch, delegation: &Delegation) -> Result<Rc<Targets>> {
-        let again = |(exit, why): &(Exit, String)| Error::with(*exit, why.clone());
+        let again = |(kind, why): &(ErrorKind, String)| Error::with(*kind, why.clone());
         if let Some(loaded) = self.loaded.borrow().get(&delegation.role)
             && loaded.verifiers == delegation.verifiers
         {
@@ -354,7 +354,7 @@ impl Repository {
         let outcome = self
             .load_anew(source, delegation)
             .map(Rc::new)
-            .map_err(|e| (e.exit, e.chain()));
+            .map_err(|e| (e.kind, e.chain()));
         let result = outcome.as_ref().map(Rc::clone).map_err(again);
         let mut loaded = self.loaded.borrow_mut();
         let length =
@@ -382,7 +382,8 @@ impl Repository {
                 role: Role::Snapshot,
                 file: role.file(),
             };
-            return trusted(&metadata_path(&role.encoded(), None), Err(missing));
+            return trusted(&metadata_path(&role.encoded(), None), Err(missing))
+                .map_err(|e| e.of(ErrorKind::Publisher));
         };
         let named = self.set.root().consistent_snapshot.then_some(version);
         let path = metadata_path(&role.encoded(), named);
@@ -396,12 +397,20 @@ impl Repository {
             Ok(())
         });
         match asked {
-            // A refusal is the publisher's fault: only such a role is passed over.
-            Err(e) if e.exit == Exit::Refused && !publishers => return Err(e.exiting(Exit::Failed)),
+            // Only a role whose publisher is at fault is passed over. What somebody between made of it is as if it were not
+            // to be had.
+            Err(e) if e.kind == ErrorKind::Untrusted => {
+                return Err(e.of(match publishers {
+                    true => ErrorKind::Publisher,
+                    false => ErrorKind::Unavailable,
+                }));
+            }
             asked => asked?,
         };
-        let targets = accepted
-            .ok_or_else(|| Error::new(format!("fetching {path}: there is no such file")))?;
+        let targets = accepted.ok_or_else(|| {
+            let why = format!("fetching {path}: there is no such file");
+            Error::with(ErrorKind::Unavailable, why)
+        })?;
         durable::create_dir(&directory, 0o700)?;
         durable::write(&directory.join(file), targets.bytes())?;
         Ok(targets)
@@ -558,7 +567,7 @@ fn kept(store: &Path, file: &str) -> Option<Vec<u8>> {
 fn trusted<T>(path: &str, result: Result<T, trust::Error>) -> Result<T> {
     result
         .doing(|| format!("verifying {path}"))
-        .map_err(|e| e.exiting(Exit::Refused))
+        .map_err(|e| e.of(ErrorKind::Untrusted))
 }
 
 #[cfg(test)]
@@ -808,7 +817,12 @@ mod tests {
             let honestly = appliance.source.files.clone();
             serve(&mut appliance.source, &forged);
             let error = refusal(appliance.refresh());
-            assert_eq!(error.exit, Exit::Refused, "{role}: {}", error.chain());
+            assert_eq!(
+                error.kind,
+                ErrorKind::Untrusted,
+                "{role}: {}",
+                error.chain()
+            );
             assert!(error.chain().contains(word), "{role}: {}", error.chain());
             // What was verified before the refusal is kept, the refused role and what follows it is not.
             for later in Role::ALL.into_iter().filter(|later| *later >= role) {
@@ -822,7 +836,7 @@ mod tests {
             serve(&mut appliance.source, &mended);
             appliance.refresh().unwrap();
             serve(&mut appliance.source, &honest);
-            assert_eq!(refusal(appliance.refresh()).exit, Exit::Refused);
+            assert_eq!(refusal(appliance.refresh()).kind, ErrorKind::Untrusted);
         }
     }
 
@@ -833,7 +847,7 @@ mod tests {
             let mut appliance = Appliance::new("missing", &forge);
             appliance.source.files.remove(&format!("metadata/{file}"));
             let error = refusal(appliance.refresh());
-            assert_eq!(error.exit, Exit::Failed, "{}", error.chain());
+            assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.chain());
             assert!(error.chain().contains(file), "{}", error.chain());
         }
     }
@@ -842,7 +856,7 @@ mod tests {
     fn a_shipped_root_that_is_none_is_a_wrong_configuration() {
         let mut appliance = Appliance::new("shipped", &Forge::empty());
         appliance.root = b"no root".to_vec();
-        assert_eq!(refusal(appliance.refresh()).exit, Exit::Usage);
+        assert_eq!(refusal(appliance.refresh()).kind, ErrorKind::Usage);
     }
 
     #[test]
@@ -917,7 +931,7 @@ mod tests {
                 .files
                 .insert(path.clone(), tampered.into_bytes());
             let error = refusal(repository.manifest(&appliance.source, offer));
-            assert_eq!(error.exit, Exit::Refused);
+            assert_eq!(error.kind, ErrorKind::Untrusted);
             assert!(
                 error.chain().contains("not what was signed"),
                 "{}",
@@ -926,8 +940,8 @@ mod tests {
         }
         appliance.source.files.remove(&path);
         assert_eq!(
-            refusal(repository.manifest(&appliance.source, offer)).exit,
-            Exit::Failed
+            refusal(repository.manifest(&appliance.source, offer)).kind,
+            ErrorKind::Unavailable
         );
     }
 
@@ -1078,7 +1092,7 @@ mod tests {
                 assert!(why.contains(word) && why.contains("team"), "{why}");
             }
             let error = refusal(find(&appliance, &repository, "vdc/artifacts/web-1"));
-            assert_eq!(error.exit, Exit::Refused);
+            assert_eq!(error.kind, ErrorKind::Publisher);
             assert!(
                 find(&appliance, &repository, "vdc/artifacts/other")
                     .unwrap()
@@ -1106,7 +1120,7 @@ mod tests {
                 version: None,
             };
             let error = refusal(repository.releases(&appliance.source, &wanted));
-            assert_eq!(error.exit, Exit::Failed, "{}", error.chain());
+            assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.chain());
             assert!(error.chain().contains(path), "{}", error.chain());
             assert!(!appliance.store.join("delegated").exists());
         }

@@ -22,7 +22,7 @@ use crate::system::host::Host;
 use crate::system::proc::Use;
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::json;
 use qx_release::manifest::{self, Component, Kind, Manifest, Name, ProgramPath, RelPath};
 use qx_release::text;
@@ -266,7 +266,7 @@ impl Store {
             let meta = fs::metadata(&path).doing(|| format!("looking at {}", path.display()))?;
             if meta.uid() != me || meta.mode() & 0o022 != 0 {
                 return Err(Error::with(
-                    Exit::NeedsPerson,
+                    ErrorKind::NeedsPerson,
                     format!(
                         "using {}: it belongs to user {} with mode {:04o}; it must be root's, and not writable for \
                          others (chown root, chmod go-w)",
@@ -280,7 +280,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the lock for this process. [`Exit::Busy`] if another works; but with `wait` it is told who that is, and then
+    /// Takes the lock for this process. [`ErrorKind::Busy`] if another works; but with `wait` it is told who that is, and then
     /// waited for as long as it works and whoever asked for this is there.
     pub fn lock(&self, command: &str, wait: Option<&mut dyn FnMut(String)>) -> Result<Lock> {
         let path = self.path("update/lock");
@@ -315,14 +315,14 @@ impl Store {
                         "starting {command}: {who} holds the lock {}",
                         path.display()
                     );
-                    return Err(Error::with(Exit::Busy, what));
+                    return Err(Error::with(ErrorKind::Busy, what));
                 };
                 if !std::mem::replace(&mut told, true) {
                     tell(format!("{command} waits for {who} to release the lock"));
                 }
                 if rustix::process::getppid() != asker {
                     let what = format!("starting {command}: whoever asked for it is gone");
-                    return Err(Error::with(Exit::Busy, what));
+                    return Err(Error::with(ErrorKind::Busy, what));
                 }
             }
             std::thread::sleep(AGAIN);
@@ -444,7 +444,7 @@ impl Store {
             match fs::symlink_metadata(&path) {
                 Ok(meta) if !meta.is_symlink() => {
                     return Err(Error::with(
-                        Exit::NeedsPerson,
+                        ErrorKind::NeedsPerson,
                         format!(
                             "using {}: it is no link to {target}; move it away, it hides every release",
                             path.display()
@@ -891,7 +891,7 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
     };
     if meta.is_symlink() {
         return Err(Error::with(
-            Exit::NeedsPerson,
+            ErrorKind::NeedsPerson,
             format!(
                 "using {}: it is a symbolic link, and what qx-update keeps there would be elsewhere; put a directory \
                  in its place, or mount the other place on one (data_dir itself may be a link)",

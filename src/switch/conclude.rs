@@ -1,12 +1,12 @@
 //! How a switch ends: the trial is proved and confirmed, or the way back is gone to its end.
 
-use qx_release::error::{Error, Exit, Result};
+use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::services::Stop;
 use super::{Side, Switch, sides};
 use crate::data::{migrate, protect};
 use crate::model::operation::{
-    Attempt, Cause, CauseKind, DataChange, EarlyFailure, OperationKind, exit_of_return_to,
+    Attempt, Cause, CauseKind, DataChange, EarlyFailure, OperationKind, return_to,
 };
 use crate::model::phase::{DataState, Idle, Trouble};
 use crate::model::record::Record;
@@ -32,7 +32,7 @@ impl Switch<'_> {
         match self.prove(self.op.to.set) {
             Ok(remarks) => self.confirmed(record, &remarks),
             Err(message) if record.is_stale_trial(&self.host.moment()) => Err(Error::with(
-                Exit::NeedsPerson,
+                ErrorKind::NeedsPerson,
                 format!(
                     "{} is not proved healthy: {message}; its trial is too old for its data to be restored unasked: \
                      `qx-update rollback --discard-data` goes back, `qx-update confirm --force` stays",
@@ -78,7 +78,7 @@ impl Switch<'_> {
         // Without the record the trial is still open, and the next `confirm` ends it.
         self.store
             .save(&done)
-            .map_err(|e| e.exiting(Exit::NeedsPerson))?;
+            .map_err(|e| e.of(ErrorKind::NeedsPerson))?;
         let what = match remarks {
             [] => format!("{} runs and is proved healthy", op.to),
             remarks => format!("{} is in place; not proved: {}", op.to, remarks.join("; ")),
@@ -146,7 +146,7 @@ impl Switch<'_> {
             .retain(|name| !self.op.data.iter().any(|set| set.used_by(name)));
         self.start_services(self.home.set);
         let error = Error::with(
-            Exit::NeedsPerson,
+            ErrorKind::NeedsPerson,
             format!(
                 "going back to {}: services that use the data stay stopped: {}. Fix this, then run `qx-update confirm`",
                 self.op.from(),
@@ -155,7 +155,7 @@ impl Switch<'_> {
         );
         let failure = EarlyFailure {
             at: self.host.timestamp(),
-            result: error.exit,
+            result: error.exit(),
             reason: error.chain(),
         };
         if let Err(e) = self.store.save(&record.with_failure(Some(failure))) {
@@ -195,7 +195,7 @@ impl Switch<'_> {
                 return Err(self.leave_to_a_person(e, record));
             }
             self.start_services(self.op.to.set);
-            return Err(e.exiting(Exit::NeedsPerson));
+            return Err(e.of(ErrorKind::NeedsPerson));
         }
         if !selected {
             self.log
@@ -258,7 +258,7 @@ impl Switch<'_> {
             self.log.error("revert", trouble.what.clone());
         }
         let exit = match &trouble {
-            None => exit_of_return_to(chosen.set),
+            None => return_to(chosen.set).into(),
             Some(_) => Exit::NeedsPerson,
         };
         let idle = Idle {

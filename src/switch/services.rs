@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name, Service};
 use qx_release::text;
 
@@ -91,7 +91,7 @@ impl<'a> Switch<'a> {
                         self.host.proc().executable_name(process.pid),
                         text::path(path)
                     );
-                    return Err(Error::with(Exit::NoSpace, what));
+                    return Err(Error::with(ErrorKind::NoSpace, what));
                 }
             }
         }
@@ -106,7 +106,7 @@ impl<'a> Switch<'a> {
         let proved = self.prove(self.home.set).map_err(Error::new);
         stopped
             .and(proved)
-            .map_err(|e| e.exiting(Exit::NeedsPerson))
+            .map_err(|e| e.of(ErrorKind::NeedsPerson))
             .doing(|| format!("giving up the slot of {} for its space", self.op.to))?;
         self.op.ran = Vec::new();
         Ok(self.op)

@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use crate::model::phase::Moment;
 use crate::system::proc::Proc;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::trust::clock::Clock;
 
 /// As many links as the kernel follows (path_resolution(7)).
@@ -38,7 +38,7 @@ impl Host {
     pub fn new(root: &Path) -> Result<Host> {
         let root = fs::canonicalize(root)
             .doing(|| format!("using the root directory {}", root.display()))
-            .map_err(|e| e.exiting(Exit::Usage))?;
+            .map_err(|e| e.of(ErrorKind::Usage))?;
         Ok(Host {
             root,
             proc: Proc::default(),

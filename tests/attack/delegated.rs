@@ -172,7 +172,7 @@ fn smuggle(signer: &Signer, role: &str, name: &str, like: &str) {
     let at = |name: &str| {
         let (dir, file) = name.rsplit_once('/').unwrap();
         let dir = signer.repo.join("targets").join(dir);
-        fs::create_dir_all(&dir).unwrap();
+        crate::common::create_dir(&dir).unwrap();
         dir.join(format!("{digest}.{file}"))
     };
     let (from, _) = listed

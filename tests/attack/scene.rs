@@ -98,7 +98,7 @@ impl Scene {
         fs::remove_dir_all(&dir).unwrap();
         for (name, bytes) in &self.trust {
             let file = dir.join(name);
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            crate::common::create_dir(file.parent().unwrap()).unwrap();
             fs::write(file, bytes).unwrap();
         }
     }

@@ -190,7 +190,7 @@ fn with_data() -> Appliance {
     appliance.edit_config(|config| {
         config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
     });
-    fs::create_dir(appliance.data().join("db")).unwrap();
+    crate::common::create_dir(appliance.data().join("db")).unwrap();
     fs::write(appliance.data().join("db/db"), "rows").unwrap();
     let recipe = appliance.recipe("1.1.0").edit(|json| {
         json["data"] =
@@ -230,7 +230,7 @@ fn kill_in_trial(appliance: &Appliance, time: &str) {
 /// From here on it is another boot, as this root sees it; its link stage runs.
 fn boot(appliance: &Appliance, number: usize, time: &str) {
     let dir = appliance.root.join("proc/sys/kernel/random");
-    fs::create_dir_all(&dir).unwrap();
+    crate::common::create_dir(&dir).unwrap();
     let id = format!("00000000-0000-4000-8000-{number:012}\n");
     fs::write(dir.join("boot_id"), id).unwrap();
     at(appliance, time, &["recover", "--stage", "link"]).code(0);

@@ -17,7 +17,7 @@ fn with_data() -> Appliance {
     appliance.edit_config(|config| {
         config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
     });
-    fs::create_dir(appliance.data().join("db")).unwrap();
+    crate::common::create_dir(appliance.data().join("db")).unwrap();
     put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
     let recipe = appliance
         .recipe("1.1.0")
@@ -233,7 +233,7 @@ fn a_release_that_fails_its_proof_gives_the_data_back() {
     restored(&appliance, &[("db", "migrated\n")]);
     // Tried again by name it meets its own snapshot only, whatever an older operation left.
     let foreign = appliance.data().join("update/snapshot/0123456789abcdef/db");
-    fs::create_dir_all(&foreign).unwrap();
+    crate::common::create_dir(&foreign).unwrap();
     fs::write(foreign.join("data"), "foreign").unwrap();
     put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
     appliance

@@ -140,7 +140,7 @@ fn a_plain_bin_directory() {
     appliance.publish_release("1.1.0");
     let bin = appliance.data().join("bin");
     fs::remove_file(&bin).unwrap();
-    fs::create_dir(&bin).unwrap();
+    crate::common::create_dir(&bin).unwrap();
     fs::write(bin.join("qx-node"), "theirs").unwrap();
     appliance.update(&["recover"]).code(0);
     let before = appliance.picture();
@@ -241,7 +241,7 @@ fn damaged_caches() {
     appliance.update(&["reset"]).code(0);
     appliance.install("1.9.1");
     fs::remove_dir_all(appliance.data().join("update/trust")).unwrap();
-    fs::create_dir_all(appliance.data().join("update/downloads")).unwrap();
+    crate::common::create_dir(appliance.data().join("update/downloads")).unwrap();
     fs::write(appliance.data().join("update/downloads/garbage"), "garbage").unwrap();
     appliance.update(&["recover"]).code(0);
     appliance.install("1.9.2");

@@ -1,6 +1,5 @@
 //! Releases that are validly signed, and no good: each is undone, and not tried again.
 
-use std::fs;
 use std::net::TcpListener;
 
 use serde_json::{Value, json};
@@ -166,7 +165,7 @@ fn tcp_exec_and_service_checks() {
                 quick(json!({"type": "tcp", "address": address})),
             ]);
         });
-        fs::create_dir_all(recipe.dir.join("probe")).unwrap();
+        crate::common::create_dir(recipe.dir.join("probe")).unwrap();
         write_script(&recipe.dir.join("probe/healthy"), script);
         recipe
     };

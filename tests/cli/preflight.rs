@@ -190,7 +190,7 @@ fn commands_of_data_that_are_not_there() {
     let appliance = Appliance::new();
     appliance.publish_release("1.1.0");
     let plain = appliance.root.join("srv/dump");
-    fs::create_dir_all(plain.parent().unwrap()).unwrap();
+    crate::common::create_dir(plain.parent().unwrap()).unwrap();
     fs::write(&plain, "not to be run").unwrap();
     for field in ["save", "restore", "check", "clone", "drop_copy"] {
         for program in ["/nowhere/dump", "qx-nowhere", path(&plain)] {
@@ -219,7 +219,7 @@ fn data_that_is_too_deep() {
     for _ in 0..200 {
         deep.push("d");
     }
-    fs::create_dir_all(&deep).unwrap();
+    crate::common::create_dir(&deep).unwrap();
     let limited = |hard: &str| {
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={hard}"));
@@ -279,7 +279,7 @@ fn leftovers_go_before_there_is_no_space() {
     let discarded = appliance.data().join("update/discarded");
     for (number, megabytes) in [("1-aaaaaaaaaaaaaaaa", 20), ("2-bbbbbbbbbbbbbbbb", 20)] {
         let place = discarded.join(number);
-        fs::create_dir_all(&place).unwrap();
+        crate::common::create_dir(&place).unwrap();
         fs::write(place.join("db"), vec![7; megabytes << 20]).unwrap();
     }
     let recipe = appliance.recipe("1.1.0");

@@ -595,7 +595,7 @@ fn a_mounted_directory_keeps_its_files() {
     let appliance = Appliance::new();
     appliance.install("1.1.0");
     let www = appliance.root.join("srv/www");
-    fs::create_dir(&www).unwrap();
+    crate::common::create_dir(&www).unwrap();
     let from = appliance.data().join("share/www");
     let mount = Command::new("mount")
         .arg("--bind")

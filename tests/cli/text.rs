@@ -72,7 +72,7 @@ fn a_long_health_value() {
     let appliance = Appliance::new();
     appliance.install("1.1.0");
     let health = appliance.temp().join("health");
-    fs::create_dir(&health).unwrap();
+    crate::common::create_dir(&health).unwrap();
     let value = format!("\u{1b}]0;\u{202e}\nforged{}", "字".repeat(300_000));
     fs::write(
         health.join("version"),
@@ -210,7 +210,7 @@ fn names_forge_no_line() {
     let appliance = Appliance::new();
     appliance.install("1.1.0");
     let kept = appliance.data().join("slots/a.kept-1/bin");
-    fs::create_dir_all(&kept).unwrap();
+    crate::common::create_dir(&kept).unwrap();
     let name = "x\nforged   good\u{1b}[2J\u{9b}2J\u{202e}";
     copy_executable(Path::new("/bin/sleep"), &kept.join(name));
     let child = Command::new(kept.join(name)).arg("1000").spawn().unwrap();

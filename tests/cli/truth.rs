@@ -124,7 +124,7 @@ fn what_is_added_to_a_tree_does_not_condemn_it() {
     let appliance = Appliance::new();
     appliance.install("1.1.0");
     let www = appliance.data().join(appliance.link()).join("share/www");
-    fs::create_dir(www.join("__pycache__")).unwrap();
+    crate::common::create_dir(www.join("__pycache__")).unwrap();
     fs::write(www.join("__pycache__/x.pyc"), "compiled").unwrap();
     symlink("/etc/passwd", www.join("odd")).unwrap();
     appliance.update(&["recover"]).code(0);
@@ -154,7 +154,7 @@ fn a_plain_bin_is_what_runs() {
     appliance.install("1.1.0");
     let bin = appliance.data().join("bin");
     fs::remove_file(&bin).unwrap();
-    fs::create_dir(&bin).unwrap();
+    crate::common::create_dir(&bin).unwrap();
     let status = appliance.update(&["status"]);
     status.says(&["running   what lies in", "data/bin, a plain directory"]);
     assert!(!status.stdout.contains("running   1."), "{}", status.stdout);
@@ -169,7 +169,7 @@ fn a_boot_with_the_factory_set_says_so() {
     let appliance = Appliance::new();
     appliance.install("1.1.0");
     appliance.services("stop");
-    fs::create_dir(appliance.root.join("proc")).unwrap();
+    crate::common::create_dir(appliance.root.join("proc")).unwrap();
     fs::write(appliance.root.join("proc/cmdline"), "quiet qx.factory\n").unwrap();
     appliance.update(&["recover"]).code(0);
     appliance.services("start");

@@ -13,7 +13,7 @@ use crate::common::{Appliance, UPDATE, copy_all, path, text, walk, write_script}
 /// A directory beside the root, in which nothing may ever change.
 fn outside(appliance: &Appliance) -> PathBuf {
     let outside = appliance.temp().join("outside");
-    fs::create_dir_all(outside.join("bin")).unwrap();
+    crate::common::create_dir(outside.join("bin")).unwrap();
     write_script(&outside.join("bin/qx-node"), "exit 0");
     fs::write(outside.join("file"), "outside").unwrap();
     outside
@@ -32,12 +32,12 @@ fn seen(dir: &Path) -> BTreeMap<PathBuf, String> {
 
 /// The data partition is mounted elsewhere, as in some images.
 fn move_data(appliance: &Appliance) {
-    fs::create_dir(appliance.root.join("mnt")).unwrap();
+    crate::common::create_dir(appliance.root.join("mnt")).unwrap();
     fs::rename(appliance.data(), appliance.root.join("mnt/data")).unwrap();
     // The services' own script goes through it, too.
     symlink("mnt/data", appliance.data()).unwrap();
     // What a root that is taken for the data directory would lose.
-    fs::create_dir(appliance.root.join("bin")).unwrap();
+    crate::common::create_dir(appliance.root.join("bin")).unwrap();
     fs::write(appliance.root.join("bin/sh"), "shell").unwrap();
 }
 
@@ -155,7 +155,7 @@ fn dangling_links_stay_inside() {
         .update(&["apply"])
         .refused(1, &["is the data partition mounted?"]);
     assert!(!away.exists(), "{}", appliance.tree());
-    fs::create_dir_all(inside(&away.join("data"))).unwrap();
+    crate::common::create_dir(inside(&away.join("data"))).unwrap();
     appliance.update(&["recover"]).code(0);
     appliance.update(&["apply"]).code(0);
     appliance.update(&["status"]).code(0).says(&["1.1.0"]);
@@ -263,7 +263,7 @@ fn which_stays_inside() {
     let outside = outside(&appliance);
     let bin = appliance.data().join("bin");
     fs::remove_file(&bin).unwrap();
-    fs::create_dir(&bin).unwrap();
+    crate::common::create_dir(&bin).unwrap();
     symlink(outside.join("bin/qx-node"), bin.join("qx-node")).unwrap();
     let factory = path(&appliance.root.join("usr/bin/qx-node")).to_owned();
     let which = appliance.update(&["which", "qx-node"]);
@@ -281,14 +281,14 @@ fn with_shared_data() -> (Appliance, PathBuf, PathBuf) {
         config["data"] = json!([{"name": "db", "method": "files", "place": "/data/app/state/db"}]);
     });
     let app = appliance.data().join("app");
-    fs::create_dir_all(app.join("state")).unwrap();
+    crate::common::create_dir(app.join("state")).unwrap();
     fs::write(app.join("state/db"), "rows").unwrap();
     match rustix::process::getuid().is_root() {
         true => std::os::unix::fs::chown(&app, Some(12345), None).unwrap(),
         false => fs::set_permissions(&app, fs::Permissions::from_mode(0o777)).unwrap(),
     }
     let secret = appliance.root.join("etc/secret.d");
-    fs::create_dir(&secret).unwrap();
+    crate::common::create_dir(&secret).unwrap();
     fs::write(secret.join("db"), "root only").unwrap();
     fs::set_permissions(secret.join("db"), fs::Permissions::from_mode(0o600)).unwrap();
     let recipe = appliance.recipe("1.1.0").edit(|json| {
@@ -354,10 +354,10 @@ fn a_planted_parent_of_the_data() {
 #[test]
 fn links_of_roots_own_lead_to_the_data() {
     let (appliance, app, _) = with_shared_data();
-    fs::create_dir_all(appliance.root.join("srv/state")).unwrap();
+    crate::common::create_dir(appliance.root.join("srv/state")).unwrap();
     fs::rename(app.join("state/db"), appliance.root.join("srv/state/db")).unwrap();
     fs::remove_dir_all(&app).unwrap();
-    fs::create_dir(&app).unwrap();
+    crate::common::create_dir(&app).unwrap();
     fs::set_permissions(&app, fs::Permissions::from_mode(0o755)).unwrap();
     symlink("/srv/state", app.join("state")).unwrap();
     migrate(&appliance, "1.2.0", "echo migrated >$1");
@@ -401,7 +401,7 @@ fn planted_temporary_names() {
     let recipe = appliance.recipe("1.1.0");
     recipe.write();
     let (dir, outside) = (appliance.temp().join("shared"), outside(&appliance));
-    fs::create_dir(&dir).unwrap();
+    crate::common::create_dir(&dir).unwrap();
     let before = seen(&outside);
     let repo = path(&appliance.repo).to_owned();
     let (factory, bundle, key) = (
@@ -441,7 +441,7 @@ fn planted_temporary_names() {
                     .success()
             )
         },
-        |planted, _| fs::create_dir_all(planted.join("x")).unwrap(),
+        |planted, _| crate::common::create_dir(planted.join("x")).unwrap(),
     ];
     for plant in plants {
         for (out, arguments) in commands {
@@ -466,7 +466,7 @@ fn planted_temporary_names() {
 fn keys_where_others_may_write() {
     let appliance = Appliance::new();
     let dir = appliance.temp().join("shared");
-    fs::create_dir(&dir).unwrap();
+    crate::common::create_dir(&dir).unwrap();
     let mode = |mode| fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
     let key = dir.join("k.pem");
     let repo = appliance.temp().join("repo");
@@ -515,7 +515,7 @@ fn a_planted_log() {
     appliance.install("1.1.0");
     appliance.edit_config(|config| config["log"] = json!({"path": "/logs/update.log"}));
     let log = appliance.root.join("logs/update.log");
-    fs::create_dir(log.parent().unwrap()).unwrap();
+    crate::common::create_dir(log.parent().unwrap()).unwrap();
     assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
     appliance.update(&["recover"]).code(0);
     appliance.publish_release("1.2.0");

@@ -46,6 +46,24 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A directory as an operator has it, whatever the umask is: nobody else can write into it. Those above it are made, too.
+pub fn create_dir(path: impl AsRef<Path>) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+}
+
+/// One of them that is gone when it is dropped.
+pub fn temporary(prefix: &str) -> TempDir {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir()
+        .unwrap()
+}
+
 /// The appliance, the repository it updates from, and the publisher's keys.
 pub struct Appliance {
     temp: TempDir,
@@ -66,7 +84,7 @@ impl Appliance {
     /// The same; the factory's programs behave so.
     #[track_caller]
     pub fn with_factory(behaviour: &str) -> Appliance {
-        let temp = tempfile::Builder::new().prefix("qx-").tempdir().unwrap();
+        let temp = temporary("qx-");
         let root = temp.path().join("root");
         let appliance = Appliance {
             repo: root.join("srv/repo"),
@@ -86,7 +104,7 @@ impl Appliance {
             "ports",
             "srv",
         ] {
-            fs::create_dir_all(appliance.root.join(dir)).unwrap();
+            create_dir(appliance.root.join(dir)).unwrap();
         }
         // Whatever the umask is.
         fs::set_permissions(appliance.data(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -280,7 +298,7 @@ impl Appliance {
     pub fn recipe(&self, version: &str) -> Recipe {
         let number = self.recipes.fetch_add(1, Ordering::Relaxed);
         let dir = self.temp.path().join(format!("recipe-{number}"));
-        fs::create_dir_all(dir.join("www")).unwrap();
+        create_dir(dir.join("www")).unwrap();
         fs::write(dir.join("www/index.html"), format!("This is {version}.\n")).unwrap();
         let mut json = json!({
             "format": 1,
@@ -829,7 +847,7 @@ impl Recipe {
 
     /// With a migration: a shell script beside the programs, in a component of its own.
     pub fn migration(self, script: &str, timeout_s: u32) -> Recipe {
-        fs::create_dir_all(self.dir.join("migrations")).unwrap();
+        create_dir(self.dir.join("migrations")).unwrap();
         write_script(&self.dir.join("migrations/run"), script);
         self.edit(|json| {
             json["components"].as_array_mut().unwrap().push(json!(
@@ -978,7 +996,7 @@ pub fn path(path: &Path) -> &str {
 }
 
 pub fn copy_all(from: &Path, to: &Path) {
-    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    create_dir(to.parent().unwrap()).unwrap();
     // A directory that is there is replaced; so is a program that runs.
     let _ = fs::remove_dir_all(to);
     let status = Command::new("cp")

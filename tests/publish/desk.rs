@@ -17,7 +17,7 @@ pub struct Desk(tempfile::TempDir);
 
 impl Desk {
     pub fn new() -> Desk {
-        Desk(tempfile::tempdir().unwrap())
+        Desk(crate::common::temporary("desk-"))
     }
 
     /// With a repository `repo` for the product `vdc`, and its keys in `keys`.
@@ -41,7 +41,7 @@ impl Desk {
 
     pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        crate::common::create_dir(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
         path
     }

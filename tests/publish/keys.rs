@@ -88,7 +88,7 @@ fn a_key_is_named_so_that_it_is_found() {
 fn keys_that_openssl_makes_sign_what_openssl_verifies() {
     let desk = Desk::new();
     desk.write("secret", PASSPHRASE);
-    fs::create_dir(desk.path("keys")).unwrap();
+    crate::common::create_dir(desk.path("keys")).unwrap();
     let ways: [&[&str]; 4] = [
         &["-nocrypt"],
         &[
@@ -561,7 +561,7 @@ fn encrypt(desk: &Desk, role: &str, passphrase: &str) {
 
 /// Locks a key of the repository away, and describes a signer in its place.
 fn external(desk: &Desk, role: &str, command: &[&str], more: serde_json::Value) {
-    fs::create_dir_all(desk.path("vault")).unwrap();
+    crate::common::create_dir(desk.path("vault")).unwrap();
     for end in ["pem", "pub.pem"] {
         let file = format!("{role}.{end}");
         fs::rename(

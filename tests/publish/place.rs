@@ -31,6 +31,7 @@ pub struct Place(pub TempDir);
 fn directory() -> TempDir {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix("qx-publish-");
+    let builder = builder.permissions(fs::Permissions::from_mode(0o755));
     let made = builder.tempdir_in("/dev/shm");
     made.or_else(|_| builder.tempdir()).unwrap()
 }
@@ -77,7 +78,7 @@ impl Place {
     pub fn file(&self, name: &str, bytes: &[u8]) {
         let path = self.path(name);
         let dir = path.parent().unwrap();
-        fs::create_dir_all(dir).unwrap();
+        crate::common::create_dir(dir).unwrap();
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -101,7 +102,7 @@ impl Place {
 
     /// Moves a key out of `keys` into a directory of its own.
     pub fn take_away(&self, key: &str, to: &str) {
-        fs::create_dir_all(self.path(to)).unwrap();
+        crate::common::create_dir(self.path(to)).unwrap();
         fs::rename(
             self.path(&format!("keys/{key}.pem")),
             self.path(&format!("{to}/{key}.pem")),

@@ -31,7 +31,7 @@ impl Place {
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         let dir = std::env::temp_dir().join(format!("qx-publish-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
+        crate::common::create_dir(&dir).unwrap();
         Place(dir)
     }
 
@@ -57,7 +57,7 @@ impl Place {
 
     fn file(&self, name: &str, bytes: &[u8], mode: u32) {
         let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        crate::common::create_dir(path.parent().unwrap()).unwrap();
         let _ = fs::remove_file(&path);
         fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -445,7 +445,7 @@ fn the_same_input_makes_the_same_bytes() {
         if touch {
             // The same files, made in another order, at another time, at another place.
             fs::remove_dir_all(place.path("src")).unwrap();
-            fs::create_dir_all(place.path("src/dashboard/css")).unwrap();
+            crate::common::create_dir(place.path("src/dashboard/css")).unwrap();
             fs::write(place.path("src/dashboard/index.html"), "").unwrap();
             place.sources();
             let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
@@ -1027,7 +1027,7 @@ fn an_expired_repository_is_renewed_by_a_release() {
         )
     };
     let error = refresh().err().unwrap();
-    assert_eq!(error.exit, Exit::Refused, "{}", error.chain());
+    assert_eq!(error.exit(), Exit::Refused, "{}", error.chain());
     assert!(error.chain().contains("expired"), "{}", error.chain());
     let (code, shown, warned) = place.run(&["inspect", "--repo", "repo"]);
     assert_eq!(code, 0, "{warned}");
@@ -1268,7 +1268,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
     {
         let source = Source::open(*spec, &options).unwrap();
         let work = place.path(&format!("appliance{number}"));
-        fs::create_dir(&work).unwrap();
+        crate::common::create_dir(&work).unwrap();
         let now = clock();
         let (trust, limits) = (work.join("trust"), Limits::default());
         let repository = Repository::refresh(&source, &trust, &place.root(), now, &limits);

@@ -309,7 +309,7 @@ fn a_new_root_takes_the_thresholds_of_the_old_one_and_of_the_new_one() {
     let place = offline();
     for number in ["4", "5"] {
         let file = format!("new{number}/root-{number}.pem");
-        fs::create_dir_all(place.path(&format!("new{number}"))).unwrap();
+        crate::common::create_dir(place.path(&format!("new{number}"))).unwrap();
         assert_eq!(place.run(&["key", "new", &file]).code, 0);
     }
     // Only the public halves are here.
@@ -682,7 +682,7 @@ fn targets_with_a_threshold_are_signed_in_several_places() {
 fn keys_that_are_not_the_repositorys_change_nothing() {
     let place = Place::with(&[]);
     place.run(&["key", "new", "others/targets.pem"]);
-    fs::create_dir_all(place.path("others")).unwrap();
+    crate::common::create_dir(place.path("others")).unwrap();
     place.run(&["key", "new", "others/targets.pem"]);
     for arguments in [
         &["refresh", "--within", "4000"][..],
@@ -781,7 +781,7 @@ fn a_team_behind_a_terminating_one_publishes_nothing_that_is_not_found() {
 #[test]
 fn a_team_with_keys_elsewhere_signs_first() {
     let place = Place::with(&[]);
-    fs::create_dir(place.path("theirs")).unwrap();
+    crate::common::create_dir(place.path("theirs")).unwrap();
     assert_eq!(place.run(&["key", "new", "theirs/team.pem"]).code, 0);
     place.file(
         "team.pub",

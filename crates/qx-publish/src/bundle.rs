@@ -11,7 +11,7 @@ use semver::Version;
 use super::contents::{self, Checked, Release};
 use super::current::{Current, TIMESTAMP, parse};
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::layout::target_path;
 use qx_release::manifest::{Name, RelPath};
 use qx_release::trust::metadata::TargetFile;
@@ -101,7 +101,7 @@ fn write(current: &Current, releases: &[Release], file: &Path) -> Result<u64> {
             && parse(&file, &bytes)?.signed != current.role(TIMESTAMP)?.signed
         {
             return Err(Error::with(
-                Exit::Busy,
+                ErrorKind::Busy,
                 format!(
                     "something was published to {} meanwhile",
                     current.dir.display()

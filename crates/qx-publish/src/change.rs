@@ -26,7 +26,7 @@ use super::envelope::{Authority, Dates, Envelope, meta};
 use super::keyring::Keyring;
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Name, RelPath};
 use qx_release::trust::clock::Clock;
 use qx_release::trust::metadata::TargetFile;
@@ -75,14 +75,14 @@ pub struct Waiting {
 }
 
 impl Store {
-    /// Opens the repository in a directory for publishing; [`Exit::Busy`] if another process has done so.
+    /// Opens the repository in a directory for publishing; [`ErrorKind::Busy`] if another process has done so.
     pub fn open(dir: &Path, now: SystemTime) -> Result<Store> {
         let locked = dir.join("metadata");
         let lock = File::open(&locked).doing(|| format!("opening {}", locked.display()))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(Error::with(
-                    Exit::Busy,
+                    ErrorKind::Busy,
                     format!(
                         "another qx-publish is publishing to {}; run this again when it has ended",
                         dir.display()

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use qx_publish::{
     Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team, Wanted,
 };
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, RelPath};
 use qx_release::text;
 use qx_release::trust::signing::Sign as _;
@@ -57,7 +57,7 @@ pub(crate) fn key(command: KeySubcommand) -> Result<String> {
         }) => {
             if passphrase_file.is_some() && !encrypt {
                 return Err(Error::with(
-                    Exit::Usage,
+                    ErrorKind::Usage,
                     "--passphrase-file is of use with --encrypt only",
                 ));
             }
@@ -143,7 +143,7 @@ pub(crate) fn sign(command: Sign, now: SystemTime) -> Result<String> {
             Ok(lines + &changed(&done, &repo, &keys))
         }
         _ => Err(Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             "sign takes a DRAFT with --keys (and --out), or --repo with --keys and --add-signature; see qx-publish sign --help",
         )),
     }
@@ -403,7 +403,7 @@ fn released(now: SystemTime) -> Result<SystemTime> {
         .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds.into()))
         .ok_or_else(|| {
             Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 "SOURCE_DATE_EPOCH is not a number of seconds since 1970",
             )
         })

@@ -15,7 +15,7 @@ use super::delegate;
 use super::envelope::{Authority, Envelope};
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::layout::{self, target_path};
 use qx_release::manifest::{Name, RelPath};
 use qx_release::text;
@@ -106,7 +106,7 @@ impl About {
     pub fn set_lifetime(&mut self, role: &str, days: u32) -> Result<()> {
         if !(1..=MAX_DAYS).contains(&days) {
             return Err(Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!("metadata can be valid for 1 to {MAX_DAYS} days, not for {days}"),
             ));
         }
@@ -228,7 +228,7 @@ impl Current {
         };
         found.ok_or_else(|| {
             Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!("{} has no role '{}'", self.dir.display(), text::name(role)),
             )
         })
@@ -242,7 +242,7 @@ impl Current {
         let targets = self.role(TARGETS)?;
         Authority::of_team(&targets.signed, role).ok_or_else(|| {
             Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!("{} has no team '{}'", self.dir.display(), text::name(role)),
             )
         })

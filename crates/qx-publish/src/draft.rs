@@ -12,7 +12,7 @@ use super::current::{Current, PUBLIC, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, kind, 
 use super::envelope::{Authority, Envelope, pretty, short};
 use super::keyring::Keyring;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
 
 /// Where they lie in a repository; readers see no name that starts with a dot.
@@ -329,7 +329,7 @@ pub fn sign(file: &Path, keys: &Keyring, repo: Option<&Path>, out: &Path) -> Res
 pub(crate) fn check_team_name(team: &str) -> Result<()> {
     let wrong = |why: &str| {
         Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             format!("a team cannot be called '{}': {why}", text::name(team)),
         )
     };

@@ -16,7 +16,7 @@ use super::keyring::{Keyring, PublicKey, check_vacant};
 use super::newkeys;
 use super::roles::check_threshold;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::Name;
 
 /// What lies beside the keys while `init` is at work: they belong to no repository yet.
@@ -48,7 +48,7 @@ pub fn init(
     let (repo_path, keys_path) = (absolute(repo)?, absolute(keys)?);
     if keys_path.starts_with(&repo_path) {
         return Err(Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             format!(
                 "the private keys must not lie in the repository, where everybody could read them: {}",
                 keys.display()
@@ -113,7 +113,7 @@ fn lock(keys: &Path) -> Result<File> {
     let lock = File::open(keys).doing(|| format!("opening {}", keys.display()))?;
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(Error::with(
-            Exit::Busy,
+            ErrorKind::Busy,
             format!(
                 "another qx-publish makes keys in {}; run this again when it has ended",
                 keys.display()

@@ -15,7 +15,7 @@ use super::external::External;
 use super::passphrase::Passphrase;
 use super::pem::{self, Encrypted, Private};
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::trust::key::Key;
 use qx_release::trust::signing::{Scheme, SecretKey, Sign, key_id};
 
@@ -227,7 +227,7 @@ pub fn create_key(
 ) -> Result<SecretKey> {
     if !named(file, PRIVATE) || named(file, PUBLIC) {
         return Err(Error::with(
-            Exit::Usage,
+            ErrorKind::Usage,
             format!(
                 "{}: the name of a private key ends in {PRIVATE}",
                 file.display()

@@ -49,7 +49,7 @@ pub use versions::doubts;
 use current::TARGETS;
 use pack::Artifact;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name, RelPath};
 use recipe::Recipe;
 
@@ -73,8 +73,8 @@ pub struct Published {
 /// published, for releases that others make.
 ///
 /// # Errors
-/// [`Exit::Usage`] for a recipe that is wrong in itself, [`Exit::Busy`] if another publisher holds the repository,
-/// [`Exit::Failed`] for a component that is missing or unfit, for a version that is published already, and for what the
+/// [`ErrorKind::Usage`] for a recipe that is wrong in itself, [`ErrorKind::Busy`] if another publisher holds the repository,
+/// [`ErrorKind::Failed`] for a component that is missing or unfit, for a version that is published already, and for what the
 /// team may not publish. The repository then offers what it offered before.
 pub fn release(
     recipe: &Path,
@@ -152,7 +152,7 @@ fn check_product(recipe: &Recipe, product: &Name, repo: &Path, store: &Store) ->
         return Ok(());
     }
     Err(Error::with(
-        Exit::Usage,
+        ErrorKind::Usage,
         format!(
             "the recipe {} is for {product}, and the repository {} is {ours}'s",
             recipe.path.display(),
@@ -171,7 +171,7 @@ fn new_release(manifest: &Manifest, channel: &Name, store: &Store) -> Result<Rel
     } = manifest;
     let target: RelPath = format!("{product}/{channel}/{arch}/{version}/release.json")
         .parse()
-        .map_err(|why: String| Error::with(Exit::Usage, why))?;
+        .map_err(|why: String| Error::with(ErrorKind::Usage, why))?;
     if store.current.search(&target).is_some() {
         return Err(Error::new(format!(
             "{product} {version} for {arch} is published on {channel} already; a published version never changes"
@@ -202,7 +202,7 @@ fn manifest_bytes(manifest: &Manifest) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(manifest).doing(|| "writing the manifest")?;
     bytes.push(b'\n');
     Manifest::parse(&bytes)
-        .map_err(|why| Error::with(Exit::Usage, format!("checking the manifest: {why}")))?;
+        .map_err(|why| Error::with(ErrorKind::Usage, format!("checking the manifest: {why}")))?;
     Ok(bytes)
 }
 

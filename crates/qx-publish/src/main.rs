@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Ok(_) => ExitCode::from(Exit::Failed.code()),
         Err(error) => {
             complain(&error.chain());
-            ExitCode::from(error.exit.code())
+            ExitCode::from(error.exit().code())
         }
     }
 }
@@ -85,7 +85,7 @@ fn print(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error.chain());
-            ExitCode::from(error.exit.code())
+            ExitCode::from(error.exit().code())
         }
     }
 }

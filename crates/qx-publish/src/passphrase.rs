@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 
 /// The environment variable.
 const VARIABLE: &str = "QX_PUBLISH_PASSPHRASE";
@@ -97,7 +97,7 @@ impl Passphrase {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() || line.len() > MAX {
             return Err(Error::with(
-                Exit::Usage,
+                ErrorKind::Usage,
                 format!("the passphrase {whence} must have 1 to {MAX} bytes"),
             ));
         }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::elf::{self, Program};
 use super::versions;
 use qx_release::digest::Digest;
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{
     self, Check, Component, Data, Kind, Manifest, Migrate, Mode, Name, Probe, RelPath, Service,
 };
@@ -74,13 +74,13 @@ fn executable() -> Mode {
 }
 
 impl Recipe {
-    /// Reads a recipe. Every error names the recipe and the field, and is [`Exit::Usage`].
+    /// Reads a recipe. Every error names the recipe and the field, and is [`ErrorKind::Usage`].
     pub(crate) fn read(path: &Path) -> Result<Recipe> {
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(manifest::MAX_BYTES + 1).read_to_end(&mut bytes))
             .doing(|| format!("reading the recipe {}", path.display()))
-            .map_err(|e| e.exiting(Exit::Usage))?;
+            .map_err(|e| e.of(ErrorKind::Usage))?;
         let mut recipe = Recipe::parse(&bytes).map_err(|why| wrong(path, why))?;
         let base = path.parent().unwrap_or(Path::new("."));
         for source in &mut recipe.components {
@@ -308,5 +308,5 @@ fn unknown_field(given: &Value, known: &Value) -> Option<String> {
 
 fn wrong(path: &Path, why: String) -> Error {
     let what = format!("reading the recipe {}: {why}", path.display());
-    Error::with(Exit::Usage, what)
+    Error::with(ErrorKind::Usage, what)
 }

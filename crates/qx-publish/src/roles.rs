@@ -13,7 +13,7 @@ use super::delegate;
 use super::envelope::{Authority, Envelope, short, texts};
 use super::keyring::Keyring;
 use super::newkeys::{NEW, NewKeys};
-use qx_release::error::{Context, Error, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
 
 /// The most keys that one role is given.
@@ -278,5 +278,5 @@ fn renew(store: &mut Store, role: &str, keys: &Keyring) -> Result<Option<String>
 
 /// What was asked for cannot be.
 pub(crate) fn usage(why: &str) -> Error {
-    Error::with(Exit::Usage, why)
+    Error::with(ErrorKind::Usage, why)
 }

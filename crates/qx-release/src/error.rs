@@ -1,5 +1,5 @@
-//! What callers act on: an error is a kind (which becomes the exit code), one line that says what was
-//! being done to what, and the cause.
+//! What callers act on: an error is a kind, one line that says what was being done to what, and the cause. Code decides by
+//! the kind; scripts see the outcome that is made of it.
 
 use std::fmt;
 use std::io;
@@ -62,11 +62,54 @@ impl Exit {
     }
 }
 
+/// What kind of failure it is: whose fault, and so who can do something about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Something failed here: a file, a program, a service.
+    Failed,
+    /// A source cannot be reached, or does not have what was asked for.
+    Unavailable,
+    /// What a source has is not what was signed, or not to be trusted.
+    Untrusted,
+    /// What was signed is wrong in itself: the fault of whoever published it.
+    Publisher,
+    /// A release that this appliance must not or does not want to install.
+    NotEligible,
+    /// Wrong usage or configuration.
+    Usage,
+    /// A live process holds the lock.
+    Busy,
+    /// Not enough space.
+    NoSpace,
+    /// It failed after services were stopped; the previous release runs again.
+    BackToPrevious,
+    /// It failed after services were stopped; the factory set runs.
+    BackToFactory,
+    /// A person is needed; `status` says what for.
+    NeedsPerson,
+}
+
+/// The one place where kinds become exit codes.
+impl From<ErrorKind> for Exit {
+    fn from(kind: ErrorKind) -> Exit {
+        match kind {
+            ErrorKind::Failed | ErrorKind::Unavailable => Exit::Failed,
+            ErrorKind::Untrusted | ErrorKind::Publisher | ErrorKind::NotEligible => Exit::Refused,
+            ErrorKind::Usage => Exit::Usage,
+            ErrorKind::Busy => Exit::Busy,
+            ErrorKind::NoSpace => Exit::NoSpace,
+            ErrorKind::BackToPrevious => Exit::BackToPrevious,
+            ErrorKind::BackToFactory => Exit::BackToFactory,
+            ErrorKind::NeedsPerson => Exit::NeedsPerson,
+        }
+    }
+}
+
 /// A failed act. `Display` prints what was being done; [`Error::chain`] adds the causes, on one line.
 #[derive(Debug)]
 pub struct Error {
-    /// What the caller should do about it.
-    pub exit: Exit,
+    /// What the caller decides by.
+    pub kind: ErrorKind,
     what: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -77,22 +120,27 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An ordinary failure without a cause: `what` says what was being done, to what, and why it failed.
     pub fn new(what: impl Into<String>) -> Error {
-        Error::with(Exit::Failed, what)
+        Error::with(ErrorKind::Failed, what)
     }
 
     /// A failure of a given kind.
-    pub fn with(exit: Exit, what: impl Into<String>) -> Error {
+    pub fn with(kind: ErrorKind, what: impl Into<String>) -> Error {
         Error {
-            exit,
+            kind,
             what: what.into(),
             source: None,
         }
     }
 
     /// The same error seen as another kind.
-    pub fn exiting(mut self, exit: Exit) -> Error {
-        self.exit = exit;
+    pub fn of(mut self, kind: ErrorKind) -> Error {
+        self.kind = kind;
         self
+    }
+
+    /// The outcome of a command that ends with it.
+    pub fn exit(&self) -> Exit {
+        self.kind.into()
     }
 
     /// What kind of failure of the system is at its root, if it is one.
@@ -134,7 +182,7 @@ impl std::error::Error for Error {
 }
 
 /// Says what was being done when a cause turned up. The kind comes from the cause: a full disk is
-/// [`Exit::NoSpace`] wherever it is met, and an [`Error`] keeps its own.
+/// [`ErrorKind::NoSpace`] wherever it is met, and an [`Error`] keeps its own.
 pub trait Context<T> {
     /// Wraps the cause in an error that says `what` was being done, to which file or URL.
     fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
@@ -143,18 +191,18 @@ pub trait Context<T> {
 impl<T, E: std::error::Error + Send + Sync + 'static> Context<T> for std::result::Result<T, E> {
     fn doing<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T> {
         self.map_err(|cause| Error {
-            exit: exit_of(&cause),
+            kind: kind_of(&cause),
             what: what().into(),
             source: Some(Box::new(cause)),
         })
     }
 }
 
-fn exit_of(cause: &(dyn std::error::Error + 'static)) -> Exit {
+fn kind_of(cause: &(dyn std::error::Error + 'static)) -> ErrorKind {
     let mut next = Some(cause);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<Error>() {
-            return error.exit;
+            return error.kind;
         }
         let full = |io: &io::Error| {
             matches!(
@@ -164,21 +212,21 @@ fn exit_of(cause: &(dyn std::error::Error + 'static)) -> Exit {
         };
         if let Some(io) = error.downcast_ref::<io::Error>() {
             if full(io) {
-                return Exit::NoSpace;
+                return ErrorKind::NoSpace;
             }
             // `io::Error::source` skips the error that it wraps.
             if let Some(inner) = io.get_ref() {
-                return exit_of(inner);
+                return kind_of(inner);
             }
         }
         if let Some(errno) = error.downcast_ref::<rustix::io::Errno>()
             && full(&io::Error::from(*errno))
         {
-            return Exit::NoSpace;
+            return ErrorKind::NoSpace;
         }
         next = error.source();
     }
-    Exit::Failed
+    ErrorKind::Failed
 }
 
 #[cfg(test)]
@@ -191,9 +239,9 @@ mod tests {
         let wrapped = Err::<(), _>(io::Error::other(full()))
             .doing(|| "writing /data/x")
             .unwrap_err();
-        assert_eq!(wrapped.exit, Exit::NoSpace);
+        assert_eq!(wrapped.kind, ErrorKind::NoSpace);
         let twice = Err::<(), _>(wrapped).doing(|| "staging").unwrap_err();
-        assert_eq!(twice.exit, Exit::NoSpace);
+        assert_eq!(twice.kind, ErrorKind::NoSpace);
         assert!(
             twice.chain().starts_with("staging: writing /data/x: "),
             "{}",

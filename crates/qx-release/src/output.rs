@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use crate::error::{Context, Exit, Result};
+use crate::error::{Context, ErrorKind, Result};
 use crate::text;
 
 /// Writes an answer to the standard output. One that could not be written (`>/dev/full`) was not given. A reader that has
@@ -17,7 +17,7 @@ pub fn answer(text: &str) -> Result<()> {
         // Whatever the cause is: a full disk there is not the appliance's.
         written => written
             .doing(|| "writing to the standard output")
-            .map_err(|e| e.exiting(Exit::Failed)),
+            .map_err(|e| e.of(ErrorKind::Failed)),
     }
 }
 

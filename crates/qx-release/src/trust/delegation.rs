@@ -9,7 +9,7 @@ use super::key::Verifiers;
 use super::limits::Limits;
 use super::metadata::{RoleKeys, TargetInfo, Targets, at_most, parse_keys};
 use crate::digest::Digest;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::json;
 use crate::manifest::RelPath;
 
@@ -98,7 +98,7 @@ pub struct Found {
 /// search, for a role that comes later must not speak for one that was kept away.
 ///
 /// # Errors
-/// What `load` says; [`Exit::Refused`] if more than `limits.delegated_roles` would have to be asked.
+/// What `load` says; [`ErrorKind::Publisher`] if more than `limits.delegated_roles` would have to be asked.
 pub fn search(
     top: &Targets,
     name: &RelPath,
@@ -120,7 +120,7 @@ pub fn search(
             let why = format!(
                 "looking for {name}: more than {most} delegated roles would have to be asked"
             );
-            return Err(Error::with(Exit::Refused, why));
+            return Err(Error::with(ErrorKind::Publisher, why));
         }
         let targets = load(&delegation)?;
         let role = delegation.role;
