@@ -274,7 +274,7 @@ fn starting_again_for_ever_is_no_progress() {
         serve(stream, &asked, &body, 500_000);
     });
     let error = download(&server.source(), &content, dir.path()).unwrap_err();
-    assert!(error.chain().contains("too early"), "{}", error.chain());
+    assert!(error.chain().contains("early"), "{}", error.chain());
     // The first got somewhere; two more tries did not get further.
     assert_eq!(server.ranges().len(), 3);
 }
@@ -291,7 +291,7 @@ fn a_body_without_a_length_that_ends_early_is_tried_again_but_not_for_ever() {
         say(stream, &body[..1000]);
     });
     let error = download(&server.source(), &content, dir.path()).unwrap_err();
-    assert!(error.chain().contains("too early"), "{}", error.chain());
+    assert!(error.chain().contains("early"), "{}", error.chain());
     assert_eq!(server.ranges().len(), 3);
 }
 
@@ -446,11 +446,15 @@ fn lies_are_refused_at_once() {
             "answered 416",
             None,
         ),
-        ("200 OK\r\nContent-Encoding: gzip\r\n\r\n", "encoded", None),
-        ("302 Found\r\n\r\n", "redirect to nowhere", None),
+        (
+            "200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+            "an encoding",
+            None,
+        ),
+        ("302 Found\r\n\r\n", "redirect without a target", None),
         (
             "302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
-            "not followed",
+            "refusing a redirect",
             None,
         ),
     ];
@@ -606,7 +610,7 @@ fn a_small_file_that_is_cut_is_not_taken_for_whole() {
         server.source().small("x", 2).unwrap_err(),
         fetch::get(&server.url, Duration::from_secs(60), 2).unwrap_err(),
     ] {
-        assert!(error.chain().contains("too early"), "{}", error.chain());
+        assert!(error.chain().contains("early"), "{}", error.chain());
     }
 }
 
@@ -718,8 +722,8 @@ fn a_directory_is_a_source() {
     assert_eq!(small("targets/y", 10).unwrap(), None);
     for (path, why) in [
         ("targets/x.tar.gz", "longer than 9"),
-        ("pipe", "no regular file"),
-        ("targets", "no regular file"),
+        ("pipe", "not a regular file"),
+        ("targets", "not a regular file"),
         ("../x", "not a relative path"),
         ("/etc/passwd", "not a relative path"),
     ] {
@@ -1091,7 +1095,7 @@ mod tls {
                 &right,
                 "not valid for name",
             ),
-            (url.clone(), &empty, "there is none in it"),
+            (url.clone(), &empty, "it contains none"),
             (
                 url.clone(),
                 &dir.path().join("missing"),
@@ -1160,6 +1164,6 @@ mod tls {
         fs::write(&ca_file, pem).unwrap();
         let url = format!("https://localhost:{port}");
         let error = source(&url, &ca_file).small("x", 2).unwrap_err().chain();
-        assert!(error.contains("would leave https"), "{error}");
+        assert!(error.contains("would downgrade https"), "{error}");
     }
 }

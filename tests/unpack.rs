@@ -284,19 +284,19 @@ fn hostile_entries_are_refused() {
             "outside",
             t().file("bin/evil", "x"),
             "bin/evil",
-            "outside of share/thing",
+            "outside share/thing",
         ),
         (
             "a longer name",
             t().file("share/thing2", "x"),
             "share/thing2",
-            "outside of share/thing",
+            "outside share/thing",
         ),
         (
             "above",
             Tar::default().dir("share"),
             "'share'",
-            "outside of share/thing",
+            "outside share/thing",
         ),
         (
             "control character",
@@ -321,45 +321,45 @@ fn hostile_entries_are_refused() {
             "absolute link",
             t().link("share/thing/l", "/etc/passwd"),
             "share/thing/l",
-            "not inside",
+            "outside the component",
         ),
         (
             "link out",
             t().link("share/thing/l", "../../x"),
             "share/thing/l",
-            "not inside",
+            "outside the component",
         ),
         (
             "link to the parent",
             t().link("share/thing/l", ".."),
             "share/thing/l",
-            "not inside",
+            "outside the component",
         ),
         (
             "link that looks inside",
             t().link("share/thing/s", ".")
                 .link("share/thing/l", "s/../x"),
             "share/thing/l",
-            "not inside",
+            "outside the component",
         ),
         (
             "link to nothing",
             t().link("share/thing/l", ""),
             "share/thing/l",
-            "not inside",
+            "outside the component",
         ),
         (
             "link in place of the tree",
             Tar::default().link("share/thing", "x"),
             "share/thing",
-            "not inside",
+            "outside the component",
         ),
         (
             "pax link out",
             t().pax(&[("linkpath", "/etc/passwd")])
                 .link("share/thing/l", "x"),
             "share/thing/l",
-            "not inside",
+            "outside the component",
         ),
         (
             "pax path out",
@@ -437,31 +437,31 @@ fn hostile_entries_are_refused() {
             "file twice",
             t().file("share/thing/f", "x").file("share/thing/f", "y"),
             "share/thing/f",
-            "there already",
+            "already exists",
         ),
         (
             "directory twice",
             t().dir("share/thing/d").dir("share/thing/d/"),
             "share/thing/d",
-            "there already",
+            "already exists",
         ),
         (
             "file over a directory",
             t().dir("share/thing/d").file("share/thing/d", "x"),
             "share/thing/d",
-            "there already",
+            "already exists",
         ),
         (
             "file over a link",
             t().link("share/thing/l", "f").file("share/thing/l", "x"),
             "share/thing/l",
-            "there already",
+            "already exists",
         ),
         (
             "directory over a link",
             t().link("share/thing/l", ".").dir("share/thing/l"),
             "share/thing/l",
-            "there already",
+            "already exists",
         ),
         (
             "through a link",
@@ -469,16 +469,16 @@ fn hostile_entries_are_refused() {
                 .link("share/thing/l", "d")
                 .file("share/thing/l/f", "x"),
             "share/thing/l/f",
-            "no directory",
+            "not a directory",
         ),
         (
             "through a file",
             t().file("share/thing/f", "x").file("share/thing/f/f", "x"),
             "share/thing/f/f",
-            "no directory",
+            "not a directory",
         ),
         (
-            "no directory",
+            "not a directory",
             t().file("share/thing/d/f", "x"),
             "share/thing/d/f",
             "before its directory",
@@ -645,7 +645,11 @@ fn what_is_there_is_never_written_to() {
     symlink(&victim, slot.join("share/thing")).unwrap();
     let tar = Tar::default().file("share/thing", "evil");
     let error = install(&component(Kind::Bin, 4, 1), &tar.gz(), &slot).unwrap_err();
-    assert!(error.chain().contains("there already"), "{}", error.chain());
+    assert!(
+        error.chain().contains("already exists"),
+        "{}",
+        error.chain()
+    );
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
@@ -730,12 +734,12 @@ fn damage_is_told_as_what_it_is() {
         (
             "trailing garbage",
             [&good[..], b"x"].concat(),
-            "something follows",
+            "there is data after",
         ),
         (
             "a second member",
             [&good[..], &good[..]].concat(),
-            "something follows",
+            "there is data after",
         ),
         (
             "cut compression",

@@ -204,7 +204,7 @@ impl Plan {
                 Origin::Reuse { set, .. } => format!("{name}: reuse from {set}"),
                 Origin::Fetch { length, there: 0 } => format!("{name}: fetch {length} bytes"),
                 Origin::Fetch { length, there } => {
-                    format!("{name}: fetch {length} bytes, {there} of them are there")
+                    format!("{name}: fetch {length} bytes, {there} of them already here")
                 }
             });
         }
@@ -215,7 +215,7 @@ impl Plan {
         lines.extend(
             self.drops
                 .iter()
-                .map(|path| format!("for its space, {} is deleted", path.display())),
+                .map(|path| format!("deleting {} to make room", path.display())),
         );
         lines.push(format!(
             "space: at most {} bytes{} and {} files",
@@ -229,7 +229,7 @@ impl Plan {
     fn of_data(&self) -> String {
         match self.data_bytes {
             0 => String::new(),
-            bytes => format!(", {bytes} of them for the data's way back,"),
+            bytes => format!(", {bytes} of them to restore the data,"),
         }
     }
 

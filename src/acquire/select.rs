@@ -133,7 +133,7 @@ fn check_request(version: &Version, context: &SelectionContext, offers: &[Offer]
     }
     match &context.running.version {
         Some(running) if version.cmp_precedence(running).is_lt() => refused(format!(
-            "it is older than {}, which runs; `qx-update rollback` goes back",
+            "it is older than {}, which runs; use `qx-update rollback` to go back",
             context.running
         )),
         _ => Ok(()),

@@ -64,7 +64,7 @@ pub fn unpack(
     let rest = io::copy(&mut artifact, &mut io::sink())
         .doing(|| format!("reading the artifact of {name}"))?;
     if rest > 0 && unpacked.is_ok() {
-        unpacked = Err(refused(name, "something follows the compressed archive"));
+        unpacked = Err(refused(name, "there is data after the compressed archive"));
     }
     // If the digest is wrong then that is why, whatever was odd inside.
     let hasher = &artifact.get_ref().hasher;
@@ -286,7 +286,7 @@ impl<'a> Unpacker<'a> {
             Ok(directory) => directory,
             Err(Errno::NOENT) => return Err(refuse("comes before its directory")),
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                return Err(refuse("leads through something that is no directory"));
+                return Err(refuse("leads through something that is not a directory"));
             }
             Err(e) => {
                 return Err(e).doing(|| format!("opening the directory of {}", full.display()));
@@ -305,7 +305,7 @@ impl<'a> Unpacker<'a> {
         };
         let file = match made {
             Ok(file) => file,
-            Err(Errno::EXIST) => return Err(refuse("is there already")),
+            Err(Errno::EXIST) => return Err(refuse("already exists")),
             Err(e) => return Err(e).doing(|| format!("creating {}", full.display())),
         };
         if kind == EntryType::Directory && mode & 0o700 != 0o700 {
@@ -343,7 +343,7 @@ impl<'a> Unpacker<'a> {
         let place = &component.install_path;
         let relative = path
             .below(place)
-            .ok_or_else(|| format!("is outside of {place}"))?;
+            .ok_or_else(|| format!("is outside {place}"))?;
         check_kind(kind, relative, component)?;
         let header = entry.header();
         // The bits above are the file's type, which some archivers repeat here.
@@ -424,20 +424,20 @@ fn check_kind(kind: EntryType, relative: &str, component: &Component) -> Result<
             ));
         }
         (EntryType::Regular, Kind::Tree) if relative.is_empty() => {
-            "is a file, and the component is a tree"
+            "is a file, but the component is a tree"
         }
         (EntryType::Regular, _) | (EntryType::Directory | EntryType::Symlink, Kind::Tree) => {
             return Ok(());
         }
         (EntryType::Directory | EntryType::Symlink, Kind::Bin) => {
-            "is no file, and the component is a bin"
+            "is not a file, but the component is a bin"
         }
         (EntryType::Link, _) => "is a hard link",
         (EntryType::Char | EntryType::Block | EntryType::Fifo, _) => "is a device or a pipe",
         (EntryType::GNUSparse, _) => "is a sparse file",
         (other, _) => {
             let kind = shown(&[other.as_byte()]);
-            return Err(format!("is of an unknown type ('{kind}')"));
+            return Err(format!("has an unknown type ('{kind}')"));
         }
     };
     Err(why.into())
@@ -451,7 +451,7 @@ fn link_inside(relative: &str, target: Vec<u8>) -> Result<Vec<u8>, String> {
         return Ok(target);
     }
     Err(format!(
-        "is a link to '{}', which is not inside of the component",
+        "is a link to '{}', outside the component",
         shown(&target)
     ))
 }

@@ -11,7 +11,7 @@ use super::{LogArguments, answer, complain, for_people, open_store};
 use crate::model::slot::{Set, Slot, Verdict};
 use crate::recovery::link;
 use crate::status::{self, Status};
-use crate::store::sets;
+use crate::store::{CommitPoint, sets};
 use crate::system::host::Host;
 use crate::system::log::{self, Line, Log};
 
@@ -54,7 +54,7 @@ pub(super) fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Ex
 pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;
     store.may_read()?;
-    let link = store.link();
+    let link = store.selected();
     let mut bad = false;
     for slot in Slot::BOTH {
         let verdict = store.verify(slot);

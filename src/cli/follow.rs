@@ -82,7 +82,7 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
         }
         (None, Some(last)) if last.id == seen => {
             complain(&format!(
-                "following the worker process: {how}; it was done then"
+                "following the worker process: {how}; it had finished"
             ));
             Ok(last.result)
         }

@@ -263,7 +263,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
     };
     let bytes = store::read_if_there(&path, 1 << 20)
         .map_err(|e| e.of(ErrorKind::Usage))?
-        .ok_or_else(|| usage("there is none".into()))?;
+        .ok_or_else(|| usage("it does not exist".into()))?;
     let config = Config::parse(&bytes).map_err(usage)?;
     // A place may lead to another by a link. Where that cannot be followed, whoever opens it says why.
     let real = |path: &str| Some(host.real_path(path).ok()?.to_str()?.to_owned());
@@ -274,7 +274,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
             && let Some(own) = config::own_place(host.root(), &data_dir, &place)
         {
             return Err(usage(format!(
-                "data: {}: the place {} leads to {}: {} is no place for data",
+                "data: {}: the place {} leads to {}: {} is not a place for data",
                 set.name,
                 text::name(&set.place),
                 text::name(&place),
@@ -287,7 +287,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
         && let Some(own) = config::own_log(&data_dir, &place)
     {
         return Err(usage(format!(
-            "log.path: {} leads to {}: {} is no place for a log",
+            "log.path: {} leads to {}: {} is not a place for a log",
             text::name(path),
             text::name(&place),
             text::path(&own)

@@ -204,7 +204,7 @@ impl Appliance {
         for leftover in &plan.drops {
             self.log.warning(
                 "plan",
-                format!("{} is deleted for its space", leftover.display()),
+                format!("deleting {} to make room", leftover.display()),
             );
             durable::remove_any(leftover)?;
         }

@@ -108,7 +108,7 @@ impl Appliance {
             self.log.warning(
                 "rollback",
                 format!(
-                    "the data of {} is set aside, all that was written until now",
+                    "setting aside the data of {}, with everything written until now",
                     set.name
                 ),
             );
@@ -124,12 +124,12 @@ impl Appliance {
         let saved_at = op.saved_at.as_deref().unwrap_or(&op.started);
         if *data == DataState::Saved {
             let lost = format!(
-                "what was written to the data since {saved_at}, when {} came, is set aside",
+                "setting aside what was written to the data since {saved_at}, when {} came",
                 op.to
             );
             if record.is_stale_trial(&self.host.moment()) && newer == NewerData::Keep {
                 let what = format!(
-                    "going back to {}: {lost}: that takes `--discard-data`",
+                    "going back to {}: {lost}: this needs `--discard-data`",
                     op.from()
                 );
                 return Err(Error::with(ErrorKind::NeedsPerson, what));
@@ -199,7 +199,7 @@ impl Appliance {
         self.store.save(&ended)?;
         self.log.info(
             "rollback",
-            format!("{left} is given up; the factory set stays"),
+            format!("giving up {left}; the factory set stays"),
         );
         Ok(Exit::Done)
     }

@@ -19,7 +19,7 @@ impl Appliance {
             && running(&record).set != Set::Factory
         {
             let what = format!(
-                "this boot uses the factory set as it was told to ({}); {} is kept, and nothing is concluded",
+                "this boot uses the factory set as requested ({}); {} is kept, and nothing is decided",
                 host::FACTORY_BOOT,
                 running(&record)
             );
@@ -45,7 +45,7 @@ impl Appliance {
             self.log.operation(&op.id);
             self.log.warning(
                 "confirm",
-                format!("{} is confirmed by a person, without a proof", op.to),
+                format!("{} is confirmed by a person, without proof", op.to),
             );
             return self.switch_of(op.clone()).confirmed(&record, &[]);
         }
@@ -102,7 +102,7 @@ impl Appliance {
         self.store.drop_leftovers()?;
         self.log.info(
             "reset",
-            "quarantine, held releases, staged release and downloads are forgotten",
+            "cleared quarantine, held releases, staged release and downloads",
         );
         Ok(Exit::Done)
     }

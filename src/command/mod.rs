@@ -75,8 +75,8 @@ impl Appliance {
 
     fn told_to_use_the_factory_set(&self, doing: &str) -> Error {
         let what = format!(
-            "{doing}: this boot was told to use the factory set ({}): boot without it, or go on with the factory set by \
-             `qx-update rollback --to factory`",
+            "{doing}: this boot uses the factory set ({}): boot without it, or run `qx-update rollback --to factory` to stay \
+             on the factory set",
             host::FACTORY_BOOT
         );
         Error::with(ErrorKind::NeedsPerson, what)
@@ -126,11 +126,7 @@ impl Appliance {
         wait_for_runlevel(&op.manager, &self.host, &mut self.log);
         self.log.info(
             "resume",
-            format!(
-                "the {} of {} is taken up again",
-                record.phase().name(),
-                op.to
-            ),
+            format!("resuming the {} of {}", record.phase().name(), op.to),
         );
         let going = self.switch_of(op);
         let exit = match record.phase() {

@@ -23,7 +23,7 @@ impl Appliance {
             Error::with(
                 ErrorKind::Usage,
                 format!(
-                    "reading the trust root {}: there is none",
+                    "reading the trust root {}: it does not exist",
                     root_path.display()
                 ),
             )

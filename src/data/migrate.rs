@@ -73,12 +73,12 @@ impl MigrationRunner<'_> {
         log: &mut Log,
     ) -> Result<(), Failure> {
         let Some((program, arguments)) = vector.split_first() else {
-            return Err(Error::new("running a migration: it is empty").into());
+            return Err(Error::new("running a migration: its command is empty").into());
         };
         let program = self
             .store
             .program(self.set, self.manifest, program)
-            .ok_or_else(|| Error::new(format!("running {program}: it is in no component")))?;
+            .ok_or_else(|| Error::new(format!("running {program}: no component contains it")))?;
         let mut given = vec![program.display().to_string()];
         for argument in arguments {
             let mut argument = argument.clone();
@@ -158,7 +158,7 @@ pub fn end_orphans(operation: &str, proc: &Proc, log: &mut Log) -> Result<()> {
         if Instant::now() >= deadline {
             let stay: Vec<String> = orphans.iter().map(|p| p.pid.to_string()).collect();
             return Err(Error::new(format!(
-                "ending what is left of a migration: processes {} stay",
+                "ending what is left of a migration: cannot kill processes {}",
                 stay.join(", ")
             )));
         }

@@ -31,7 +31,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     let mut bytes = 0_u64;
     for set in data {
         let size = snapshot::size(host, set, &store.path("update"))
-            .doing(|| "planning the data's way back")?;
+            .doing(|| "planning how to restore the data")?;
         if !size.shares {
             bytes = bytes.saturating_add(size.bytes.saturating_mul(2));
         }
@@ -59,7 +59,7 @@ pub fn restore(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Res
     let snapshot = store.snapshot(&op.id);
     if !snapshot.is_dir() {
         return Err(Error::new(format!(
-            "restoring the data: there is no snapshot {}",
+            "restoring the data: snapshot {} is missing",
             snapshot.display()
         )));
     }
@@ -67,7 +67,7 @@ pub fn restore(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Res
         Ok(()) => true,
         Err(e) => {
             // Going back counts for more than what a failed release wrote.
-            log.warning("data", format!("not kept aside: {}", e.chain()));
+            log.warning("data", format!("not set aside: {}", e.chain()));
             false
         }
     };
@@ -76,7 +76,10 @@ pub fn restore(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Res
         let from = snapshot.join(set.name.as_str());
         match snapshot::restore(host, set, &from, log) {
             Err(e) if e.kind == ErrorKind::NoSpace => {
-                log.warning("data", format!("{}: what is kept aside goes", e.chain()));
+                log.warning(
+                    "data",
+                    format!("{}: deleting the data that was set aside", e.chain()),
+                );
                 durable::remove_tree(&store.path("update/discarded"))?;
                 snapshot::restore(host, set, &from, log)?;
             }
@@ -158,7 +161,7 @@ pub fn keep(store: &Store, op: &Operation, log: &mut Log) -> Result<Option<Strin
         log.warning(
             "data",
             format!(
-                "{} goes: limits.discarded_bytes allows {} bytes of data that is kept aside",
+                "deleting {}: limits.discarded_bytes allows {} bytes of data set aside",
                 path.display(),
                 op.discarded_bytes
             ),

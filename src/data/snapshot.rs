@@ -95,7 +95,10 @@ pub fn size(host: &Host, set: &DataSet, near: &Path) -> Result<Size> {
 pub fn save(host: &Host, set: &DataSet, to: &Path, log: &mut Log) -> Result<()> {
     let doing = || format!("saving the data set {} to {}", set.name, to.display());
     if fs::symlink_metadata(to).is_ok() {
-        return Err(Error::new(format!("{}: something is there", doing())));
+        return Err(Error::new(format!(
+            "{}: something already exists there",
+            doing()
+        )));
     }
     log.info(STEP, format!("saving the data set {}", set.name));
     durable::create_dir(to, 0o700)?;
@@ -172,7 +175,7 @@ pub fn clone(
         Method::Command => {
             let Some(clone) = &set.clone_place else {
                 return Ok(DataClone::Skipped(
-                    "the appliance declares no way to clone it".into(),
+                    "the appliance defines no way to clone it".into(),
                 ));
             };
             drop_clone(host, set, log)?;
@@ -282,7 +285,7 @@ impl Index {
         }
         let kind = json::string(json::there(kind, "kind")?)?;
         let kind = Kind::ALL.iter().find(|(_, name)| *name == kind);
-        let kind = kind.ok_or("its kind is unknown")?.0;
+        let kind = kind.ok_or("its type is unknown")?.0;
         let mut found = Vec::new();
         json::items(json::there(parts, "parts")?, &mut |part| {
             let part = json::string(part)?.into_owned();
@@ -298,7 +301,7 @@ impl Index {
         };
         let stream = set.method == Method::Command;
         if (kind == Kind::Stream) != stream || digest.is_some() != stream {
-            return Err("the snapshot was taken in another way".into());
+            return Err("the snapshot was taken with another method".into());
         }
         Ok(Index {
             kind,
@@ -366,7 +369,7 @@ impl Place {
         let path = Path::new(&set.place);
         path.parent()
             .zip(path.file_name())
-            .ok_or_else(|| Error::new(format!("{} can be no data set", path.display())))
+            .ok_or_else(|| Error::new(format!("{} cannot be a data set", path.display())))
     }
 
     fn new((directory, path): (File, PathBuf), name: &OsStr) -> Result<Place> {
@@ -632,7 +635,7 @@ fn prepare(host: &Host, set: &DataSet, to: &Path, owner: Option<&User>) -> Resul
         rustix::fs::fchown(&made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
         rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))
     };
-    give().doing(|| format!("giving {} to user {uid}", to.display()))
+    give().doing(|| format!("changing the owner of {} to user {uid}", to.display()))
 }
 
 fn copy_clone(place: &Place, to: &Path, owner: Option<&User>, log: &mut Log) -> Result<()> {
@@ -863,7 +866,7 @@ impl<'a> Walk<'a> {
         match kind {
             FileType::Socket | FileType::Fifo => {
                 if let (Some(log), Some(_)) = (&mut self.log, to) {
-                    let what = format!("{} is {} and left out", path.display(), describe(kind));
+                    let what = format!("leaving out {}, {}", path.display(), describe(kind));
                     log.warning(STEP, what);
                 }
                 return Ok(None);
@@ -897,7 +900,7 @@ impl<'a> Walk<'a> {
         let file = File::from(rustix::fs::openat(from, name, flags, Mode::empty())?);
         stat = rustix::fs::fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != kind {
-            return Err(io::Error::other("it was replaced meanwhile"));
+            return Err(io::Error::other("it was replaced in the meantime"));
         }
         if let (Some(user), Some(_), FileType::RegularFile) = (self.give_to, to, kind) {
             own_name(&stat, user.uid)?;
@@ -976,7 +979,7 @@ fn give(directory: &File, name: &OsStr, kind: FileType, uid: u32, gid: u32) -> i
     let entry = rustix::fs::openat(directory, name, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&entry)?;
     if FileType::from_raw_mode(stat.st_mode) != kind {
-        return Err(io::Error::other("it was replaced meanwhile"));
+        return Err(io::Error::other("it was replaced in the meantime"));
     }
     if kind != FileType::Directory {
         own_name(&stat, uid)?;
@@ -990,7 +993,7 @@ fn give(directory: &File, name: &OsStr, kind: FileType, uid: u32, gid: u32) -> i
 fn own_name(stat: &Stat, uid: u32) -> io::Result<()> {
     if stat.st_nlink > 1 && stat.st_uid != uid {
         return Err(io::Error::other(format!(
-            "it has another name (a hard link), and belongs to user {}: it is not given to user {uid}",
+            "it has another name (a hard link), and belongs to user {}: its owner is not changed to user {uid}",
             stat.st_uid
         )));
     }
@@ -1294,7 +1297,7 @@ mod tests {
         machine.save(&set).unwrap();
         for name in ["fifo", "socket"] {
             data.remove(&format!("db/{name}")).unwrap();
-            let warning = format!("srv/db/{name} is a {name} and left out");
+            let warning = format!("srv/db/{name}, a {name}");
             assert!(machine.logged().contains(&warning), "{}", machine.logged());
         }
         fs::write(machine.at("srv/outside"), "changed").unwrap();
@@ -1442,7 +1445,7 @@ mod tests {
             (
                 "files",
                 |dir| edit(dir, "\"files\"", "\"stream\""),
-                "in another way",
+                "with another method",
             ),
             (
                 "files",
@@ -1483,7 +1486,12 @@ mod tests {
         let to = machine.at("taken");
         fs::create_dir(&to).unwrap();
         let error = save(&machine.host, &set(json!({})), &to, &mut machine.log);
-        assert!(error.unwrap_err().chain().contains("something is there"));
+        assert!(
+            error
+                .unwrap_err()
+                .chain()
+                .contains("something already exists there")
+        );
     }
 
     #[test]
@@ -1803,7 +1811,7 @@ mod tests {
 
         let without = commands(&machine, &[]);
         let skipped = machine.clone(&without, None).unwrap();
-        let why = "the appliance declares no way to clone it";
+        let why = "the appliance defines no way to clone it";
         assert_eq!(skipped, DataClone::Skipped(why.into()));
         drop_clone(&machine.host, &without, &mut machine.log).unwrap();
         let place = machine.at("srv/copy").display().to_string();

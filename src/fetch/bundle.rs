@@ -104,7 +104,7 @@ impl Bundle {
             extended = matches!(kind, EntryType::GNULongName | EntryType::XHeader);
             if extended {
                 if long_name.is_some() {
-                    return Err(refused("an entry of it has two names"));
+                    return Err(refused("one of its entries has two names"));
                 }
                 long_name = self.long_name(&mut entry)?;
                 continue;
@@ -128,7 +128,7 @@ impl Bundle {
             names += name.as_str().len();
             if names > MAX_NAMES {
                 return Err(refused(&format!(
-                    "the names in it have more than {MAX_NAMES} bytes"
+                    "its names have more than {MAX_NAMES} bytes"
                 )));
             }
             let place = Place { at, length: size };
@@ -137,7 +137,7 @@ impl Bundle {
             }
         }
         if extended {
-            return Err(refused("the entry that its last name is for is missing"));
+            return Err(refused("the entry for its last name is missing"));
         }
         self.check_end(end)?;
         Ok(files)
@@ -181,7 +181,7 @@ impl Bundle {
                 error
             }
             None => self.refused(&format!(
-                "it is no uncompressed tar archive, or a damaged one: {e}"
+                "it is not an uncompressed tar archive, or it is damaged: {e}"
             )),
         }
     }

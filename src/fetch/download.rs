@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::http::{Client, Response, Url};
+use super::client::{Client, Response};
+use super::url::Url;
 use super::{Fault, Patience, Retries, options, wrong_length};
 use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
@@ -95,7 +96,7 @@ impl Download<'_> {
                 return Err(Error::with(
                     ErrorKind::Untrusted,
                     format!(
-                        "fetching {}: what came was tampered with: its digest is {} instead of {}",
+                        "fetching {}: the download was tampered with: its digest is {} instead of {}",
                         self.url,
                         part.hasher.digest(),
                         self.sha256
@@ -176,7 +177,7 @@ impl Download<'_> {
             416 if have > 0 => {
                 part.restart()?;
                 return Err(Fault::Transient(Error::new(format!(
-                    "fetching {}: the server has nothing from byte {have} on",
+                    "fetching {}: the server has no data from byte {have} on",
                     self.url
                 ))));
             }
@@ -206,7 +207,7 @@ impl Download<'_> {
             if since.elapsed() >= self.patience.stall_timeout {
                 if self.is_too_slow(part.bytes() - before, since.elapsed()) {
                     let slowest = self.patience.slowest;
-                    let why = format!("it came at less than {slowest} bytes a second");
+                    let why = format!("it was slower than {slowest} bytes per second");
                     return Err(fault(io::Error::new(io::ErrorKind::TimedOut, why)));
                 }
                 window = (Instant::now(), part.bytes());
@@ -214,7 +215,7 @@ impl Download<'_> {
         }
         if part.bytes() < self.length {
             let left = self.length - part.bytes();
-            let why = format!("the server ended it {left} bytes too early");
+            let why = format!("the server closed the connection {left} bytes early");
             return Err(fault(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
         }
         Ok(())

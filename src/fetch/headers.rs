@@ -53,11 +53,11 @@ impl Headers {
         let metadata = file.metadata().doing(doing).map_err(usage)?;
         let mode = metadata.permissions().mode() & 0o7777;
         if !metadata.is_file() {
-            return Err(refused("it is no regular file".into()));
+            return Err(refused("it is not a regular file".into()));
         }
         if mode & 0o007 != 0 {
             return Err(refused(format!(
-                "its mode is {mode:04o}: what is secret in it is open to others (chmod o= closes it)"
+                "its mode is {mode:04o}: others can read the secrets in it (fix it with chmod o=)"
             )));
         }
         let mut text = Vec::new();
@@ -90,13 +90,13 @@ fn parse(text: &[u8]) -> Result<Headers, String> {
         let value = value.trim();
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         if name.is_empty() || !name.bytes().all(token) {
-            return bad("has no header's name before its colon");
+            return bad("has no header name before its colon");
         }
         if !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            return bad("has a character that no header has");
+            return bad("has a character that headers cannot have");
         }
         if OURS.contains(&name.to_ascii_lowercase().as_str()) {
-            return bad("is a header that each request has already");
+            return bad("is a header that every request already has");
         }
         lines.push_str(&format!("{name}: {value}\r\n"));
     }

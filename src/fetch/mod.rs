@@ -22,23 +22,27 @@ use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::clock::Clock;
 
+mod answer;
 pub mod bundle;
+mod client;
 mod download;
 mod headers;
-mod http;
 mod mirrors;
 pub mod port;
 mod proxy;
+mod socket;
 #[cfg(feature = "https")]
 mod tls;
+mod url;
 
 use bundle::Bundle;
+use client::{Client, Tls};
 use download::Download;
 pub use headers::Headers;
-pub use http::own_address;
-use http::{Client, Tls, Url};
 pub use mirrors::Mirrors;
 pub use proxy::Proxies;
+pub use socket::own_address;
+use url::Url;
 
 /// The first pause before a broken transfer is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -240,7 +244,7 @@ impl Source {
         match bytes {
             Some(bytes) if bytes.len() as u64 == length => Ok(Ok(bytes)),
             _ => Err(Error::new(format!(
-                "reading {name}: it became shorter meanwhile"
+                "reading {name}: it became shorter in the meantime"
             ))),
         }
     }
@@ -343,7 +347,9 @@ pub struct Answer {
 pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
     let parsed = Url::parse(url).map_err(Error::new)?;
     if parsed.is_https() {
-        return Err(Error::new(format!("asking {parsed}: it is no http:// URL")));
+        return Err(Error::new(format!(
+            "asking {parsed}: it is not an http:// URL"
+        )));
     }
     let client = Client {
         connect_timeout: timeout,
@@ -509,7 +515,7 @@ fn open_if_there(path: &Path) -> Result<Option<(File, u64)>> {
         .metadata()
         .doing(|| format!("opening {}", path.display()))?;
     if !metadata.is_file() {
-        let why = format!("opening {}: it is no regular file", path.display());
+        let why = format!("opening {}: it is not a regular file", path.display());
         return Err(Error::new(why));
     }
     Ok(Some((file, metadata.len())))

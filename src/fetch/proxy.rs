@@ -4,7 +4,7 @@ use std::fmt;
 
 use ct_codecs::{Base64, Encoder};
 
-use super::http::Url;
+use super::url::Url;
 use qx_release::error::{Error, ErrorKind, Result};
 
 /// The proxies of both schemes. Without any, everything is asked directly.

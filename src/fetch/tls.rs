@@ -44,7 +44,7 @@ fn authorities(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, String> 
     let system = || CA_FILES.map(Path::new).into_iter().find(|p| p.exists());
     let Some(path) = ca_file.or_else(system) else {
         return Err(format!(
-            "no certificate authorities: none of {} is there",
+            "no certificate authorities: none of {} exists",
             CA_FILES.join(", ")
         ));
     };
@@ -59,7 +59,7 @@ fn authorities(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, String> 
         roots.add_parsable_certificates([certificate]);
     }
     if roots.is_empty() {
-        return Err(unreadable(&"there is none in it"));
+        return Err(unreadable(&"it contains none"));
     }
     Ok(roots)
 }

@@ -115,7 +115,7 @@ impl TryFrom<serde_json::Value> for Proxy {
             no_proxy: Vec<String>,
         }
         let Fields { url, no_proxy } = serde_json::from_value(value).map_err(
-            |_| "proxy: it is an object of `url`, a text, and `no_proxy`, a list of texts",
+            |_| "proxy: it must be an object of `url`, a string, and `no_proxy`, a list of strings",
         )?;
         Ok(Proxy { url, no_proxy })
     }
@@ -193,7 +193,7 @@ impl TryFrom<ServicesFields> for Services {
             "none" => &[],
             _ => {
                 return Err(format!(
-                    "services.manager: '{}' is none of openrc, commands and none",
+                    "services.manager: '{}' is not openrc, commands or none",
                     text::name(manager)
                 ));
             }
@@ -311,7 +311,7 @@ impl Config {
             ));
         }
         if config.sources.is_empty() {
-            return Err("sources: at least one is needed".into());
+            return Err("sources: at least one is required".into());
         }
         config.check_paths()?;
         config.check_sources()?;
@@ -322,7 +322,7 @@ impl Config {
         {
             let (path, own) = (text::name(path), text::path(&own));
             return Err(format!(
-                "log.path: {path} is in {own}, which is no place for a log"
+                "log.path: {path} is in {own}, which is not a place for a log"
             ));
         }
         config.check_numbers()?;
@@ -377,7 +377,7 @@ impl Config {
         for set in self.data.iter().filter(|set| set.method == Method::Files) {
             if let Some(own) = own_place(Path::new("/"), &self.data_dir, &set.place) {
                 return Err(format!(
-                    "data: {}: the place {} is in {}, or that in it, which is no place for data",
+                    "data: {}: the place {} is in {}, or that in it, which is not a place for data",
                     set.name,
                     text::place(&set.place),
                     text::path(&own)

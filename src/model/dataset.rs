@@ -85,14 +85,16 @@ impl DataSet {
                     .strip_prefix('/')
                     .is_some_and(|rest| rest.parse::<qx_release::manifest::RelPath>().is_ok());
                 if !plain {
-                    return wrong("the place of files is a plain absolute path");
+                    return wrong("the place of files must be a plain absolute path");
                 }
                 if has(&self.save)
                     || has(&self.restore)
                     || has(&self.drop_copy)
                     || self.clone_place.is_some()
                 {
-                    return wrong("save, restore, drop_copy and clone_place are for `command`");
+                    return wrong(
+                        "save, restore, drop_copy and clone_place only apply to `command`",
+                    );
                 }
             }
             Method::Command => {
@@ -239,13 +241,13 @@ impl DataPlan {
         let data = find(&names, declared)?;
         if let Some(set) = data.iter().find(|set| set.method == Method::Command) {
             return Err(format!(
-                "{why}; the snapshot of before is gone, and {} is protected by commands, so that it cannot be begun anew",
+                "{why}; the snapshot from before is gone, and {} is protected by commands, so it cannot start empty",
                 set.name
             ));
         }
         if newer == NewerData::Keep {
             return Err(format!(
-                "{why}; the snapshot of before is gone: `--discard-data` sets the data aside, and the older set begins \
+                "{why}; the snapshot from before is gone: `--discard-data` sets the data aside, and the older set starts \
                  without any"
             ));
         }
@@ -347,7 +349,7 @@ mod tests {
             (2, true, true, "files", Ok(DataChange::Down)),
             (2, false, true, "files", Ok(DataChange::Discard)),
             (2, false, false, "files", Err("--discard-data")),
-            (2, false, true, "command", Err("cannot be begun anew")),
+            (2, false, true, "command", Err("cannot start empty")),
         ] {
             let active = release(1, 2, down);
             let way = DataPlan::back(
@@ -396,7 +398,7 @@ mod tests {
         for (field, value, words) in [
             ("place", json!("data/db"), "absolute path"),
             ("place", json!("/data/../etc"), "absolute path"),
-            ("save", json!(["x"]), "for `command`"),
+            ("save", json!(["x"]), "to `command`"),
             ("method", json!("command"), "needs save and restore"),
             ("limit_bytes", json!(0), "limit_bytes: 0 is not from 1 to"),
             ("limit_bytes", json!(u64::MAX), "limit_bytes"),

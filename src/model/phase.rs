@@ -459,7 +459,7 @@ impl Record {
             .operation()
             .map(|op| format!(" of operation {}", op.id));
         Error::new(format!(
-            "recording that {what}: the record is in phase {}{}; this is a fault of qx-update, please report it",
+            "recording that {what}: the record is in phase {}{}; this is a bug in qx-update, please report it",
             self.phase.name(),
             open.unwrap_or_default()
         ))
@@ -610,7 +610,7 @@ mod tests {
                     }
                     (Err(e), None) => {
                         assert!(e.chain().contains(record.phase().name()), "{context}: {e}");
-                        assert!(e.chain().contains("a fault of qx-update"), "{context}: {e}");
+                        assert!(e.chain().contains("a bug in qx-update"), "{context}: {e}");
                     }
                     (became, to) => panic!("{context}: {became:?}, not {to:?}"),
                 }

@@ -195,7 +195,7 @@ impl TryFrom<Members> for Record {
                 data: data()?,
                 cause: there(&phase, "cause", cause)?,
             },
-            other => return Err(format!("phase '{}' is not known", text::name(other))),
+            other => return Err(format!("unknown phase '{}'", text::name(other))),
         };
         Ok(Record {
             phase,
@@ -245,9 +245,11 @@ pub fn encode(record: &Record, sequence: u64) -> Result<Vec<u8>, String> {
 /// Decodes one copy of the record: its sequence number, and itself. An unknown format is an error.
 pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
-    let (line, rest) = text.split_once('\n').ok_or("it has no checksum line")?;
+    let (line, rest) = text
+        .split_once('\n')
+        .ok_or("its checksum line is missing")?;
     if rest.trim_end() != Digest::of(line.as_bytes()).to_string() {
-        return Err("its checksum does not fit".into());
+        return Err("its checksum does not match".into());
     }
     #[derive(Deserialize)]
     struct Format {

@@ -64,7 +64,7 @@ pub fn try_once(
             Ok(()) => Ok(None),
             Err(why) => Err(Fault::alike(
                 "stopped",
-                format!("service {service} does not run: {why}"),
+                format!("service {service} is not running: {why}"),
             )),
         },
     }
@@ -103,7 +103,7 @@ fn ask(
     };
     let body: serde_json::Value = match json::parse(&answer.body) {
         Ok(body) => body,
-        Err(e) => return failed(format!("{shown} answered no JSON: {e}")),
+        Err(e) => return failed(format!("{shown} did not answer with JSON: {e}")),
     };
     let pointer = text::clean(&field.pointer, text::VALUE);
     let told = |value: &serde_json::Value| text::clean(&value.to_string(), text::VALUE);
@@ -127,7 +127,7 @@ fn execute(
     let mut vector = run.to_vec();
     if let Some(program) = vector.first_mut() {
         let path =
-            find(program).ok_or_else(|| Fault::new(format!("{program} is in no component")))?;
+            find(program).ok_or_else(|| Fault::new(format!("no component contains {program}")))?;
         *program = path.display().to_string();
     }
     let program = Program {

@@ -354,7 +354,7 @@ impl<'a> Census<'a> {
                 )),
             },
             (None, Some(supervisor)) => stopped(format!(
-                "service {}: its program ends whenever it is started: {SUPERVISOR} (process {}) has no child that runs",
+                "service {}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no child that runs",
                 service.name, supervisor.pid
             )),
             (None, None) => stopped(format!(

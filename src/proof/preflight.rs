@@ -57,8 +57,7 @@ fn data_partition(host: &Host, store: &Store) -> Result<()> {
     let using = || format!("using {}", slots.display());
     let stat = rustix::fs::statvfs(&slots).doing(using)?;
     if stat.f_flag.contains(StatVfsMountFlags::NOEXEC) {
-        let why =
-            "it is mounted noexec, and programs could not be started from it: mount it with exec";
+        let why = "it is mounted noexec, so programs cannot be started from it: mount it with exec";
         return Err(Error::new(format!("{}: {why}", using())));
     }
     if host.is_running_system() {
@@ -66,7 +65,7 @@ fn data_partition(host: &Host, store: &Store) -> Result<()> {
         let kind = u64::try_from(kind).unwrap_or_default();
         if let Some((_, name)) = VOLATILE.iter().find(|(magic, _)| *magic == kind) {
             let why = format!(
-                "it is on {name}, and would be gone after a reboot: is the data partition mounted?"
+                "it is on {name}, so a reboot would lose it: is the data partition mounted?"
             );
             return Err(Error::new(format!("{}: {why}", using())));
         }
@@ -151,7 +150,7 @@ fn commands(how: &Services) -> Result<()> {
         if !is_program(program) {
             return Err(Error::with(
                 ErrorKind::Usage,
-                format!("using services.{field} of the configuration: {program} is no program"),
+                format!("using services.{field} of the configuration: {program} is not a program"),
             ));
         }
     }
@@ -174,7 +173,7 @@ fn data_commands(config: &Config) -> Result<()> {
                 return Err(Error::with(
                     ErrorKind::Usage,
                     format!(
-                        "using the data {}: {field} of the configuration: {} is no program",
+                        "using the data {}: {field} of the configuration: {} is not a program",
                         set.name,
                         text::clean(program, 200)
                     ),
@@ -212,8 +211,8 @@ fn pidfiles(running: Option<&Manifest>, store: &Store, manager: &Manager) -> Res
             return Err(Error::with(
                 ErrorKind::Usage,
                 format!(
-                    "using services.pidfile of the configuration: service {name} runs (process {}), and its pidfile {} names \
-                     no process",
+                    "using services.pidfile of the configuration: service {name} runs (process {}), but its pidfile {} names \
+                     none of its processes",
                     process.pid,
                     manager.pidfile_of(&name)
                 ),

@@ -69,7 +69,7 @@ pub fn prove(
     log: &mut Log,
 ) -> Result<Vec<String>, String> {
     if !manager.may_look() {
-        let what = "the services of another root are not looked at";
+        let what = "services are not checked: the root is not this system's";
         log.info("prove", what);
         return Ok(vec![what.to_owned()]);
     }
@@ -83,7 +83,7 @@ pub fn prove(
         .iter()
         .map(|name| {
             format!(
-                "service {name} did not run before, and is not started: nothing is proved of it"
+                "service {name} was not running before and stays stopped; nothing is proved about it"
             )
         })
         .collect();
@@ -327,7 +327,7 @@ impl<'a> Watch<'a> {
     /// Why it has failed though no row of tries was too long: all checks together were given this patience.
     fn too_late(&self, patience: Duration) -> String {
         format!(
-            "the health check {} did not pass for {} s at a stretch in {} s: {}",
+            "the health check {} did not pass for {} s in a row within {} s: {}",
             self.check.probe,
             self.check.stable_s,
             patience.as_secs(),
@@ -351,7 +351,7 @@ fn asks_idle(check: &Check, expected: &Expectation) -> bool {
 fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
     let how = text::clean(how, MAX_HOW);
     if asks_idle(check, expected) {
-        return Some("and what it asks did not run before the switch".into());
+        return Some("and what it checks was not running before the switch".into());
     }
     let before = expected
         .failed_before
@@ -367,7 +367,7 @@ fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
         && !expected.idle.is_empty()
         && before.clone().any(silent)
     {
-        return Some("and what it asks did not run before the switch".into());
+        return Some("and what it checks was not running before the switch".into());
     }
     let same = before.into_iter().any(|before| before.check == *check);
     let held = check.required && !expected.way_back;
@@ -456,7 +456,7 @@ fn try_check(
         return Err(Fault::alike(
             "nobody listens",
             format!(
-                "port {} answers, and no process of this machine is seen to listen there",
+                "port {} answers, but no process on this machine is listening there",
                 address.port()
             ),
         ));
@@ -470,7 +470,7 @@ fn try_check(
         Some(pid) => Err(Fault::alike(
             "a stranger answers",
             format!(
-                "port {} is held by process {pid} ({}), which is no service of this release",
+                "port {} is held by process {pid} ({}), which is not a service of this release",
                 address.port(),
                 proc.executable_name(*pid)
             ),
@@ -661,7 +661,10 @@ mod tests {
             let why = try_check(&check, &expected, &store, &manager)
                 .unwrap_err()
                 .why;
-            assert!(why.contains("which is no service of this release"), "{why}");
+            assert!(
+                why.contains("which is not a service of this release"),
+                "{why}"
+            );
             // Declared, it counts as health.
             check.answered_by = AnsweredBy::Anybody;
             try_check(&check, &expected, &store, &manager).unwrap();

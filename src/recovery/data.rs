@@ -10,8 +10,8 @@ use crate::model::phase::{DataState, Idle, Phase};
 use crate::model::record::Loaded;
 use crate::model::record::Record;
 use crate::model::slot::{Link, Set};
-use crate::store::Store;
 use crate::store::sets;
+use crate::store::{CommitPoint, Store};
 use crate::switch::Switch;
 use crate::system::host::Host;
 use crate::system::log::Log;
@@ -38,7 +38,7 @@ impl DataStage<'_> {
         let held = |why: String| {
             Error::with(
                 ErrorKind::NeedsPerson,
-                format!("holding what uses the data: {why}"),
+                format!("keeping services that use the data stopped: {why}"),
             )
         };
         let _lock = match self.store.lock("recover --stage data", None) {
@@ -82,7 +82,7 @@ impl DataStage<'_> {
     /// Whether the set that init scripts find may be started on the data as it is.
     fn judge(&self, record: &Record) -> Result<(), String> {
         let note = self.store.boot_note().map_err(|e| e.chain())?;
-        let shown = match (note.and_then(|note| note.hidden), self.store.link()) {
+        let shown = match (note.and_then(|note| note.hidden), self.store.selected()) {
             (None, Link::To(slot)) => Set::from(slot),
             _ => Set::Factory,
         };
@@ -94,7 +94,7 @@ impl DataStage<'_> {
                 op,
                 data: DataState::Saved,
                 ..
-            } => Err(format!("the data of before {} is not restored", op.to)),
+            } => Err(format!("the data from before {} is not restored", op.to)),
             Phase::Idle(Idle {
                 trouble: Some(trouble),
                 ..
@@ -102,7 +102,7 @@ impl DataStage<'_> {
                 Err(trouble.what.clone())
             }
             _ => match sets::fit(self.store, shown, record.schemas_now()).obstacle() {
-                Some(why) => Err(format!("the {shown} is to run, and {why}")),
+                Some(why) => Err(format!("the {shown} is to run, but {why}")),
                 None => Ok(()),
             },
         }

@@ -64,7 +64,7 @@ pub fn decide(observed: &Observed) -> Decision {
         Loaded::Record(record) => decide_phase(observed, record).unwrap_or_else(|e| {
             rebuild(
                 observed,
-                &format!("the update state cannot be: {}", e.chain()),
+                &format!("the update state is impossible: {}", e.chain()),
             )
         }),
         Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
@@ -131,7 +131,7 @@ fn decide_phase(observed: &Observed, record: &Record) -> Result<Decision> {
 fn as_told(record: &Record) -> Decision {
     let to = record.operation().map(|op| op.to.to_string());
     let note = format!(
-        "this boot uses the factory set as it was told to; {} stays {}",
+        "this boot uses the factory set as requested; {} stays {}",
         to.unwrap_or_default(),
         record.phase().name()
     );
@@ -169,7 +169,7 @@ fn another_boot(observed: &Observed, record: &Record) -> Result<Decision> {
                 Err(_) => Set::Factory,
             };
             let note = format!(
-                "{}; its trial is too old for its data to be restored unasked",
+                "{}; its trial is too old to restore the data automatically",
                 cause.message
             );
             decision(counted, show, note)
@@ -233,7 +233,7 @@ fn settle(
     };
     if observed.factory_boot && idle.active.set != Set::Factory {
         let note = format!(
-            "this boot uses the factory set as it was told to; {} is kept",
+            "this boot uses the factory set as requested; {} is kept",
             idle.active
         );
         return decision(stay(), Set::Factory, vec![note]);
@@ -260,7 +260,7 @@ fn settle(
         let Some(why) = fit(Set::Factory).obstacle() else {
             return decision(factory(None), Set::Factory, vec![what]);
         };
-        notes.push(format!("{what}, which goes on for now: {why}"));
+        notes.push(format!("{what}, which stays in use for now: {why}"));
     }
     let Err(why) = verify(observed, &idle.active) else {
         return decision(stay(), idle.active.set, notes);
@@ -341,7 +341,7 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
     };
     let (active, what, needs_person) = match linked {
         Ok(active) if !observed.snapshot => {
-            let what = format!("{what}; it was made anew from what is installed: {active}");
+            let what = format!("{what}; rebuilt from what is installed: {active}");
             (active, what, false)
         }
         Ok(active) => {
@@ -394,7 +394,8 @@ fn choose(
 fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
     Trouble {
         what: format!(
-            "{what}; {chosen} runs, and services that use the data stay stopped: {why}; `qx-update apply --repair`, or a release \
+            "{what}; {chosen} runs, and services that use the data stay stopped: {why}; `qx-update apply --repair`, or a \
+             release \
              that accepts it, ends that"
         ),
         needs_person: true,
@@ -601,7 +602,7 @@ mod tests {
             .map(|phase| Case::new(phase, Link::Absent).loaded)
             .collect();
         loaded.push(Loaded::Absent);
-        loaded.push(Loaded::Unreadable("its checksum does not fit".into()));
+        loaded.push(Loaded::Unreadable("its checksum does not match".into()));
         for loaded in loaded {
             for link in links() {
                 for a in verdicts(Set::A, "1.1.0") {
@@ -878,7 +879,7 @@ mod tests {
             (Link::Foreign("x".into()), true, false, Set::Factory, true),
         ] {
             let mut case = Case::new(trial(0, BOOT), link.clone());
-            case.loaded = Loaded::Unreadable("its checksum does not fit".into());
+            case.loaded = Loaded::Unreadable("its checksum does not match".into());
             case.snapshot = snapshot;
             if !a {
                 case.a = Verdict::Damaged("bin/qx-node differs".into());

@@ -13,7 +13,7 @@ use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::recovery::decide::{self, Decision, Observed};
-use crate::store::{BootNote, Store};
+use crate::store::{BootNote, CommitPoint, Store};
 use crate::system::host::Host;
 use crate::system::log::Log;
 use qx_release::error::{Error, ErrorKind, Result};
@@ -146,7 +146,7 @@ impl LinkStage<'_> {
         Found {
             loaded,
             factory,
-            link: self.store.link(),
+            link: self.store.selected(),
             verified: RefCell::default(),
         }
     }
@@ -320,12 +320,12 @@ fn show(
     log: &mut Log,
     hidden: &mut Option<Slot>,
 ) -> Result<Vec<Error>> {
-    let fixed = store.repair_fixed_links();
+    let fixed = store.repair();
     let selected = link.selects(decision.show);
     let moved = if selected {
         Ok(())
     } else {
-        store.set_link(decision.show)
+        store.select(decision.show)
     };
     if moved.is_ok() && !selected {
         log.info(
@@ -340,7 +340,7 @@ fn show(
         return Ok(failed);
     }
     // With the links as they are, init scripts may find what was not chosen, or half of it.
-    match store.link() {
+    match store.selected() {
         Link::To(slot) => {
             store.hide(slot)?;
             *hidden = Some(slot);

@@ -22,9 +22,10 @@ use qx_release::layout::{metadata_path, target_path};
 use qx_release::manifest::{self, Manifest, Name, RelPath};
 use qx_release::offer::Offer;
 use qx_release::trust::clock::Clock;
-use qx_release::trust::delegation::{self, Delegation, Found, RoleName};
+use qx_release::trust::delegation::{Delegation, RoleName, segment_matches};
 use qx_release::trust::key::Verifiers;
 use qx_release::trust::metadata::{TargetFile, TargetInfo, Targets};
+use qx_release::trust::search::{self, Found};
 use qx_release::trust::{self, Limits, Role, SnapshotCopy, TrustedSet};
 
 /// Where the metadata of delegated roles are kept.
@@ -192,7 +193,7 @@ impl Repository {
                     let offer = offered(&name, &target).filter(|offer| ours(offer));
                     delegated.extend(offer.map(|offer| (role.clone(), offer)));
                 }),
-                Err(e) => left_out.take(format!("the releases of {role} are left out"), e)?,
+                Err(e) => left_out.take(format!("skipping the releases of {role}"), e)?,
             }
             Ok(())
         })?;
@@ -207,7 +208,7 @@ impl Repository {
                 }
                 // Somebody who is trusted more says what it is, or nobody is trusted to.
                 Ok(_) => {}
-                Err(e) => left_out.take(format!("releases that {role} lists are left out"), e)?,
+                Err(e) => left_out.take(format!("skipping releases that {role} lists"), e)?,
             }
         }
         offers.extend(others);
@@ -217,7 +218,7 @@ impl Repository {
         })
     }
 
-    /// Looks for a target in the order of TUF's search ([`delegation::search`]). Metadata of delegated roles are fetched
+    /// Looks for a target in the order of TUF's search ([`search::search`]). Metadata of delegated roles are fetched
     /// as they are needed.
     ///
     /// # Errors
@@ -228,7 +229,7 @@ impl Repository {
             return Ok(None);
         };
         let limits = self.set.limits();
-        delegation::search(top, name, limits, &mut |delegation| {
+        search::search(top, name, limits, &mut |delegation| {
             self.load(source, delegation)
         })
     }
@@ -239,7 +240,7 @@ impl Repository {
             return Ok(None);
         };
         let file = found.target.file().ok_or_else(|| {
-            let why = format!("looking for {name}: its metadata give no SHA-256");
+            let why = format!("looking for {name}: its metadata have no SHA-256");
             Error::with(ErrorKind::Publisher, why)
         })?;
         Ok(Some(Target {
@@ -297,7 +298,7 @@ impl Repository {
             ),
         ] {
             if said != named {
-                return unusable(format!("its {field} is {said}, and its name says {named}"));
+                return unusable(format!("its {field} is {said}, but its name says {named}"));
             }
         }
         Ok(Ok(Candidate {
@@ -316,7 +317,7 @@ impl Repository {
         visit: &mut Visit,
     ) -> Result<()> {
         let limits = self.set.limits();
-        let mut next = delegation::by_pattern(top, "targets", limits, might);
+        let mut next = search::by_pattern(top, "targets", limits, might);
         next.reverse();
         let mut walked = BTreeSet::new();
         let mut asked = 0;
@@ -326,15 +327,14 @@ impl Repository {
                 continue;
             }
             if asked == limits.delegated_roles {
-                let why =
-                    format!("{asked} delegated roles were asked already, and the limit is there");
+                let why = format!("the limit of {asked} delegated roles is reached");
                 return visit(role, Err(Error::with(ErrorKind::Publisher, why)));
             }
             asked += 1;
             let loaded = self.load(source, &delegation);
             if let Ok(targets) = &loaded {
                 walked.insert(role.clone());
-                let mut further = delegation::by_pattern(targets, role.as_str(), limits, might);
+                let mut further = search::by_pattern(targets, role.as_str(), limits, might);
                 further.reverse();
                 next.extend(further);
             }
@@ -434,7 +434,7 @@ fn might_name_releases(pattern: &str, names: [&Name; 3]) -> bool {
     let [product, channel, arch, _, file] = segments[..] else {
         return false;
     };
-    let matches = delegation::segment_matches;
+    let matches = segment_matches;
     let mut fits = [product, channel, arch].into_iter().zip(names);
     fits.all(|(pattern, name)| matches(pattern, name.as_str())) && matches(file, "release.json")
 }

@@ -11,7 +11,7 @@ use qx_release::error::Exit;
 pub(super) fn advice(status: &Status) -> Vec<String> {
     if let Some(holder) = &status.busy {
         return vec![format!(
-            "wait: process {} ({}) is at work since {}; `qx-update log` shows how far it is",
+            "wait: process {} ({}) has been at work since {}; `qx-update log` shows its progress",
             holder.pid, holder.command, holder.since
         )];
     }
@@ -24,7 +24,7 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     }
     if status.lost.is_some() {
         advice.push(
-            "a damaged release was left: `qx-update apply --repair` installs it again".into(),
+            "a damaged release was abandoned: `qx-update apply --repair` reinstalls it".into(),
         );
     }
     advice.extend(about_services(status));
@@ -32,13 +32,14 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     let last = status.last.as_ref();
     advice.extend(last.and_then(|last| after_attempt(last, &status.refused)));
     if (status.refreshed.as_ref()).is_some_and(|r| r.freshness == Freshness::NotVerified) {
-        advice.push("set the clock, then `qx-update check`: updates go on without, but only a clock tells what is stale".into());
+        advice.push("set the clock, then run `qx-update check`: updates still work, but only a clock shows what is \
+        stale".into());
     }
     if advice.is_empty() {
         let calm = if status.problems.is_empty() {
             "nothing to do"
         } else {
-            "see what is named above"
+            "see the problem above"
         };
         advice.push(calm.into());
     }
@@ -52,7 +53,7 @@ fn about_what_is_open(status: &Status) -> Vec<String> {
         // In such a boot nothing is concluded.
         _ if status.factory_boot => {}
         "trial" | "reverting" | "switching" | "staging" => advice.push(format!(
-            "an operation was interrupted while {}: `qx-update confirm` takes it up again (so does the next boot)",
+            "an operation was interrupted while {}: `qx-update confirm` resumes it (so does the next boot)",
             status.phase
         )),
         "staged" => advice.push("a release is staged: `qx-update apply` switches to it".into()),
@@ -60,13 +61,14 @@ fn about_what_is_open(status: &Status) -> Vec<String> {
     }
     if status.stopped {
         advice.push(
-            "an operation was cut short after it had stopped services: `qx-update confirm` starts them"
+            "an operation was interrupted after it stopped services: `qx-update confirm` starts them"
                 .into(),
         );
     }
     if status.factory_boot {
         advice.push(format!(
-            "boot without {FACTORY_BOOT} to go on with the release, or `qx-update rollback --to factory` to stay with the factory set"
+            "boot without {FACTORY_BOOT} to use the release again, or run `qx-update rollback --to factory` to stay on the \
+             factory set"
         ));
     }
     advice
@@ -77,13 +79,13 @@ fn about_services(status: &Status) -> Vec<String> {
     let in_state = |state| status.services.iter().filter(move |s| s.state == state);
     let stopped = in_state("stopped").map(|service| {
         format!(
-            "{} has no process: start it, and look at its own log",
+            "{} has no process: start it, and read its own log",
             service.name
         )
     });
     let other = in_state("other").map(|service| {
         format!(
-            "{} runs {}, not {}: restart it, and look at which path its init script takes",
+            "{} runs {}, not {}: restart it, and check which path its init script uses",
             service.name,
             service.runs.as_deref().unwrap_or("nothing"),
             service.installed.display()
@@ -94,14 +96,12 @@ fn about_services(status: &Status) -> Vec<String> {
 
 fn after_failure(failure: &EarlyFailure) -> String {
     match failure.result {
-        Exit::NoSpace => "make room in the data directory, then `qx-update apply`".into(),
+        Exit::NoSpace => "free space in the data directory, then run `qx-update apply`".into(),
         Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {
-            "mend what the failed attempt names, then `qx-update confirm`".into()
+            "fix what the failed attempt names, then run `qx-update confirm`".into()
         }
-        _ => {
-            "mend what the failed attempt names, then `qx-update apply`: nothing was changed by it"
-                .into()
-        }
+        _ => "fix what the failed attempt names, then run `qx-update apply`: it changed nothing"
+            .into(),
     }
 }
 
@@ -113,14 +113,15 @@ fn after_attempt(last: &Attempt, refused: &[Refusal]) -> Option<String> {
     );
     match &last.to.version {
         Some(version) if failed && refused => Some(format!(
-            "{version} is not tried again by itself: publish a release with a higher version, or, if the cause lay \
-             elsewhere, `qx-update apply {version} --retry`"
+            "{version} is not retried automatically: publish a release with a higher version, or, if the cause was elsewhere, \
+             run `qx-update apply {version} --retry`"
         )),
         _ if failed => {
-            Some("it was not the release's fault: the next `qx-update apply` tries again".into())
+            Some("the release was not at fault: the next `qx-update apply` tries again".into())
         }
         _ if matches!(last.result, Exit::Failed | Exit::Refused | Exit::NoSpace) => Some(
-            "nothing was changed: mend what the last attempt names, then `qx-update apply`".into(),
+            "nothing was changed: fix what the last attempt names, then run `qx-update apply`"
+                .into(),
         ),
         _ => None,
     }

@@ -18,7 +18,7 @@ use crate::model::record::{Loaded, Record};
 use crate::model::refusal::Refusal;
 use crate::model::slot::{Installed, Link, Set, Slot};
 use crate::proof::observe::{Census, State};
-use crate::store::{self, Holder, Refreshed, Store};
+use crate::store::{self, CommitPoint, Holder, Refreshed, Store};
 use crate::system::host::{FACTORY_BOOT, Host};
 use crate::system::proc::{FileId, Identity};
 use crate::system::service::Manager;
@@ -204,7 +204,7 @@ impl Found {
         let mut problems: Vec<String> = self.fault.iter().cloned().collect();
         if let Some(plain) = &self.plain {
             problems.push(format!(
-                "{} is a plain directory: init scripts take what lies in it, and no release; move it away",
+                "{} is a plain directory: init scripts use its files instead of any release; move it away",
                 plain.display()
             ));
         }
@@ -214,7 +214,8 @@ impl Found {
             let added = store.added(slot, manifest, digest);
             problems.extend(added.iter().take(MAX_ADDED).map(|path| {
                 let path = text::path(path);
-                format!("{path} is not the release's: it was added, is not checked, and goes with the next update")
+                format!("{path} does not belong to the release: somebody added it, it is not checked, and the next update \
+                removes it")
             }));
             if let Some(more) = added.len().checked_sub(MAX_ADDED + 1) {
                 problems.push(format!("{} more were added", more + 1));
@@ -239,7 +240,7 @@ fn found(store: &Store) -> Found {
             None => !store::is_absent(&store::manifest_path(&directory)),
         }
     };
-    let set = match store.link() {
+    let set = match store.selected() {
         Link::To(slot) if !plain && reachable(slot) => Set::from(slot),
         _ => Set::Factory,
     };
@@ -271,12 +272,12 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
         Loaded::Unreadable(why) => problems.push(format!("the update state is unreadable: {why}")),
         Loaded::Absent if !store.path("update").exists() => {
             problems.push(format!(
-                "{} is not there: is the data partition mounted?",
+                "{} does not exist: is the data partition mounted?",
                 store.path("update").display()
             ));
         }
         Loaded::Absent if store.has_slots() => problems.push(
-            "the update state is missing, though releases are installed: the next command or boot makes it anew".into(),
+            "the update state is missing, though releases are installed: the next command or boot rebuilds it".into(),
         ),
         _ => {}
     }
@@ -289,7 +290,7 @@ fn other_set(record: &Record, found: &Found, factory_boot: bool, store: &Store) 
     let kept = record.idle_when_ended().active;
     if factory_boot && kept.set != Set::Factory {
         return Some(format!(
-            "this boot was told to use the factory set, by {FACTORY_BOOT} on the kernel's command line; {kept} is kept"
+            "this boot uses the factory set, because {FACTORY_BOOT} is on the kernel command line; {kept} is kept"
         ));
     }
     let (set, _) = recorded(record);
@@ -317,18 +318,21 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
         ..
     } = record.phase()
     {
-        return Some(format!("the data of before {} is not restored yet", op.to));
+        return Some(format!(
+            "the data from before {} is not restored yet",
+            op.to
+        ));
     }
     if record.is_stale_trial(&host.moment()) {
         return Some(
-            "the trial is too old for its data to be restored unasked: `qx-update confirm` proves the release, \
+            "the trial is too old to restore the data automatically: `qx-update confirm` proves the release, \
              `qx-update confirm --force` keeps it, `qx-update rollback --discard-data` goes back"
                 .into(),
         );
     }
     let why = Fit::of(found.manifest.as_ref()?, record.schemas_now()).obstacle()?;
     Some(format!(
-        "services that use the data stay stopped: {} is to run, and {why}: `qx-update apply --repair`, or a release that \
+        "services that use the data stay stopped: {} is to run, but {why}: `qx-update apply --repair`, or a release that \
          accepts the data, ends that",
         found.set
     ))
@@ -338,7 +342,7 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
 fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>, String> {
     let mut refused = store.refusals().map_err(|e| {
         format!(
-            "{}; nothing is tried until `qx-update reset` begins a new list",
+            "{}; no release is tried until `qx-update reset` clears the list",
             e.chain()
         )
     })?;

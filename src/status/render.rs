@@ -24,10 +24,10 @@ pub fn for_people(status: &Status) -> String {
     if let Some(open) = &status.operation {
         page.operation(status.phase, open);
     } else if status.phase == "unknown" {
-        page.add("phase", "unknown: there is no readable record".into());
+        page.add("phase", "unknown: no readable record".into());
     }
     match &status.last {
-        None => page.add("last", "nothing was tried yet".into()),
+        None => page.add("last", "no update was tried yet".into()),
         Some(last) => page.attempt(last),
     }
     if let Some(failure) = &status.failure {
@@ -65,7 +65,7 @@ impl Page {
         match &status.plain {
             Some(plain) => self.add(
                 "running",
-                format!("what lies in {}, a plain directory", plain.display()),
+                format!("the files in {}, a plain directory", plain.display()),
             ),
             None => self.add("running", format!("{}{since}", status.running)),
         }
@@ -90,7 +90,7 @@ impl Page {
 
     fn elsewhere(&mut self, process: &Elsewhere) {
         let whose = match (&process.service, process.left) {
-            (_, true) => ", left behind on purpose".to_owned(),
+            (_, true) => ", left running on purpose".to_owned(),
             (Some(service), _) => format!(", of {service}"),
             (None, false) => String::new(),
         };
@@ -169,7 +169,7 @@ impl Page {
             self.add(
                 "",
                 format!(
-                    "freshness not verified: the clock said {}, which cannot be; newer releases may have been withheld",
+                    "freshness not verified: the system clock {} was implausible; newer releases may have been withheld",
                     refreshed.clock
                 ),
             );

@@ -1,54 +1,43 @@
 //! What lies under the data directory: the record, the lock, the links, the slots and their seals, the releases that
 //! are not tried again. Every change is durable when a function returns.
 
+mod link;
+mod lock;
+mod notes;
+mod refusals;
+mod seals;
 pub mod sets;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, StatVfsMountFlags};
-use serde::{Deserialize, Serialize};
+use rustix::fs::StatVfsMountFlags;
 
 use crate::model::record::Loaded;
 use crate::model::record::{self, Record};
-use crate::model::refusal::Refusal;
-use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
+use crate::model::slot::{Installed, Set, Slot};
 use crate::system::host::Host;
 use crate::system::proc::Use;
 use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
-use qx_release::json;
-use qx_release::manifest::{self, Component, Kind, Manifest, Name, ProgramPath, RelPath};
-use qx_release::text;
-use qx_release::tree;
-use qx_release::trust::Versions;
+use qx_release::manifest::{self, Component, Manifest, ProgramPath, RelPath};
+
+pub use link::CommitPoint;
+pub use lock::{Holder, Lock};
+pub use notes::{BootNote, Freshness, Refreshed};
 
 /// What a path that a release removed holds: executable, so that init scripts do not take the factory's, and
 /// nothing that starts.
 pub const STUB: &[u8] = b"#!/bin/false\n";
-/// How long a lock is waited for whose holder is ending, or not known: the kernel takes a killed process apart in its own
-/// time, and whoever took the lock just now has not written its name yet.
-const SETTLED: Duration = Duration::from_secs(10);
-/// How often it is tried again.
-const AGAIN: Duration = Duration::from_millis(20);
-/// How many releases are remembered as not to be tried.
-const MAX_REFUSALS: usize = 200;
 /// A list that is kept here is at most this long, in bytes.
 const MAX_LIST: u64 = 1 << 20;
 /// So much of each text in a list is kept, in characters: all of them fit into it.
 const MAX_REASON: usize = 1000;
-/// How many problems of a boot are kept.
-const MAX_PROBLEMS: usize = 100;
 const MANIFEST: &str = "release.json";
-/// The longest list of the names of a release's files, in bytes.
-const MAX_NAMES: u64 = 256 << 20;
-const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 
 /// The appliance's data directory and factory set.
 pub struct Store {
@@ -56,94 +45,6 @@ pub struct Store {
     data: PathBuf,
     factory: PathBuf,
     sequence: Cell<u64>,
-}
-
-/// Held while an operation runs; the kernel drops it with the process.
-pub struct Lock {
-    _file: File,
-}
-
-/// Who holds the lock.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Holder {
-    /// Process id.
-    pub pid: u32,
-    /// What it does.
-    pub command: String,
-    /// Since when (RFC 3339).
-    pub since: String,
-}
-
-/// Binds a slot to the signatures it came with. Kept outside the slot.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Seal {
-    /// 1.
-    pub format: u32,
-    /// The digest of the release's manifest.
-    pub manifest: Digest,
-    /// The versions of the TUF metadata that led to it.
-    pub trust: Versions,
-}
-
-/// What the link stage found in this boot; kept in `/run`, so that it is told even if `/data` cannot be written.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct BootNote {
-    /// Which boot.
-    pub boot_id: String,
-    /// When (RFC 3339).
-    pub time: String,
-    /// What was to be used.
-    pub show: Set,
-    /// The slot that is hidden until the next boot, because the links could not be changed.
-    #[serde(default)]
-    pub hidden: Option<Slot>,
-    /// What a person should know.
-    pub problems: Vec<String>,
-}
-
-/// The last refresh of trust that succeeded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refreshed {
-    /// What the time was taken to be (RFC 3339).
-    pub time: String,
-    /// The source.
-    pub source: String,
-    /// Whether expiry was measured against the time, or only against one that had passed.
-    pub freshness: Freshness,
-    /// What the system's clock said (RFC 3339).
-    pub clock: String,
-    /// The versions that are trusted since.
-    pub trust: Versions,
-}
-
-/// Whether it is known that nothing newer was withheld for longer than metadata are valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Freshness {
-    /// The clock was believed.
-    Verified,
-    /// The clock was wrong: before what is known to have passed, or beyond any appliance's life.
-    NotVerified,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Refusals {
-    format: u32,
-    refusals: Vec<Refusal>,
-}
-
-impl Holder {
-    /// In words; `works`: it is not ending.
-    fn describe(&self, works: bool) -> String {
-        let ending = match works {
-            true => "",
-            false => ", which has ended or is ending,",
-        };
-        format!(
-            "process {} ({}, since {}){ending}",
-            self.pid, self.command, self.since
-        )
-    }
 }
 
 impl Store {
@@ -248,7 +149,7 @@ impl Store {
     pub fn prepare(&self) -> Result<()> {
         if is_absent(&self.data) {
             return Err(Error::new(format!(
-                "using {}: there is none: is the data partition mounted?",
+                "using {}: it does not exist: is the data partition mounted?",
                 self.data.display()
             )));
         }
@@ -278,90 +179,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    /// Takes the lock for this process. [`ErrorKind::Busy`] if another works; but with `wait` it is told who that is, and then
-    /// waited for as long as it works and whoever asked for this is there.
-    pub fn lock(&self, command: &str, wait: Option<&mut dyn FnMut(String)>) -> Result<Lock> {
-        let path = self.path("update/lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .doing(|| format!("opening the lock {}", path.display()))?;
-        let settled = Instant::now() + SETTLED;
-        let asker = rustix::process::getppid();
-        let mut wait = wait;
-        let mut told = false;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(e) => return Err(e).doing(|| format!("locking {}", path.display())),
-            }
-            // `status` takes a shared lock for an instant, to see whether anybody works; that is nobody at work.
-            let holder = self.holder();
-            let works = holder
-                .as_ref()
-                .is_some_and(|h| !self.host.proc().ending(h.pid));
-            if works || Instant::now() >= settled {
-                let who =
-                    holder.map_or_else(|| "another process".to_owned(), |h| h.describe(works));
-                let Some(tell) = &mut wait else {
-                    let what = format!(
-                        "starting {command}: {who} holds the lock {}",
-                        path.display()
-                    );
-                    return Err(Error::with(ErrorKind::Busy, what));
-                };
-                if !std::mem::replace(&mut told, true) {
-                    tell(format!("{command} waits for {who} to release the lock"));
-                }
-                if rustix::process::getppid() != asker {
-                    let what = format!("starting {command}: whoever asked for it is gone");
-                    return Err(Error::with(ErrorKind::Busy, what));
-                }
-            }
-            std::thread::sleep(AGAIN);
-        }
-        let holder = Holder {
-            pid: std::process::id(),
-            command: command.to_owned(),
-            since: self.host.timestamp(),
-        };
-        // For messages only; what counts is the kernel's lock.
-        let mut note = || -> io::Result<()> {
-            file.rewind()?;
-            file.set_len(0)?;
-            file.write_all(&serde_json::to_vec(&holder)?)
-        };
-        let _ = note();
-        Ok(Lock { _file: file })
-    }
-
-    /// Who holds the lock, if a live process does.
-    pub fn holder(&self) -> Option<Holder> {
-        let path = self.path("update/lock");
-        let mut file = File::open(path).ok()?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            _ => return None,
-        }
-        let mut text = String::new();
-        // It may not have written its name yet.
-        for _ in 0..20 {
-            text.clear();
-            file.rewind().ok()?;
-            file.read_to_string(&mut text).ok()?;
-            if let Ok(holder) = json::parse_str(&text) {
-                return Some(holder);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        None
     }
 
     /// Loads the newest intact copy of the record.
@@ -405,57 +222,6 @@ impl Store {
 
     fn copies(&self) -> [PathBuf; 2] {
         [self.path("update/state.0"), self.path("update/state.1")]
-    }
-
-    /// Where the priority link points.
-    pub fn link(&self) -> Link {
-        match fs::read_link(self.path("current")) {
-            Ok(target) => match target.to_str() {
-                Some("slots/a") => Link::To(Slot::A),
-                Some("slots/b") => Link::To(Slot::B),
-                _ => Link::Foreign(target.display().to_string()),
-            },
-            // Where the data partition should be may be nothing, or a file.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                Link::Absent
-            }
-            Err(e) => Link::Foreign(e.to_string()),
-        }
-    }
-
-    /// Points the priority link at a set: the one commit point.
-    pub fn set_link(&self, set: Set) -> Result<()> {
-        let current = self.path("current");
-        match set.slot() {
-            Some(slot) => durable::link(&current, &format!("slots/{slot}")),
-            None => durable::remove(&current),
-        }
-    }
-
-    /// Puts the fixed links in order: `bin` and `share` look through the priority link.
-    pub fn repair_fixed_links(&self) -> Result<()> {
-        for (name, target) in [("bin", "current/bin"), ("share", "current/share")] {
-            let path = self.path(name);
-            match fs::symlink_metadata(&path) {
-                Ok(meta) if !meta.is_symlink() => {
-                    return Err(Error::with(
-                        ErrorKind::NeedsPerson,
-                        format!(
-                            "using {}: it is no link to {target}; move it away, it hides every release",
-                            path.display()
-                        ),
-                    ));
-                }
-                Ok(_) if fs::read_link(&path).is_ok_and(|to| to == Path::new(target)) => {}
-                _ => durable::link(&path, target)?,
-            }
-        }
-        Ok(())
     }
 
     /// Whether a slot directory exists; one that cannot be looked at does.
@@ -574,7 +340,7 @@ impl Store {
                 read_manifest(&self.slot(slot).join(MANIFEST)).and_then(|found| match found {
                     Some(found) => Ok(Some(found)),
                     None => Err(Error::new(format!(
-                        "reading the manifest of slot {slot}: there is none"
+                        "reading the manifest of slot {slot}: it does not exist"
                     ))),
                 })
             }
@@ -589,269 +355,6 @@ impl Store {
             Ok(None) => (Installed::unknown_factory(), None),
             Err(e) => (Installed::unknown_factory(), Some(e.chain())),
         }
-    }
-
-    /// Verifies a slot: files against manifest, manifest against seal. Reads all of it.
-    pub fn verify(&self, slot: Slot) -> Verdict {
-        let directory = self.slot(slot);
-        if !directory.exists() {
-            return Verdict::Empty;
-        }
-        let check = || -> Result<Installed, String> {
-            let bytes = read_if_there(&directory.join(MANIFEST), manifest::MAX_BYTES)
-                .map_err(|e| e.chain())?
-                .ok_or("it has no manifest")?;
-            let digest = Digest::of(&bytes);
-            self.seal_of(digest)?;
-            let manifest = Manifest::parse(&bytes)?;
-            verify_files(&manifest, &directory, &|component, path| {
-                tree::matches(component, path).or_else(|why| {
-                    // Something that was laid beside its files is not a change of them.
-                    let names = self.names(digest, component);
-                    let among = |names| tree::matches_among(component, path, &names);
-                    names.map_or(Err(why), among)
-                })
-            })?;
-            Ok(installed(slot.into(), &manifest, digest))
-        };
-        match check() {
-            Ok(installed) => Verdict::Good(installed),
-            Err(why) => Verdict::Damaged(text::line(&why)),
-        }
-    }
-
-    /// Verifies the factory set's files against its manifest, if it has one. Reads all of it.
-    pub fn verify_factory(&self) -> Result<Option<Installed>, String> {
-        let Some((manifest, digest)) = self.manifest(Set::Factory).map_err(|e| e.chain())? else {
-            return Ok(None);
-        };
-        for component in &manifest.components {
-            let path = self.component(Set::Factory, component);
-            tree::matches(component, &path.map_err(|e| e.chain())?)?;
-        }
-        Ok(Some(installed(Set::Factory, &manifest, digest)))
-    }
-
-    /// Verifies what the medium holds of a set that was staged and synced.
-    pub fn verify_staged(&self, slot: Slot, manifest: &Manifest) -> Result<()> {
-        verify_files(manifest, &self.next(slot), &tree::matches_medium).map_err(|why| {
-            Error::new(format!(
-                "verifying {} as it lies on the medium: {why}",
-                self.next(slot).display()
-            ))
-        })
-    }
-
-    /// Writes the seal of a release that lies complete and verified in a slot's next content, and the names of its files.
-    pub fn seal(
-        &self,
-        slot: Slot,
-        manifest: &Manifest,
-        digest: Digest,
-        trust: Versions,
-    ) -> Result<()> {
-        let mut names = BTreeMap::new();
-        for component in manifest.components.iter().filter(|c| c.kind == Kind::Tree) {
-            let place = self.next(slot).join(&component.install_path);
-            names.insert(component.name.clone(), tree::names(component.kind, &place)?);
-        }
-        let names =
-            serde_json::to_vec(&names).doing(|| "writing the names of a release's files")?;
-        durable::write(&self.names_path(digest), &names)?;
-        let seal = Seal {
-            format: 1,
-            manifest: digest,
-            trust,
-        };
-        let text = serde_json::to_vec(&seal).doing(|| "writing a seal")?;
-        durable::write(&self.seal_path(digest), &text)
-    }
-
-    /// The names of a tree's entries, of a release that was sealed here. They decide nothing by themselves: with them left alone,
-    /// the digest must be the signed one.
-    fn names(&self, release: Digest, component: &Component) -> Option<BTreeSet<String>> {
-        let bytes = read_if_there(&self.names_path(release), MAX_NAMES).ok()??;
-        let mut names: BTreeMap<Name, BTreeSet<String>> = json::parse(&bytes).ok()?;
-        names.remove(&component.name)
-    }
-
-    /// What was laid into the trees of a release since it was installed.
-    pub fn added(&self, slot: Slot, manifest: &Manifest, digest: Digest) -> Vec<PathBuf> {
-        let trees = manifest.components.iter().filter(|c| c.kind == Kind::Tree);
-        trees
-            .filter_map(|tree| {
-                let names = self.names(digest, tree)?;
-                Some(tree::added(
-                    &self.slot(slot).join(&tree.install_path),
-                    &names,
-                ))
-            })
-            .flatten()
-            .collect()
-    }
-
-    /// Drops the seals of releases that are in no slot.
-    pub fn prune_seals(&self) -> Result<()> {
-        let mut kept = Vec::new();
-        for slot in Slot::BOTH
-            .into_iter()
-            .filter(|slot| self.slot(*slot).exists())
-        {
-            // One that cannot be read now may be read later, and needs its seal then.
-            if let Some((_, digest)) = self.manifest(slot.into())? {
-                kept.push(self.seal_path(digest));
-                kept.push(self.names_path(digest));
-            }
-        }
-        let directory = self.path("update/seals");
-        let entries =
-            fs::read_dir(&directory).doing(|| format!("reading {}", directory.display()))?;
-        for entry in entries {
-            let path = entry
-                .doing(|| format!("reading {}", directory.display()))?
-                .path();
-            if !kept.contains(&path) {
-                durable::remove(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn names_path(&self, manifest: Digest) -> PathBuf {
-        self.path("update/seals").join(format!("{manifest}.names"))
-    }
-
-    fn seal_path(&self, manifest: Digest) -> PathBuf {
-        self.path("update/seals").join(format!("{manifest}.json"))
-    }
-
-    /// The seal of a release.
-    fn seal_of(&self, manifest: Digest) -> Result<Seal, String> {
-        let bytes = read_if_there(&self.seal_path(manifest), 64 * 1024)
-            .map_err(|e| e.chain())?
-            .ok_or_else(|| format!("its manifest {manifest} has no seal"))?;
-        let seal: Seal = json::parse(&bytes).map_err(|e| format!("its seal: {e}"))?;
-        if seal.format != 1 || seal.manifest != manifest {
-            return Err("its seal is another release's".into());
-        }
-        Ok(seal)
-    }
-
-    /// The releases that are not tried again by themselves.
-    pub fn refusals(&self) -> Result<Vec<Refusal>> {
-        let path = self.path("update/quarantine");
-        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
-            return Ok(Vec::new());
-        };
-        let list: Refusals = json::parse(&bytes)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
-        if list.format != 1 {
-            return Err(Error::new(format!(
-                "reading {}: format {} is not known",
-                path.display(),
-                list.format
-            )));
-        }
-        Ok(list.refusals)
-    }
-
-    /// Adds a release to those that are not tried again, or renews its reason.
-    pub fn refuse(&self, refusal: Refusal) -> Result<()> {
-        // An unreadable list is begun anew: the newest entry matters most.
-        let mut refusals = self.refusals().unwrap_or_default();
-        refusals.retain(|r| r.manifest != refusal.manifest);
-        refusals.push(refusal);
-        if refusals.len() > MAX_REFUSALS {
-            refusals.remove(0);
-        }
-        self.write_refusals(refusals)
-    }
-
-    /// Takes a release off the list: it was confirmed after all.
-    pub fn forget_refusal(&self, manifest: Digest) -> Result<()> {
-        let mut refusals = self.refusals()?;
-        let before = refusals.len();
-        refusals.retain(|r| r.manifest != manifest);
-        if refusals.len() == before {
-            return Ok(());
-        }
-        self.write_refusals(refusals)
-    }
-
-    fn write_refusals(&self, mut refusals: Vec<Refusal>) -> Result<()> {
-        let path = self.path("update/quarantine");
-        for refusal in &mut refusals {
-            refusal.reason = text::clean(&refusal.reason, MAX_REASON);
-        }
-        let text = serde_json::to_vec_pretty(&Refusals {
-            format: 1,
-            refusals,
-        })
-        .doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
-    }
-
-    /// Notes a refresh of trust, for `status`.
-    pub fn write_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
-        let path = self.path("update/refreshed");
-        let refreshed = &Refreshed {
-            source: text::clean(&refreshed.source, MAX_REASON),
-            ..refreshed.clone()
-        };
-        let text = serde_json::to_vec(refreshed).doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
-    }
-
-    /// The last refresh of trust, if any is known.
-    pub fn refreshed(&self) -> Result<Option<Refreshed>> {
-        let path = self.path("update/refreshed");
-        let Some(bytes) = read_if_there(&path, 1 << 16)? else {
-            return Ok(None);
-        };
-        let refreshed = json::parse(&bytes);
-        refreshed
-            .map(Some)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
-    }
-
-    /// Leaves a note about this boot in `/run`.
-    pub fn write_boot_note(&self, note: &BootNote) -> Result<()> {
-        let path = self.host.path(BOOT_NOTE)?;
-        let directory = path.parent().unwrap_or(&path);
-        durable::create_dir(directory, 0o755)?;
-        let problems = note.problems.iter().take(MAX_PROBLEMS);
-        let note = &BootNote {
-            problems: problems
-                .map(|problem| text::clean(problem, MAX_REASON))
-                .collect(),
-            ..note.clone()
-        };
-        let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
-        durable::write_with_mode(&path, &text, 0o644)
-    }
-
-    /// The note about this boot, if the link stage has left one.
-    pub fn boot_note(&self) -> Result<Option<BootNote>> {
-        let path = self.host.path(BOOT_NOTE)?;
-        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
-            return Ok(None);
-        };
-        let note: BootNote = json::parse(&bytes)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
-        Ok((note.boot_id == self.host.boot_id()?).then_some(note))
-    }
-
-    /// The link cannot be changed: mounts an empty file system over the slot that it selects, for this boot.
-    pub fn hide(&self, slot: Slot) -> Result<()> {
-        let path = self.slot(slot);
-        rustix::mount::mount(
-            c"qx-update-hidden",
-            &path,
-            c"tmpfs",
-            rustix::mount::MountFlags::RDONLY | rustix::mount::MountFlags::NODEV,
-            Some(c"size=4k,mode=755"),
-        )
-        .doing(|| format!("hiding {} for this boot", path.display()))
     }
 }
 
@@ -893,8 +396,8 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
         return Err(Error::with(
             ErrorKind::NeedsPerson,
             format!(
-                "using {}: it is a symbolic link, and what qx-update keeps there would be elsewhere; put a directory \
-                 in its place, or mount the other place on one (data_dir itself may be a link)",
+                "using {}: it is a symbolic link, so qx-update's files would be elsewhere; replace it with a directory, or \
+                 mount the other place there (data_dir itself may be a link)",
                 path.display()
             ),
         ));
@@ -906,64 +409,6 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
             Ok(entry) => no_links(&entry.path(), below),
             Err(_) => Ok(()),
         });
-    }
-    Ok(())
-}
-
-fn verify_files(
-    manifest: &Manifest,
-    directory: &Path,
-    matches: &dyn Fn(&Component, &Path) -> Result<(), String>,
-) -> Result<(), String> {
-    for component in &manifest.components {
-        no_links_above(directory, &component.install_path)?;
-        matches(component, &directory.join(&component.install_path))?;
-    }
-    for path in &manifest.removed {
-        no_links_above(directory, path)?;
-        let stub = directory.join(path);
-        let found = fs::read(&stub).map_err(|e| format!("{}: {e}", stub.display()))?;
-        let executable = fs::metadata(&stub).is_ok_and(|meta| meta.mode() & 0o111 != 0);
-        if found != STUB || !executable {
-            return Err(format!(
-                "{} is not the stub of a removed component",
-                stub.display()
-            ));
-        }
-    }
-    // A file more in bin would be started by the init script of its name.
-    let bin = directory.join("bin");
-    let expected = |name: &str| {
-        let path: Result<RelPath, _> = format!("bin/{name}").parse();
-        path.is_ok_and(|path| {
-            let installed = manifest.components.iter().map(|c| &c.install_path);
-            installed
-                .chain(&manifest.removed)
-                .any(|p| p.below(&path).is_some())
-        })
-    };
-    if let Ok(entries) = fs::read_dir(&bin) {
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            if !name.to_str().is_some_and(expected) {
-                return Err(format!(
-                    "{} belongs to no component",
-                    entry.path().display()
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether a path in a slot is really there, and not reached through a link.
-fn no_links_above(directory: &Path, path: &RelPath) -> Result<(), String> {
-    let parents = Path::new(path.as_str()).ancestors().skip(1);
-    for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
-        let parent = directory.join(parent);
-        if fs::symlink_metadata(&parent).is_ok_and(|meta| meta.is_symlink()) {
-            return Err(format!("{} is a symbolic link", parent.display()));
-        }
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ pub fn choose(
         fit(store, set, schemas)
     });
     if let Some(why) = why {
-        log.warning("recover", format!("{from} cannot be returned to: {why}"));
+        log.warning("recover", format!("cannot return to {from}: {why}"));
     }
     chosen
 }
@@ -32,7 +32,7 @@ pub fn choose(
 pub fn verifies(store: &Store, installed: &Installed, log: &mut Log) -> bool {
     let verified = choice::verify(installed, &|slot| store.verify(slot));
     if let Err(why) = &verified {
-        log.warning("recover", format!("{installed} cannot be used: {why}"));
+        log.warning("recover", format!("cannot use {installed}: {why}"));
     }
     verified.is_ok()
 }
@@ -44,7 +44,7 @@ pub fn fit(store: &Store, set: Set, schemas: &BTreeMap<Name, u64>) -> Fit {
         Ok(Some((manifest, _))) => Fit::of(&manifest, schemas),
         Ok(None) => Fit::Now,
         Err(_) if schemas.is_empty() => Fit::Now,
-        Err(e) => Fit::Never(format!("which data it accepts is not known: {}", e.chain())),
+        Err(e) => Fit::Never(format!("cannot tell which data it accepts: {}", e.chain())),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};
 use crate::proof::prove::{self, Expectation};
-use crate::store::sets;
+use crate::store::{CommitPoint, sets};
 
 impl Switch<'_> {
     /// A trial that a boot or another process left: its services may run from where they did before.
@@ -34,7 +34,7 @@ impl Switch<'_> {
             Err(message) if record.is_stale_trial(&self.host.moment()) => Err(Error::with(
                 ErrorKind::NeedsPerson,
                 format!(
-                    "{} is not proved healthy: {message}; its trial is too old for its data to be restored unasked: \
+                    "{} is not proved healthy: {message}; its trial is too old to restore the data automatically: \
                      `qx-update rollback --discard-data` goes back, `qx-update confirm --force` stays",
                     self.op.to
                 ),
@@ -98,7 +98,7 @@ impl Switch<'_> {
 
     /// Step 10, the other way: the intention first, then back.
     pub fn revert(mut self, cause: Cause, record: &Record) -> Result<Exit> {
-        let what = format!("{} is given up: {}", self.op.to, cause.message);
+        let what = format!("giving up {}: {}", self.op.to, cause.message);
         self.log.error("revert", what);
         let data = record.data();
         let reverting = record.begin_revert(self.op.clone(), cause.clone())?;
@@ -173,7 +173,7 @@ impl Switch<'_> {
         }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
-        let selected = self.store.link().selects(chosen.set);
+        let selected = self.store.selected().selects(chosen.set);
         let saved = record.data() == DataState::Saved;
         let when = match selected && !saved {
             true => Stop::IfWrong,
@@ -188,7 +188,7 @@ impl Switch<'_> {
             Err(e) if saved => Err(e),
             _ => self.restore(record),
         };
-        if !selected && let Err(e) = self.store.set_link(chosen.set) {
+        if !selected && let Err(e) = self.store.select(chosen.set) {
             // Better the services of a set that is not proved than none; but none on data that is not theirs.
             self.log.error("revert", e.chain());
             if saved {
@@ -333,12 +333,12 @@ impl Switch<'_> {
             };
             remarks = prove::prove(&expected, self.store, &manager, self.log)?;
             if manifest.services.is_empty() && manifest.health.is_empty() {
-                let what = format!("{set} names no service and no health check");
+                let what = format!("{set} defines no service and no health check");
                 self.log.warning("prove", what.clone());
                 remarks.push(what);
             }
         } else {
-            let what = format!("{set} has no manifest: nothing can be proved of its files");
+            let what = format!("{set} has no manifest: nothing can be proved about its files");
             self.log.warning("prove", what.clone());
             remarks.push(what);
         }
@@ -350,7 +350,7 @@ impl Switch<'_> {
         for name in along {
             manager
                 .runs(name)
-                .map_err(|why| format!("service {name} does not run: {why}"))?;
+                .map_err(|why| format!("service {name} is not running: {why}"))?;
         }
         Ok(remarks)
     }

@@ -14,7 +14,7 @@ use crate::model::phase::Moment;
 use crate::model::record::Record;
 use crate::model::refusal::RefusalKind;
 use crate::model::slot::Set;
-use crate::store::Store;
+use crate::store::{CommitPoint, Store};
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::service::Manager;
@@ -143,7 +143,7 @@ impl<'a> Switch<'a> {
         if !migrate.rehearse {
             self.log.info(
                 "rehearsal",
-                "the release asks for no rehearsal of its migration",
+                "the release does not ask for a rehearsal of its migration",
             );
             return Ok(());
         }
@@ -151,7 +151,7 @@ impl<'a> Switch<'a> {
         match skipped {
             Some(why) => self
                 .log
-                .warning("rehearsal", format!("there is no rehearsal: {why}")),
+                .warning("rehearsal", format!("no rehearsal: {why}")),
             None => self.log.info(
                 "rehearsal",
                 "the migration succeeded on a clone of the data",
@@ -189,7 +189,7 @@ impl<'a> Switch<'a> {
         let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
         let boot_id = self.host.boot_id().map_err(appliance)?;
         self.change_data(reached)?;
-        self.store.set_link(self.op.to.set).map_err(appliance)?;
+        self.store.select(self.op.to.set).map_err(appliance)?;
         self.log.info(
             "switch",
             format!("the priority link selects {}", self.op.to),
@@ -258,12 +258,12 @@ impl<'a> Switch<'a> {
         };
         self.log.error(
             "revert",
-            format!("{} is given up: {}", self.op.to, cause.message),
+            format!("giving up {}: {}", self.op.to, cause.message),
         );
         let reverting = reached.begin_revert(self.op.clone(), cause.clone())?;
         self.store.save(&reverting)?;
         let restored = self.restore(&reverting)?;
-        self.store.set_link(self.op.from().set)?;
+        self.store.select(self.op.from().set)?;
         Ok(restored)
     }
 }

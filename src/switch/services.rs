@@ -65,7 +65,8 @@ impl<'a> Switch<'a> {
         let started = manager.started(&idle);
         idle.retain(|name| !started.contains(name));
         for name in &idle {
-            let what = format!("{name} does not run: it stays so, and nothing is proved of it");
+            let what =
+                format!("{name} is not running and stays stopped; nothing is proved about it");
             self.log.warning("services", what);
         }
         self.op.ran = ran;
@@ -85,7 +86,7 @@ impl<'a> Switch<'a> {
                 Some(name) => names.push(name.clone()),
                 None => {
                     let what = format!(
-                        "planning {}: its space is needed, and process {} ({}) still uses {}: end it, or make room",
+                        "planning {}: its space is needed, but process {} ({}) still uses {}: end it, or free space",
                         self.op.to,
                         process.pid,
                         self.host.proc().executable_name(process.pid),
@@ -107,7 +108,7 @@ impl<'a> Switch<'a> {
         stopped
             .and(proved)
             .map_err(|e| e.of(ErrorKind::NeedsPerson))
-            .doing(|| format!("giving up the slot of {} for its space", self.op.to))?;
+            .doing(|| format!("giving up the slot of {} to make room", self.op.to))?;
         self.op.ran = Vec::new();
         Ok(self.op)
     }
@@ -215,7 +216,7 @@ impl<'a> Switch<'a> {
             let told = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
             if !told && own.is_none() && self.op.uses_data(name) {
                 return Err(Error::new(format!(
-                    "stopping services: {name} uses the data, its stop command failed, and it may still run"
+                    "stopping services: {name} uses the data, its stop command failed, so it may still run"
                 )));
             }
         }

@@ -174,8 +174,8 @@ impl Host {
                         (links, who_lays(&rustix::fs::fstat(here)?, &stat))
                     {
                         return Err(io::Error::other(format!(
-                            "{} is a symbolic link that {who} could have laid; put a directory in its place, or a \
-                             link of root's in a directory that only root can write to",
+                            "{} is a symbolic link that {who} could have made; replace it with a directory, or with a link \
+                             owned by root in a directory that only root can write to",
                             found.path().join(&name).display()
                         )));
                     }

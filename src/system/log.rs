@@ -203,7 +203,7 @@ pub fn dropped(number: u64) -> Event {
         op: String::new(),
         step: "log".into(),
         message: format!(
-            "{number} events were dropped: nobody took them; `qx-update log` has them"
+            "{number} events were not shown: the output was too slow; `qx-update log` has them"
         ),
         details: Map::new(),
     })

@@ -238,7 +238,7 @@ pub fn null() -> Result<File> {
     let null = null.doing(doing)?;
     match null.metadata().doing(doing)?.file_type().is_char_device() {
         true => Ok(null),
-        false => Err(Error::new(format!("{}: it is no device", doing()))),
+        false => Err(Error::new(format!("{}: it is not a device", doing()))),
     }
 }
 
@@ -318,7 +318,7 @@ impl<'a> Running<'a> {
             {
                 if !within() {
                     self.kill()?;
-                    let what = format!("running {}: it takes more space than it may", self.program);
+                    let what = format!("running {}: it uses more space than it may", self.program);
                     return Err(Error::new(what));
                 }
                 self.look = Instant::now() + LOOK;
@@ -367,7 +367,7 @@ impl User {
                 home: field(5)?.to_owned(),
             })
         });
-        user.ok_or_else(|| Error::new(format!("{}: there is none", doing())))
+        user.ok_or_else(|| Error::new(format!("{}: no such user", doing())))
     }
 }
 

@@ -361,7 +361,7 @@ fn a_person_goes_back() {
     appliance
         .update(&["rollback", "--discard-data"])
         .code(0)
-        .says(&["set aside"]);
+        .says(&["setting aside the data"]);
     appliance.runs("1.1.0");
     assert_eq!(found(&appliance), BTreeMap::new());
     assert_eq!(schema(&appliance), Value::Null, "nobody knows");

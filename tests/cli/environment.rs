@@ -64,7 +64,7 @@ fn configuration_fields() {
     appliance.refuses(
         &["apply"],
         2,
-        &["etc/qx-update/config.json", "there is none"],
+        &["etc/qx-update/config.json", "it does not exist"],
     );
     // Another file is taken when it is named.
     fs::write(appliance.root.join("etc/other.json"), good).unwrap();
@@ -101,7 +101,11 @@ fn trust_root() {
         before.unchanged(&appliance);
     }
     fs::remove_file(&file).unwrap();
-    appliance.refuses(&["apply"], 2, &["etc/qx-update/root.json", "there is none"]);
+    appliance.refuses(
+        &["apply"],
+        2,
+        &["etc/qx-update/root.json", "it does not exist"],
+    );
     fs::write(&file, good).unwrap();
     appliance.update(&["apply"]).code(0);
 }

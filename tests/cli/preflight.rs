@@ -88,7 +88,7 @@ fn a_data_partition_in_memory() {
         unshare.args(["-m", "sh", "-c", script]);
         unshare.arg(&appliance.root).args(arguments);
         let outcome = appliance.spawn(unshare).wait();
-        outcome.refused(1, &["/data/slots", "tmpfs", "after a reboot"]);
+        outcome.refused(1, &["/data/slots", "tmpfs", "a reboot would lose it"]);
     }
 }
 
@@ -201,7 +201,11 @@ fn commands_of_data_that_are_not_there() {
                 }]);
                 config["data"][0][field][0] = json!(program);
             });
-            let words = [&format!("the data db: {field}"), program, "is no program"];
+            let words = [
+                &format!("the data db: {field}"),
+                program,
+                "is not a program",
+            ];
             told_before_anything_stops(&appliance, 2, &words);
         }
     }
@@ -288,7 +292,7 @@ fn leftovers_go_before_there_is_no_space() {
     appliance
         .update(&["apply", "--dry-run"])
         .code(0)
-        .says(&["1-aaaaaaaaaaaaaaaa is deleted"]);
+        .says(&["1-aaaaaaaaaaaaaaaa to make room"]);
     assert_eq!(fs::read_dir(&discarded).unwrap().count(), 2);
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.1.0");
@@ -316,7 +320,7 @@ fn what_runs_from_a_slot_that_has_to_go_is_restarted_first() {
         let apply = appliance.update(&["apply"]);
         apply.code(0).says(&["is proved healthy"]);
         if number > 2 {
-            apply.says(&["is given up for its space"]);
+            apply.says(&["giving up slot"]);
         }
         appliance.runs(&version);
         assert_eq!(appliance.answers(), [version.as_str(), "1.1.0"]);

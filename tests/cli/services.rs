@@ -256,13 +256,13 @@ fn what_a_person_stopped_stays_stopped() {
     let apply = appliance.update(&["apply"]);
     apply
         .code(0)
-        .says(&["not proved: ", "node did not run before"]);
+        .says(&["not proved: ", "node was not running before"]);
     assert!(!apply.stdout.contains("proved healthy"));
     for service in SERVICES {
         assert_eq!(appliance.pid(service), None);
     }
     let status = appliance.update(&["status"]);
-    status.says(&["done, not proved: ", "console did not run before"]);
+    status.says(&["done, not proved: ", "console was not running before"]);
     // One of them runs: the checks of the other are not held against the release, its own are.
     appliance.service("start", "node");
     wait_until("node runs", || answer(appliance.port("node")).is_some());
@@ -280,7 +280,7 @@ fn what_a_person_stopped_stays_stopped() {
     let apply = appliance.update(&["apply"]);
     apply
         .code(0)
-        .says(&["not proved: ", "console did not run before"]);
+        .says(&["not proved: ", "console was not running before"]);
     assert_eq!(appliance.answers(), ["1.2.0", ""]);
     appliance.release(&appliance.recipe("1.3.0").behaviour("node", "error500"));
     appliance.update(&["apply"]).refused(8, &["500"]);
@@ -414,7 +414,7 @@ fn a_reverse_proxy_answers() {
     appliance.release(&recipe("1.1.0", "services"));
     appliance
         .update(&["apply"])
-        .refused(9, &["which is no service of this release"]);
+        .refused(9, &["which is not a service of this release"]);
     appliance.release(&recipe("1.2.0", "anybody"));
     appliance
         .update(&["apply"])
@@ -443,7 +443,7 @@ fn a_rule_that_is_broken_already_is_told_in_the_plan() {
     let dry = appliance.update(&["apply", "--dry-run"]);
     dry.code(0).says(&[
         "before the switch tcp",
-        "which is no service of this release",
+        "which is not a service of this release",
     ]);
     assert_eq!(appliance.told(), [""; 0]);
     let apply = appliance.update(&["apply"]);
@@ -472,9 +472,11 @@ fn a_crash_loop_is_called_one() {
     });
     let status = appliance.status();
     assert_eq!(service(&status, "node")["state"], "stopped", "{status:#}");
-    appliance
-        .update(&["status"])
-        .says(&["node: NOT RUNNING", "ends whenever it is started", &pid]);
+    appliance.update(&["status"]).says(&[
+        "node: NOT RUNNING",
+        "exits whenever it is started",
+        &pid,
+    ]);
 }
 
 /// A service crashed, and its pidfile names somebody else by now: neither that process nor its children are touched.

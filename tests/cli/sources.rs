@@ -694,7 +694,11 @@ fn a_slow_server_is_given_up() {
     appliance.source(&slow.url);
     appliance.refuses(&["apply"], 1, &["timestamp.json", "timed out"]);
     appliance.source(&slow_artifacts.url);
-    appliance.refuses(&["apply"], 1, &[".tar.gz", "less than 5000 bytes a second"]);
+    appliance.refuses(
+        &["apply"],
+        1,
+        &[".tar.gz", "slower than 5000 bytes per second"],
+    );
     // Two more tries, each of which got a little further.
     let asked = slow_artifacts.asked();
     assert_eq!(asked.iter().filter(|r| r.is_artifact()).count(), 3);

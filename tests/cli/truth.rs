@@ -131,8 +131,8 @@ fn what_is_added_to_a_tree_does_not_condemn_it() {
     appliance.update(&["verify"]).code(0);
     appliance.runs("1.1.0");
     appliance.update(&["status"]).says(&[
-        "__pycache__ is not the release's",
-        "odd is not the release's",
+        "__pycache__ does not belong to the release",
+        "odd does not belong to the release",
     ]);
     // The next release comes without it.
     appliance.install("1.2.0");
@@ -156,7 +156,7 @@ fn a_plain_bin_is_what_runs() {
     fs::remove_file(&bin).unwrap();
     crate::common::create_dir(&bin).unwrap();
     let status = appliance.update(&["status"]);
-    status.says(&["running   what lies in", "data/bin, a plain directory"]);
+    status.says(&["running   the files in", "data/bin, a plain directory"]);
     assert!(!status.stdout.contains("running   1."), "{}", status.stdout);
     let plain = appliance.status()["plain"].clone();
     assert!(plain.as_str().unwrap().ends_with("data/bin"), "{plain}");
@@ -181,7 +181,7 @@ fn a_boot_with_the_factory_set_says_so() {
     let status = appliance.update(&["status"]);
     status.says(&[
         "running   1.0.0 (factory set)",
-        "qx.factory on the kernel's command line",
+        "qx.factory is on the kernel command line",
         "rollback --to factory",
     ]);
     assert!(

@@ -242,9 +242,10 @@ fn links_among_its_own() {
             &["which", "qx-node"],
             &["reset"],
         ] {
-            appliance
-                .update(command)
-                .refused(10, &[path(&own), "symbolic link", "put a directory"]);
+            appliance.update(command).refused(
+                10,
+                &[path(&own), "symbolic link", "replace it with a directory"],
+            );
         }
         assert_eq!(seen(&outside), before, "{}", own.display());
         fs::remove_file(&own).unwrap();
@@ -323,7 +324,7 @@ fn a_planted_parent_of_the_data() {
     let swap = swap.replace("/etc/secret.d", path(&secret));
     migrate(&appliance, "1.2.0", &format!("{swap}; exit 3"));
     let apply = appliance.update(&["apply"]);
-    apply.code(10).says(&["symbolic link", "could have laid"]);
+    apply.code(10).says(&["symbolic link", "could have made"]);
     assert_eq!(seen(&secret), before, "{}", appliance.tree());
     // Put right, it goes on where it was.
     let right = || {
@@ -342,7 +343,7 @@ fn a_planted_parent_of_the_data() {
     appliance.refuses(
         &["apply"],
         1,
-        &["app/state", "symbolic link", "could have laid"],
+        &["app/state", "symbolic link", "could have made"],
     );
     assert_eq!(seen(&secret), before, "{}", appliance.tree());
     right();

@@ -352,12 +352,12 @@ fn a_file_that_is_no_key_is_told_from_the_others() {
         (p384, "another curve than P-256"),
         (ed448, "1.3.101.113"),
         (sec1, "openssl pkcs8 -topk8"),
-        (public.clone(), "a public key, and a private one is needed"),
+        (public.clone(), "a public key; a private key is needed"),
         (good.replace("PRIVATE KEY", "CERTIFICATE"), "CERTIFICATE"),
-        (good[..60].to_owned(), "no key in PEM"),
-        (String::new(), "no key in PEM"),
-        (good.replace("MC4C", "MC4D"), "no PKCS#8 key"),
-        ("\u{0}\u{1}".into(), "no key in PEM"),
+        (good[..60].to_owned(), "not a key in PEM"),
+        (String::new(), "not a key in PEM"),
+        (good.replace("MC4C", "MC4D"), "not a PKCS#8 key"),
+        ("\u{0}\u{1}".into(), "not a key in PEM"),
     ] {
         desk.write("keys/targets.pem", content);
         waits(&desk, &["keys/targets.pem", words]);
@@ -384,7 +384,7 @@ fn a_file_that_is_no_key_is_told_from_the_others() {
     desk.command_fails(
         &mut command,
         1,
-        &["keys/targets.pem", "no signature of its public key"],
+        &["keys/targets.pem", "not a signature of its public key"],
     );
     fs::remove_dir_all(desk.path("keys")).unwrap();
     desk.fails(RELEASE, &["reading the keys in keys"]);
@@ -442,19 +442,19 @@ fn nothing_is_published_that_an_external_signer_did_not_sign() {
     for (script, words) in [
         ("exit 3", "exit status: 3"),
         ("kill -9 $$", "signal: 9"),
-        ("cat >/dev/null", "no signature of its public key"),
-        ("head -c 64 /dev/zero", "no signature of its public key"),
+        ("cat >/dev/null", "not a signature of its public key"),
+        ("head -c 64 /dev/zero", "not a signature of its public key"),
         ("head -c 2000 /dev/zero", "more than 1024 bytes"),
         ("cat /dev/zero", "more than 1024 bytes"),
         // Another key's.
         (
             &SIGN_ED25519.replace("$1", "snapshot.pem"),
-            "no signature of its public key",
+            "not a signature of its public key",
         ),
         // Of something else.
         (
             &SIGN_ED25519.replace("cat >", "echo x >"),
-            "no signature of its public key",
+            "not a signature of its public key",
         ),
         // Signed, and failed all the same.
         (&format!("{SIGN_ED25519}\nexit 1"), "exit status: 1"),
@@ -502,7 +502,7 @@ fn a_signer_is_described_in_full() {
         (json!({"public_key": "nowhere.pem"}), "nowhere.pem"),
         (
             json!({"public_key": "snapshot.pem"}),
-            "a private key, and a public one is needed",
+            "a private key; a public key is needed",
         ),
         (json!({"pin": "1234"}), "pin"),
     ] {

@@ -560,7 +560,7 @@ fn no_partial_or_unfit_set_is_published() {
             p.file("src/controlplane", b"#!/bin/sh\n", 0o755);
             r["components"][0]["tool"] = json!(true);
         }),
-        ("controlplane", "no regular file", |_, r| {
+        ("controlplane", "not a regular file", |_, r| {
             r["components"][0]["source"] = json!("dashboard")
         }),
         ("controlplane", "installed for nobody", |_, r| {
@@ -575,7 +575,7 @@ fn no_partial_or_unfit_set_is_published() {
         ("dashboard", "No such file", |_, r| {
             r["components"][1]["source"] = json!("nowhere")
         }),
-        ("dashboard", "no directory", |_, r| {
+        ("dashboard", "not a directory", |_, r| {
             r["components"][1]["source"] = json!("controlplane")
         }),
         ("dashboard", "outside of the component", |p, _| {
@@ -650,7 +650,7 @@ fn a_wrong_recipe_is_named_with_its_field() {
         ("overlap", |r| {
             r["components"][0]["install_path"] = json!("share/vdc/dashboard/x")
         }),
-        ("no bin component", |r| {
+        ("not a bin component", |r| {
             r["services"][0]["runs"] = json!("bin/other")
         }),
         ("in no component", |r| {

@@ -56,7 +56,7 @@ fn init_makes_root_keys_that_can_be_kept_apart() {
     assert_eq!(set(signers(&place.metadata(1, "root"))), ids);
     for number in 1..=3 {
         assert!(
-            out.contains(&format!("keys/root-{number}.pem away")),
+            out.contains(&format!("keys/root-{number}.pem offline")),
             "{out}"
         );
     }
@@ -242,10 +242,10 @@ fn keys_come_and_go_as_told() {
     for (more, why) in [
         (
             &["--threshold", "3"][..],
-            "3 signatures cannot be asked of 2 keys",
+            "cannot require 3 signatures of 2 keys",
         ),
         (&["--threshold", "0"], "0 signatures"),
-        (&["--threshold", "1"], "has already"),
+        (&["--threshold", "1"], "already has these keys"),
         (&["--remove", "ffff"], "0 keys of the role root"),
         (&["--remove", ""], "2 keys of the role root"),
     ] {
@@ -380,7 +380,7 @@ fn signatures_that_do_not_belong_to_a_draft_are_refused() {
         &|bad| bad["signatures"] = json!({}),
         "no list of signatures",
     );
-    refused(&|bad| *bad = json!([]), "no TUF metadata");
+    refused(&|bad| *bad = json!([]), "not TUF metadata");
     // A key of another role does not sign a root.
     let drafts = place.drafts();
     let ended = place.run(&["sign", &drafts[0], "--keys", "keys", "--out", "x"]);

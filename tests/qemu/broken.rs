@@ -31,7 +31,7 @@ fn a_crash_at_start_ends_in_the_previous_release() {
     // The log goes on over the fall: nothing of it is lost.
     let log = appliance.log();
     assert!(log.starts_with(&log_before), "{log}");
-    assert!(log.contains("is given up"), "{log}");
+    assert!(log.contains("giving up"), "{log}");
     // So it is after the next boot.
     appliance.reboot();
     appliance.assert_runs(&v1);

@@ -43,7 +43,7 @@ pub struct Bundle {
 pub fn bundle(repo: &Path, wanted: &Wanted, out: &Path, now: SystemTime) -> Result<Bundle> {
     if fs::symlink_metadata(out).is_ok() {
         return Err(Error::new(format!(
-            "{} is there already, and nothing is overwritten",
+            "{} already exists; nothing is overwritten",
             out.display()
         )));
     }
@@ -103,7 +103,7 @@ fn write(current: &Current, releases: &[Release], file: &Path) -> Result<u64> {
             return Err(Error::with(
                 ErrorKind::Busy,
                 format!(
-                    "something was published to {} meanwhile",
+                    "something was published to {} in the meantime",
                     current.dir.display()
                 ),
             ));

@@ -35,12 +35,12 @@ pub(crate) fn init(command: &Init, now: SystemTime) -> Result<String> {
     );
     for key in &made.root_keys {
         text += &format!(
-            "take {} away, to a place of its own with a copy, and delete it here\n",
+            "move {} offline, keep a copy of it there, and delete it here\n",
             key.display()
         );
     }
     text += &format!(
-        "{} of {} root keys must sign a new root; the others stay here, for each publication needs them\n",
+        "{} of {} root keys must sign a new root; the others stay here, because every publication needs them\n",
         made.threshold,
         made.root_keys.len()
     );
@@ -58,7 +58,7 @@ pub(crate) fn key(command: KeySubcommand) -> Result<String> {
             if passphrase_file.is_some() && !encrypt {
                 return Err(Error::with(
                     ErrorKind::Usage,
-                    "--passphrase-file is of use with --encrypt only",
+                    "--passphrase-file needs --encrypt",
                 ));
             }
             let passphrase = encrypt.then(|| Passphrase::new(passphrase_file.as_deref()));
@@ -376,7 +376,8 @@ fn waiting(done: &Done, repo: &Path, keys: &Path) -> String {
             text += &format!("{line}\n");
         }
         text += &format!(
-            "next: qx-publish sign FILE --keys DIR --out SIGNED where a missing key is; then qx-publish sign --repo {} --keys {} --add-signature SIGNED\n",
+            "next: qx-publish sign FILE --keys DIR --out SIGNED where a missing key is; then qx-publish sign --repo {} --keys \
+             {} --add-signature SIGNED\n",
             repo.display(),
             keys.display()
         );

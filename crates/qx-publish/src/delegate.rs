@@ -57,7 +57,7 @@ pub fn delegate(
     if delegation(&targets, team.name).is_some() {
         if !team.keys.is_empty() || team.threshold.is_some() {
             return Err(usage(&format!(
-                "the team {} is there already; qx-publish rotate {} changes its keys",
+                "the team {} already exists; qx-publish rotate {} changes its keys",
                 team.name, team.name
             )));
         }
@@ -223,7 +223,8 @@ pub(crate) fn check_target(
         }
         if matches && named["terminating"] == true {
             return Err(Error::new(format!(
-                "appliances would not find {name} in what the team {team} publishes: the team {} comes first, and its patterns {} end the search",
+                "appliances would not find {name} in what the team {team} publishes: the team {} comes first, and its \
+                 patterns {} end the search",
                 named["name"], named["paths"]
             )));
         }

@@ -39,7 +39,7 @@ impl Draft {
         let length = fs::metadata(file).doing(doing)?.len();
         if length > MAX_BYTES {
             return Err(Error::new(format!(
-                "{}: {length} bytes are no draft",
+                "{}: not a draft ({length} bytes)",
                 doing()
             )));
         }

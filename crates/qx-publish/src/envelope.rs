@@ -64,13 +64,13 @@ impl Envelope {
     /// Reads metadata of any role. Nothing in it is verified.
     pub fn parse(bytes: &[u8]) -> Result<Envelope, String> {
         let mut members: Map<String, Value> =
-            serde_json::from_slice(bytes).map_err(|e| format!("it is no TUF metadata: {e}"))?;
+            serde_json::from_slice(bytes).map_err(|e| format!("it is not TUF metadata: {e}"))?;
         let signed = members.remove("signed").unwrap_or_default();
         if signed["_type"].as_str().is_none() || signed["version"].as_u64().is_none() {
-            return Err("it is no TUF metadata".into());
+            return Err("it is not TUF metadata".into());
         }
         let listed = members.get("signatures").and_then(Value::as_array);
-        let listed = listed.ok_or("it is no TUF metadata: no list of signatures")?;
+        let listed = listed.ok_or("it is not TUF metadata: no list of signatures")?;
         let mut signatures = BTreeMap::new();
         for item in listed {
             let (Some(id), Some(signature)) = (item["keyid"].as_str(), item["sig"].as_str()) else {

@@ -164,7 +164,7 @@ impl Sign for Signer {
         }?;
         if !self.key.verifies(message, &signature) {
             return Err(Error::new(format!(
-                "signing with {}: the result is no signature of its public key {}",
+                "signing with {}: the result is not a signature of its public key {}",
                 self.file.display(),
                 self.id()
             )));
@@ -276,7 +276,7 @@ pub(crate) fn check_vacant(file: &Path) -> Result<()> {
     for file in [file, &public_file(file)] {
         if fs::symlink_metadata(file).is_ok() {
             return Err(Error::new(format!(
-                "{} is there already, and no key is overwritten",
+                "{} already exists; no key is overwritten",
                 file.display()
             )));
         }
@@ -296,7 +296,8 @@ fn read_public(file: &Path) -> Result<Value> {
     let text = match fs::read_to_string(&public) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::new(format!(
-                "reading the key {0}: it is encrypted, and its public half is not beside it (openssl pkey -in {0} -pubout -out {1})",
+                "reading the key {0}: it is encrypted, and its public half is not beside it (openssl pkey -in {0} -pubout \
+                 -out {1})",
                 file.display(),
                 public.display()
             )));

@@ -88,7 +88,7 @@ fn ours(file: &Path, meta: &fs::Metadata) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(format!(
-        "making the key {}: something is there that user {} put there, and no key of this command",
+        "making the key {}: user {} put something else there",
         file.display(),
         meta.uid()
     )))

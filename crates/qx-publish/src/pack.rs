@@ -205,7 +205,7 @@ fn append_file<W: Write>(
     archive.append_data(&mut header, name, &mut reader)?;
     let Tally { out, hasher } = reader;
     if hasher.bytes() != size || out.into_inner().read(&mut [0])? != 0 {
-        return Err(io::Error::other("it changed while it was read"));
+        return Err(io::Error::other("it changed while being read"));
     }
     Ok((hasher.digest(), size))
 }

@@ -42,7 +42,7 @@ pub fn private(pem: &str) -> Result<Private, String> {
     match label {
         PRIVATE => decode(&document).map(Private::Plain),
         ENCRYPTED => Ok(Private::Encrypted(Encrypted(document))),
-        PUBLIC => Err("it is a public key, and a private one is needed".into()),
+        PUBLIC => Err("it is a public key; a private key is needed".into()),
         _ => Err(foreign(label)),
     }
 }
@@ -51,7 +51,7 @@ impl Encrypted {
     /// The key; `None` if it is not this passphrase that opens it.
     pub fn open(&self, passphrase: &[u8]) -> Result<Option<SecretKey>, String> {
         let info = EncryptedPrivateKeyInfoRef::try_from(self.0.as_bytes())
-            .map_err(|e| format!("it is no encrypted PKCS#8 key: {e}"))?;
+            .map_err(|e| format!("it is not an encrypted PKCS#8 key: {e}"))?;
         match info
             .encryption_algorithm
             .decrypt(passphrase, info.encrypted_data.as_bytes())
@@ -63,8 +63,7 @@ impl Encrypted {
             },
             Err(pkcs8::pkcs5::Error::DecryptFailed) => Ok(None),
             Err(error) => Err(format!(
-                "it is encrypted in a way that this version does not know (PBES2 with scrypt or PBKDF2, and AES, is \
-                 what it knows): {error}"
+                "its encryption is not supported (supported: PBES2 with scrypt or PBKDF2, and AES): {error}"
             )),
         }
     }
@@ -102,11 +101,11 @@ pub fn public(pem: &str) -> Result<Value, String> {
     let (label, document) = Document::from_pem(first_block(pem)).map_err(|e| no_pem(pem, &e))?;
     match label {
         PUBLIC => {}
-        PRIVATE | ENCRYPTED => return Err("it is a private key, and a public one is needed".into()),
+        PRIVATE | ENCRYPTED => return Err("it is a private key; a public key is needed".into()),
         _ => return Err(foreign(label)),
     }
     let info = SubjectPublicKeyInfoRef::from_der(document.as_bytes())
-        .map_err(|e| format!("it is no public key: {e}"))?;
+        .map_err(|e| format!("it is not a public key: {e}"))?;
     if info.algorithm.oid == ED25519 {
         let bytes = info
             .subject_public_key
@@ -118,7 +117,7 @@ pub fn public(pem: &str) -> Result<Value, String> {
     known(&info.algorithm)?;
     p256::PublicKey::try_from(info)
         .map(|key| p256_public(&key))
-        .map_err(|e| format!("it is no key on the curve P-256: {e}"))
+        .map_err(|e| format!("it is not a key on the curve P-256: {e}"))
 }
 
 /// A TUF key object's key in PEM.
@@ -145,7 +144,7 @@ pub fn write_public(key: &Value) -> Result<String, String> {
 
 fn decode(document: &SecretDocument) -> Result<SecretKey, String> {
     let info = PrivateKeyInfoRef::try_from(document.as_bytes())
-        .map_err(|e| format!("it is no PKCS#8 key: {e}"))?;
+        .map_err(|e| format!("it is not a PKCS#8 key: {e}"))?;
     if info.algorithm.oid == ED25519 {
         let seed = <&OctetStringRef>::from_der(info.private_key.as_bytes())
             .ok()
@@ -156,7 +155,7 @@ fn decode(document: &SecretDocument) -> Result<SecretKey, String> {
     known(&info.algorithm)?;
     p256::SecretKey::try_from(info)
         .map(SecretKey::P256)
-        .map_err(|e| format!("it is no key on the curve P-256: {e}"))
+        .map_err(|e| format!("it is not a key on the curve P-256: {e}"))
 }
 
 /// Refuses all algorithms but that of P-256.
@@ -172,7 +171,7 @@ fn known(algorithm: &AlgorithmIdentifierRef) -> Result<(), String> {
         oid => format!("a key of the algorithm {oid}"),
     };
     Err(format!(
-        "it is {what}, and only ed25519 and ecdsa-sha2-nistp256 are known"
+        "it is {what}; only ed25519 and ecdsa-sha2-nistp256 are supported"
     ))
 }
 
@@ -194,9 +193,9 @@ fn no_pem(pem: &str, why: &impl std::fmt::Display) -> String {
         return foreign("EC PARAMETERS");
     }
     if !pem.contains("-----BEGIN ") {
-        return "it is no key in PEM".into();
+        return "it is not a key in PEM".into();
     }
-    format!("it is no key in PEM: {why}")
+    format!("it is not a key in PEM: {why}")
 }
 
 fn foreign(label: &str) -> String {
@@ -204,7 +203,7 @@ fn foreign(label: &str) -> String {
         "EC PRIVATE KEY" | "EC PARAMETERS" | "RSA PRIVATE KEY" => format!(
             "it is in an older format, {label}; `openssl pkcs8 -topk8 -nocrypt` makes PKCS#8 of it"
         ),
-        _ => format!("it is no key: the PEM says {label}"),
+        _ => format!("it is not a key: the PEM says {label}"),
     }
 }
 

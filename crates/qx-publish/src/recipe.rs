@@ -204,7 +204,7 @@ impl Recipe {
                 Kind::Tree if source.source.is_dir() => {}
                 Kind::Tree => {
                     fs::metadata(&source.source).doing(|| source.doing())?;
-                    return Err(source.unfit("it is no directory"));
+                    return Err(source.unfit("it is not a directory"));
                 }
             }
         }
@@ -230,7 +230,8 @@ impl Recipe {
         let called = self.programs().any(|p| p == source.install_path.as_str());
         if !(runs || uses || called || source.tool) {
             return Err(source.unfit(
-                "no service runs or uses it and no migration or health check runs it, so that it would be installed for nobody (a program for people or scripts has \"tool\": true)",
+                "no service runs or uses it and no migration or health check runs it, so it would be installed for nobody (a \
+                 program for people or scripts has \"tool\": true)",
             ));
         }
         if file == Program::Script && runs {
@@ -267,7 +268,7 @@ impl Source {
         let metadata = fs::metadata(path).doing(doing)?;
         let unfit = |why: &str| Error::new(format!("{}: {why}", doing()));
         if !metadata.is_file() {
-            return Err(unfit("it is no regular file"));
+            return Err(unfit("it is not a regular file"));
         }
         if metadata.permissions().mode() & 0o111 == 0 {
             return Err(unfit("it is not executable"));

@@ -59,7 +59,7 @@ pub fn rotate(
     let authority = changed(&store.current, &old, rotation, new)?;
     let keys = &keys()?;
     if old.same(&authority) {
-        return Err(usage("these are the keys that the role has already"));
+        return Err(usage("the role already has these keys"));
     }
     check(&authority, keys)?;
     if top_level(role) {
@@ -136,7 +136,7 @@ pub(crate) fn check_threshold(threshold: u64, keys: usize) -> Result<()> {
     }
     if threshold == 0 || threshold > keys as u64 {
         return Err(usage(&format!(
-            "{threshold} signatures cannot be asked of {keys} keys"
+            "cannot require {threshold} signatures of {keys} keys"
         )));
     }
     Ok(())
@@ -270,7 +270,7 @@ fn renew(store: &mut Store, role: &str, keys: &Keyring) -> Result<Option<String>
     };
     let authority = store.current.authority(online)?;
     if authority.at_hand(keys) < authority.threshold {
-        return Ok(Some("the keys that renew them are not at hand".into()));
+        return Ok(Some("the keys that renew them are not here".into()));
     }
     store.renew(online);
     Ok(None)

@@ -142,7 +142,7 @@ fn walk(repo: &Path, dir: &str, each: &mut impl FnMut(&str)) -> Result<()> {
         let name = entry
             .file_name()
             .into_string()
-            .map_err(|name| Error::new(format!("{}: {} is no text", doing(), name.display())))?;
+            .map_err(|name| Error::new(format!("{}: {} is not text", doing(), name.display())))?;
         names.push((name, entry.file_type().doing(doing)?.is_dir()));
     }
     names.sort();

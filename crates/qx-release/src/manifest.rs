@@ -470,7 +470,7 @@ impl TryFrom<CheckFields> for Check {
             },
             other => {
                 return Err(format!(
-                    "health: type '{}' is none of http, tcp, exec and service",
+                    "health: type '{}' is not http, tcp, exec or service",
                     text::name(other)
                 ));
             }
@@ -619,7 +619,7 @@ impl Manifest {
             self.check_migration(migrate)?;
             seconds("migrate.timeout_s", migrate.timeout_s)?;
             if migrate.timeout_s == 0 {
-                return Err("migrate.timeout_s: 0 seconds are no time to migrate".into());
+                return Err("migrate.timeout_s: it must be at least 1".into());
             }
         }
         self.health
@@ -632,13 +632,13 @@ impl Manifest {
         let bin = self.at(&service.runs).filter(|c| c.kind == Kind::Bin);
         if bin.is_none() {
             return wrong(format!(
-                "runs {}, which is no bin component of this release",
+                "runs {}, which is not a bin component of this release",
                 service.runs
             ));
         }
         if let Some(name) = service.uses.iter().find(|n| self.component(n).is_none()) {
             return wrong(format!(
-                "uses {name}, which is no component of this release"
+                "uses {name}, which is not a component of this release"
             ));
         }
         if service.uses.len() > MAX_ITEMS {
@@ -694,7 +694,7 @@ impl Manifest {
             for argument in vector {
                 if let Some(name) = unknown_place(argument, &migrate.touches) {
                     return Err(format!(
-                        "{what}: {{data:{name}}} is no data set that it touches"
+                        "{what}: it does not touch the data set of {{data:{name}}}"
                     ));
                 }
             }
@@ -706,7 +706,7 @@ impl Manifest {
             let place = placeholder(name);
             if migrate.rehearse && !migrate.run.iter().any(|argument| argument.contains(&place)) {
                 return Err(format!(
-                    "migrate.rehearse: run has no {place}: it could not be led to a clone"
+                    "migrate.rehearse: run has no {place}: it could not be pointed at a clone"
                 ));
             }
         }
@@ -734,18 +734,20 @@ impl Manifest {
         if let Some(service) = &check.of
             && !self.services.iter().any(|s| s.name == *service)
         {
-            return Err(format!("health: {service} is no service of this release"));
+            return Err(format!(
+                "health: {service} is not a service of this release"
+            ));
         }
         match &check.probe {
             Probe::Http { url, .. } if !url.starts_with("http://") => Err(format!(
-                "health: '{}' is no http:// URL",
+                "health: '{}' is not an http:// URL",
                 shortened(&text::url(url))
             )),
             Probe::Http { status, .. } => {
                 json::in_range("health.status", (*status).into(), 100..=599)
             }
             Probe::Tcp { address } if !address.contains(':') => {
-                Err(format!("health: '{}' is no HOST:PORT", shortened(address)))
+                Err(format!("health: '{}' is not HOST:PORT", shortened(address)))
             }
             Probe::Exec { run } => self.check_vector("health.run", run),
             _ => Ok(()),
@@ -779,7 +781,7 @@ impl Component {
         }
         if self.kind == Kind::Bin && self.mode.0 & 0o100 == 0 {
             return Err(format!(
-                "components: {} is a bin, and its mode is not executable",
+                "components: {} is a bin, but its mode is not executable",
                 self.name
             ));
         }
@@ -787,7 +789,7 @@ impl Component {
             let good = path.strip_prefix('/').map(|rest| rest.parse::<RelPath>());
             if !matches!(good, Some(Ok(_))) {
                 return Err(format!(
-                    "components: {}: factory_path '{}' is no plain absolute path",
+                    "components: {}: factory_path '{}' is not a plain absolute path",
                     self.name,
                     shortened(path)
                 ));

@@ -119,7 +119,7 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
             (Some(entries_left), Some(bytes_left)) => (entries, bytes) = (entries_left, bytes_left),
             _ => {
                 return Err(Error::new(format!(
-                    "{}: it is larger than the manifest says of {}",
+                    "{}: larger than the manifest says of {}",
                     doing(),
                     component.name
                 )));
@@ -199,8 +199,8 @@ fn walk(kind: Kind, path: &Path, known: &Known, visit: &mut Visit) -> Result<()>
             visit(".", Found::Directory { mode })?;
             walk_directory(path, "", &dir, known, visit)
         }
-        (Kind::Bin, _) => Err(odd(path, "it is no regular file")),
-        (Kind::Tree, _) => Err(odd(path, "it is no directory")),
+        (Kind::Bin, _) => Err(odd(path, "it is not a regular file")),
+        (Kind::Tree, _) => Err(odd(path, "it is not a directory")),
     }
 }
 
@@ -281,7 +281,7 @@ fn open_file(dir: impl AsFd, name: &Path, path: &Path) -> Result<Found> {
     // Should a pipe have come to lie there since, opening must not wait for its other end.
     let (fd, stat) = open(dir, name, OFlags::NONBLOCK, path)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(odd(path, "it is no regular file"));
+        return Err(odd(path, "it is not a regular file"));
     }
     Ok(Found::File {
         file: fd.into(),
@@ -349,7 +349,7 @@ impl Measure {
         let (mode, digest) = match measure.own {
             Some(TreeEntry::File(mode, _, digest)) => (mode, digest),
             Some(TreeEntry::Directory(mode)) => (mode, tree),
-            Some(TreeEntry::Link(_)) | None => return Err(odd(path, "it holds nothing")),
+            Some(TreeEntry::Link(_)) | None => return Err(odd(path, "it is empty")),
         };
         Ok(Measured {
             digest,
@@ -437,7 +437,7 @@ pub fn copy_content(from: &File, mut to: &File, size: u64) -> io::Result<()> {
         Err(_) => io::copy(&mut from.take(size), &mut to)?,
     };
     if copied != size {
-        return Err(io::Error::other("the original changed while it was read"));
+        return Err(io::Error::other("the original changed while being read"));
     }
     Ok(())
 }
@@ -577,8 +577,8 @@ mod tests {
         let tree = tree(dir.path());
         let link = dir.path().join("link");
         for (kind, target, why) in [
-            (Kind::Tree, tree.clone(), "no directory"),
-            (Kind::Bin, tree.join("d/file"), "no regular file"),
+            (Kind::Tree, tree.clone(), "not a directory"),
+            (Kind::Bin, tree.join("d/file"), "not a regular file"),
         ] {
             symlink(target, &link).unwrap();
             let error = measure(kind, &link).unwrap_err().chain();

@@ -1,14 +1,15 @@
 //! The four kinds of metadata: parsed, not yet trusted.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::time::SystemTime;
 
 use ed25519_compact::sha512;
 
-use super::key::{Key, Keys, Signature, Verifiers, hex, unhex};
+use super::key::{Keys, Signature, Verifiers, hex, unhex};
 use super::limits::Limits;
+use super::role_keys::{RoleKeys, at_most, parse_keys};
 use super::{Error, Role, delegation};
 use crate::digest::Digest;
 use crate::json;
@@ -24,15 +25,6 @@ pub struct Signed<'a, T> {
     text: &'a str,
     signatures: Vec<Signature>,
     limits: Limits,
-}
-
-/// The keys that speak for a role, and how many of them it takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RoleKeys {
-    /// Declared key ids.
-    pub keyids: BTreeSet<String>,
-    /// At least 1.
-    pub threshold: u64,
 }
 
 /// Root metadata.
@@ -246,57 +238,6 @@ impl Root {
     }
 }
 
-impl RoleKeys {
-    /// Those of a delegator's keys that are meant.
-    pub fn verifiers(&self, keys: &Keys) -> Verifiers {
-        let known = self.keyids.iter().filter_map(|id| keys.get_key_value(id));
-        Verifiers {
-            keys: known.map(|(id, key)| (id.clone(), key.clone())).collect(),
-            threshold: self.threshold,
-        }
-    }
-
-    /// The members `keyids` and `threshold` of an object.
-    pub(super) fn parse(text: &str, limits: &Limits) -> Result<RoleKeys, String> {
-        let [keyids, threshold] = json::fields(text, ["keyids", "threshold"])?;
-        let listed = json::there(keyids, "keyids")?;
-        let threshold = json::integer(threshold, "threshold")?;
-        if threshold == 0 {
-            return Err("a threshold of 0 would let anybody sign".into());
-        }
-        let mut keyids = BTreeSet::new();
-        json::items(listed, &mut |id| {
-            at_most(keyids.len(), limits.keys, "key ids")?;
-            if !keyids.insert(json::string(id)?.into_owned()) {
-                return Err("duplicate key id".into());
-            }
-            Ok(())
-        })?;
-        Ok(RoleKeys { keyids, threshold })
-    }
-}
-
-/// The keys of known schemes in a `keys` object.
-pub(super) fn parse_keys(text: &str, limits: &Limits) -> Result<Keys, String> {
-    let mut keys = Keys::new();
-    let mut listed = 0;
-    json::members(text, &mut |id, key| {
-        at_most(listed, limits.keys, "keys")?;
-        listed += 1;
-        keys.extend(Key::parse(key).map(|key| (id.into_owned(), key)));
-        Ok(())
-    })?;
-    Ok(keys)
-}
-
-/// The error for one more than so many.
-pub(super) fn at_most(there: usize, limit: usize, what: &str) -> Result<(), String> {
-    if there >= limit {
-        return Err(format!("there are more than {limit} {what}"));
-    }
-    Ok(())
-}
-
 impl MetaFile {
     /// Checks length and digest, where they are given.
     pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -388,7 +329,7 @@ impl Hashes {
             why,
         };
         if self.is_empty() {
-            return Err(tampered("it has no digest of a known kind".into()));
+            return Err(tampered("it has no digest of a supported kind".into()));
         }
         if let Some(expected) = self.sha256
             && Digest::of(bytes) != expected

@@ -18,6 +18,10 @@ pub mod key;
 mod limits;
 #[cfg(feature = "verify")]
 pub mod metadata;
+#[cfg(feature = "verify")]
+pub mod role_keys;
+#[cfg(feature = "verify")]
+pub mod search;
 #[cfg(feature = "signing")]
 pub mod signing;
 #[cfg(feature = "verify")]

@@ -8,10 +8,11 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::clock::Clock;
-use super::delegation::{matches, search};
+use super::delegation::matches;
 use super::forge::{Forge, at, key};
 use super::key::{Key, Verifiers, hex};
 use super::metadata::Targets;
+use super::search::search;
 use super::signing::Sign as _;
 use super::{Limits, Role, SnapshotCopy, TrustedSet, canonical};
 use crate::digest::Digest;

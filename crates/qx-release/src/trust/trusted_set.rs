@@ -839,7 +839,7 @@ mod tests {
         let md5 = targets.target(&"md5".parse().unwrap()).unwrap();
         assert_eq!(md5.file(), None);
         let error = refusal(md5.check("md5", b"x")).to_string();
-        assert!(error.contains("no digest of a known kind"), "{error}");
+        assert!(error.contains("no digest of a supported kind"), "{error}");
     }
 
     #[test]

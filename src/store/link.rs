@@ -1,0 +1,87 @@
+//! The links that init scripts look through.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::Store;
+use crate::model::slot::{Link, Set, Slot};
+use qx_release::durable;
+use qx_release::error::{Context, Error, ErrorKind, Result};
+
+/// Where one step decides which set is found after it. What is above asks no more of it: an image of an operating system, say,
+/// has its own in the variables of a boot loader.
+pub trait CommitPoint {
+    /// What it selects.
+    fn selected(&self) -> Link;
+    /// Selects a set, in one step that is done or not done.
+    fn select(&self, set: Set) -> Result<()>;
+    /// Puts in order what leads to it.
+    fn repair(&self) -> Result<()>;
+    /// It cannot be changed: the slot that it selects is not to be found for this boot.
+    fn hide(&self, slot: Slot) -> Result<()>;
+}
+
+/// The priority link, `current`, with `bin` and `share` that look through it. It is hidden by an empty file system mounted
+/// over the slot.
+impl CommitPoint for Store {
+    fn selected(&self) -> Link {
+        match fs::read_link(self.path("current")) {
+            Ok(target) => match target.to_str() {
+                Some("slots/a") => Link::To(Slot::A),
+                Some("slots/b") => Link::To(Slot::B),
+                _ => Link::Foreign(target.display().to_string()),
+            },
+            // Where the data partition should be may be nothing, or a file.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Link::Absent
+            }
+            Err(e) => Link::Foreign(e.to_string()),
+        }
+    }
+
+    fn select(&self, set: Set) -> Result<()> {
+        let current = self.path("current");
+        match set.slot() {
+            Some(slot) => durable::link(&current, &format!("slots/{slot}")),
+            None => durable::remove(&current),
+        }
+    }
+
+    fn repair(&self) -> Result<()> {
+        for (name, target) in [("bin", "current/bin"), ("share", "current/share")] {
+            let path = self.path(name);
+            match fs::symlink_metadata(&path) {
+                Ok(meta) if !meta.is_symlink() => {
+                    return Err(Error::with(
+                        ErrorKind::NeedsPerson,
+                        format!(
+                            "using {}: it is not a link to {target} and hides every release; move it away",
+                            path.display()
+                        ),
+                    ));
+                }
+                Ok(_) if fs::read_link(&path).is_ok_and(|to| to == Path::new(target)) => {}
+                _ => durable::link(&path, target)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn hide(&self, slot: Slot) -> Result<()> {
+        let path = self.slot(slot);
+        rustix::mount::mount(
+            c"qx-update-hidden",
+            &path,
+            c"tmpfs",
+            rustix::mount::MountFlags::RDONLY | rustix::mount::MountFlags::NODEV,
+            Some(c"size=4k,mode=755"),
+        )
+        .doing(|| format!("hiding {} for this boot", path.display()))
+    }
+}

@@ -1,0 +1,109 @@
+//! What is noted for `status`: how fresh the trust is, and what this boot found.
+
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
+use crate::model::slot::{Set, Slot};
+use qx_release::durable;
+use qx_release::error::{Context, Error, Result};
+use qx_release::json;
+use qx_release::text;
+use qx_release::trust::Versions;
+
+/// How many problems of a boot are kept.
+const MAX_PROBLEMS: usize = 100;
+
+const BOOT_NOTE: &str = "/run/qx-update/boot.json";
+
+/// What the link stage found in this boot; kept in `/run`, so that it is told even if `/data` cannot be written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BootNote {
+    /// Which boot.
+    pub boot_id: String,
+    /// When (RFC 3339).
+    pub time: String,
+    /// What was to be used.
+    pub show: Set,
+    /// The slot that is hidden until the next boot, because the links could not be changed.
+    #[serde(default)]
+    pub hidden: Option<Slot>,
+    /// What a person should know.
+    pub problems: Vec<String>,
+}
+
+/// The last refresh of trust that succeeded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// What the time was taken to be (RFC 3339).
+    pub time: String,
+    /// The source.
+    pub source: String,
+    /// Whether expiry was measured against the time, or only against one that had passed.
+    pub freshness: Freshness,
+    /// What the system's clock said (RFC 3339).
+    pub clock: String,
+    /// The versions that are trusted since.
+    pub trust: Versions,
+}
+
+/// Whether it is known that nothing newer was withheld for longer than metadata are valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Freshness {
+    /// The clock was believed.
+    Verified,
+    /// The clock was wrong: before what is known to have passed, or beyond any appliance's life.
+    NotVerified,
+}
+
+impl Store {
+    /// Notes a refresh of trust, for `status`.
+    pub fn write_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
+        let path = self.path("update/refreshed");
+        let refreshed = &Refreshed {
+            source: text::clean(&refreshed.source, MAX_REASON),
+            ..refreshed.clone()
+        };
+        let text = serde_json::to_vec(refreshed).doing(|| format!("writing {}", path.display()))?;
+        durable::write(&path, &text)
+    }
+
+    /// The last refresh of trust, if any is known.
+    pub fn refreshed(&self) -> Result<Option<Refreshed>> {
+        let path = self.path("update/refreshed");
+        let Some(bytes) = read_if_there(&path, 1 << 16)? else {
+            return Ok(None);
+        };
+        let refreshed = json::parse(&bytes);
+        refreshed
+            .map(Some)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
+    }
+
+    /// Leaves a note about this boot in `/run`.
+    pub fn write_boot_note(&self, note: &BootNote) -> Result<()> {
+        let path = self.host.path(BOOT_NOTE)?;
+        let directory = path.parent().unwrap_or(&path);
+        durable::create_dir(directory, 0o755)?;
+        let problems = note.problems.iter().take(MAX_PROBLEMS);
+        let note = &BootNote {
+            problems: problems
+                .map(|problem| text::clean(problem, MAX_REASON))
+                .collect(),
+            ..note.clone()
+        };
+        let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
+        durable::write_with_mode(&path, &text, 0o644)
+    }
+
+    /// The note about this boot, if the link stage has left one.
+    pub fn boot_note(&self) -> Result<Option<BootNote>> {
+        let path = self.host.path(BOOT_NOTE)?;
+        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
+            return Ok(None);
+        };
+        let note: BootNote = json::parse(&bytes)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
+        Ok((note.boot_id == self.host.boot_id()?).then_some(note))
+    }
+}

@@ -1,0 +1,240 @@
+//! Whether a set is what was signed: its files against its manifest, its manifest against the seal that it got when it was
+//! installed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{MANIFEST, STUB, Store, installed, read_if_there};
+use crate::model::slot::{Installed, Set, Slot, Verdict};
+use qx_release::digest::Digest;
+use qx_release::durable;
+use qx_release::error::{Context, Error, Result};
+use qx_release::json;
+use qx_release::manifest::{self, Component, Kind, Manifest, Name, RelPath};
+use qx_release::text;
+use qx_release::tree;
+use qx_release::trust::Versions;
+
+/// The longest list of the names of a release's files, in bytes.
+const MAX_NAMES: u64 = 256 << 20;
+
+/// Binds a slot to the signatures it came with. Kept outside the slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Seal {
+    /// 1.
+    format: u32,
+    /// The digest of the release's manifest.
+    manifest: Digest,
+    /// The versions of the TUF metadata that led to it.
+    trust: Versions,
+}
+
+impl Store {
+    /// Verifies a slot: files against manifest, manifest against seal. Reads all of it.
+    pub fn verify(&self, slot: Slot) -> Verdict {
+        let directory = self.slot(slot);
+        if !directory.exists() {
+            return Verdict::Empty;
+        }
+        let check = || -> Result<Installed, String> {
+            let bytes = read_if_there(&directory.join(MANIFEST), manifest::MAX_BYTES)
+                .map_err(|e| e.chain())?
+                .ok_or("it has no manifest")?;
+            let digest = Digest::of(&bytes);
+            self.seal_of(digest)?;
+            let manifest = Manifest::parse(&bytes)?;
+            verify_files(&manifest, &directory, &|component, path| {
+                tree::matches(component, path).or_else(|why| {
+                    // Something that was laid beside its files is not a change of them.
+                    let names = self.names(digest, component);
+                    let among = |names| tree::matches_among(component, path, &names);
+                    names.map_or(Err(why), among)
+                })
+            })?;
+            Ok(installed(slot.into(), &manifest, digest))
+        };
+        match check() {
+            Ok(installed) => Verdict::Good(installed),
+            Err(why) => Verdict::Damaged(text::line(&why)),
+        }
+    }
+
+    /// Verifies the factory set's files against its manifest, if it has one. Reads all of it.
+    pub fn verify_factory(&self) -> Result<Option<Installed>, String> {
+        let Some((manifest, digest)) = self.manifest(Set::Factory).map_err(|e| e.chain())? else {
+            return Ok(None);
+        };
+        for component in &manifest.components {
+            let path = self.component(Set::Factory, component);
+            tree::matches(component, &path.map_err(|e| e.chain())?)?;
+        }
+        Ok(Some(installed(Set::Factory, &manifest, digest)))
+    }
+
+    /// Verifies what the medium holds of a set that was staged and synced.
+    pub fn verify_staged(&self, slot: Slot, manifest: &Manifest) -> Result<()> {
+        verify_files(manifest, &self.next(slot), &tree::matches_medium).map_err(|why| {
+            Error::new(format!(
+                "verifying {} on disk: {why}",
+                self.next(slot).display()
+            ))
+        })
+    }
+
+    /// Writes the seal of a release that lies complete and verified in a slot's next content, and the names of its files.
+    pub fn seal(
+        &self,
+        slot: Slot,
+        manifest: &Manifest,
+        digest: Digest,
+        trust: Versions,
+    ) -> Result<()> {
+        let mut names = BTreeMap::new();
+        for component in manifest.components.iter().filter(|c| c.kind == Kind::Tree) {
+            let place = self.next(slot).join(&component.install_path);
+            names.insert(component.name.clone(), tree::names(component.kind, &place)?);
+        }
+        let names =
+            serde_json::to_vec(&names).doing(|| "writing the names of a release's files")?;
+        durable::write(&self.names_path(digest), &names)?;
+        let seal = Seal {
+            format: 1,
+            manifest: digest,
+            trust,
+        };
+        let text = serde_json::to_vec(&seal).doing(|| "writing a seal")?;
+        durable::write(&self.seal_path(digest), &text)
+    }
+
+    /// The names of a tree's entries, of a release that was sealed here. They decide nothing by themselves: with them left alone,
+    /// the digest must be the signed one.
+    fn names(&self, release: Digest, component: &Component) -> Option<BTreeSet<String>> {
+        let bytes = read_if_there(&self.names_path(release), MAX_NAMES).ok()??;
+        let mut names: BTreeMap<Name, BTreeSet<String>> = json::parse(&bytes).ok()?;
+        names.remove(&component.name)
+    }
+
+    /// What was laid into the trees of a release since it was installed.
+    pub fn added(&self, slot: Slot, manifest: &Manifest, digest: Digest) -> Vec<PathBuf> {
+        let trees = manifest.components.iter().filter(|c| c.kind == Kind::Tree);
+        trees
+            .filter_map(|tree| {
+                let names = self.names(digest, tree)?;
+                Some(tree::added(
+                    &self.slot(slot).join(&tree.install_path),
+                    &names,
+                ))
+            })
+            .flatten()
+            .collect()
+    }
+
+    /// Drops the seals of releases that are in no slot.
+    pub fn prune_seals(&self) -> Result<()> {
+        let mut kept = Vec::new();
+        for slot in Slot::BOTH
+            .into_iter()
+            .filter(|slot| self.slot(*slot).exists())
+        {
+            // One that cannot be read now may be read later, and needs its seal then.
+            if let Some((_, digest)) = self.manifest(slot.into())? {
+                kept.push(self.seal_path(digest));
+                kept.push(self.names_path(digest));
+            }
+        }
+        let directory = self.path("update/seals");
+        let entries =
+            fs::read_dir(&directory).doing(|| format!("reading {}", directory.display()))?;
+        for entry in entries {
+            let path = entry
+                .doing(|| format!("reading {}", directory.display()))?
+                .path();
+            if !kept.contains(&path) {
+                durable::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn names_path(&self, manifest: Digest) -> PathBuf {
+        self.path("update/seals").join(format!("{manifest}.names"))
+    }
+
+    fn seal_path(&self, manifest: Digest) -> PathBuf {
+        self.path("update/seals").join(format!("{manifest}.json"))
+    }
+
+    /// The seal of a release.
+    fn seal_of(&self, manifest: Digest) -> Result<Seal, String> {
+        let bytes = read_if_there(&self.seal_path(manifest), 64 * 1024)
+            .map_err(|e| e.chain())?
+            .ok_or_else(|| format!("its manifest {manifest} has no seal"))?;
+        let seal: Seal = json::parse(&bytes).map_err(|e| format!("its seal: {e}"))?;
+        if seal.format != 1 || seal.manifest != manifest {
+            return Err("its seal belongs to another release".into());
+        }
+        Ok(seal)
+    }
+}
+
+fn verify_files(
+    manifest: &Manifest,
+    directory: &Path,
+    matches: &dyn Fn(&Component, &Path) -> Result<(), String>,
+) -> Result<(), String> {
+    for component in &manifest.components {
+        no_links_above(directory, &component.install_path)?;
+        matches(component, &directory.join(&component.install_path))?;
+    }
+    for path in &manifest.removed {
+        no_links_above(directory, path)?;
+        let stub = directory.join(path);
+        let found = fs::read(&stub).map_err(|e| format!("{}: {e}", stub.display()))?;
+        let executable = fs::metadata(&stub).is_ok_and(|meta| meta.mode() & 0o111 != 0);
+        if found != STUB || !executable {
+            return Err(format!(
+                "{} is not the stub of a removed component",
+                stub.display()
+            ));
+        }
+    }
+    // A file more in bin would be started by the init script of its name.
+    let bin = directory.join("bin");
+    let expected = |name: &str| {
+        let path: Result<RelPath, _> = format!("bin/{name}").parse();
+        path.is_ok_and(|path| {
+            let installed = manifest.components.iter().map(|c| &c.install_path);
+            installed
+                .chain(&manifest.removed)
+                .any(|p| p.below(&path).is_some())
+        })
+    };
+    if let Ok(entries) = fs::read_dir(&bin) {
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if !name.to_str().is_some_and(expected) {
+                return Err(format!(
+                    "{} belongs to no component",
+                    entry.path().display()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a path in a slot is really there, and not reached through a link.
+fn no_links_above(directory: &Path, path: &RelPath) -> Result<(), String> {
+    let parents = Path::new(path.as_str()).ancestors().skip(1);
+    for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
+        let parent = directory.join(parent);
+        if fs::symlink_metadata(&parent).is_ok_and(|meta| meta.is_symlink()) {
+            return Err(format!("{} is a symbolic link", parent.display()));
+        }
+    }
+    Ok(())
+}
