@@ -73,14 +73,14 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
     };
     match (record.operation(), &record.last) {
         (Some(op), _) => {
-            let ours = worked || op.id == seen;
+            let ours = worked || op.id.to_string() == seen;
             let stopped = !op.ran.is_empty() || record.phase().is_under_way();
             match ours && stopped {
                 true => dead(ErrorKind::NeedsPerson, unfinished),
                 false => dead(ErrorKind::Failed, nothing),
             }
         }
-        (None, Some(last)) if last.id == seen => {
+        (None, Some(last)) if last.id.to_string() == seen => {
             complain(&format!(
                 "following the worker process: {how}; it had finished"
             ));

@@ -24,7 +24,7 @@ use crate::model::source::SourceAddress;
 use crate::proof::observe::Census;
 use crate::proof::{preflight, prove};
 use crate::repository::{Candidate, Repository};
-use crate::store::{self, sets};
+use crate::store::{self, Verified, sets};
 use crate::system::service::Manager;
 
 impl Appliance {
@@ -101,7 +101,7 @@ impl Appliance {
                 Ok(Exit::NothingNewer)
             }
             Choice::Take(candidate) => {
-                self.preflight(running(&record).set)?;
+                self.able(running(&record).set)?;
                 let manifest = &candidate.manifest;
                 self.log.info(
                     "select",
@@ -129,8 +129,8 @@ impl Appliance {
                 .is_none_or(|version| op.to.version.as_ref() == Some(version))
         {
             self.log.warning("trust", e.chain());
-            if sets::verifies(&self.store, &op.to, &mut self.log) {
-                return self.switch_to_staged(op.clone(), request, record);
+            if let Some(staged) = sets::verified(&self.store, &op.to, &mut self.log) {
+                return self.switch_to_staged(op.clone(), &staged, request, record);
             }
         }
         let (repository, mirrors) = self.remember(refreshed, request, record)?;
@@ -159,9 +159,9 @@ impl Appliance {
         // A release that lies staged, and is still what the repository offers, is not staged again.
         if let Phase::Staged { op } = record.phase()
             && op.to.manifest == Some(candidate.digest)
-            && sets::verifies(&self.store, &op.to, &mut self.log)
+            && let Some(staged) = sets::verified(&self.store, &op.to, &mut self.log)
         {
-            return self.switch_to_staged(op.clone(), request, record);
+            return self.switch_to_staged(op.clone(), &staged, request, record);
         }
         self.install_candidate(&candidate, &repository, &mirrors, request, record)
     }
@@ -176,16 +176,23 @@ impl Appliance {
         record: &Record,
     ) -> Result<Exit> {
         let idle = record.idle_when_ended();
-        let able = self.preflight(idle.active.set);
-        self.remember(able, request, record)?;
+        let able = self.able(idle.active.set);
+        let running = self.remember(able, request, record)?;
         let data = self.data_plan(&candidate.manifest, request.repair, record)?;
-        let planned = self.plan(candidate, &data, &idle, repository, mirrors);
+        let planned = self.plan(
+            candidate,
+            &data,
+            &idle,
+            running.as_ref(),
+            repository,
+            mirrors,
+        );
         let plan = self.remember(planned, request, record)?;
         for line in plan.describe() {
             self.log.info("plan", line);
         }
         // Before anything is touched: what an update spoils must not count as spoilt before.
-        let failed_before = self.baseline(idle.active.set)?;
+        let failed_before = self.baseline(idle.active.set, running.as_ref());
         if request.dry_run {
             return Ok(Exit::Done);
         }
@@ -200,7 +207,7 @@ impl Appliance {
                 .operation(OperationKind::Install, idle, to)?
                 .with_data_plan(data)
         };
-        self.log.operation(&op.id);
+        self.log.operation(op.id);
         for leftover in &plan.drops {
             self.log.warning(
                 "plan",
@@ -241,15 +248,16 @@ impl Appliance {
     fn switch_to_staged(
         &mut self,
         op: Operation,
+        staged: &Verified,
         request: &Apply,
         record: &Record,
     ) -> Result<Exit> {
-        self.log.operation(&op.id);
+        self.log.operation(op.id);
         self.log
             .info("stage", format!("{} is staged and verified already", op.to));
-        self.preflight(op.from().set)?;
+        let running = self.able(op.from().set)?;
         // What was well when it was staged is not excused now.
-        let mut failed_before = self.baseline(op.from().set)?;
+        let mut failed_before = self.baseline(op.from().set, running.as_ref());
         failed_before.retain(|failed| op.failed_before.contains(failed));
         if request.dry_run {
             return Ok(Exit::Done);
@@ -259,37 +267,31 @@ impl Appliance {
             ..op
         };
         // The configuration of now counts, and the data as it is now.
-        let op = match self.store.manifest(op.to.set)? {
-            Some((manifest, _)) => {
-                let data = self.data_plan(&manifest, request.repair, record)?;
-                op.under_config(&self.config).with_data_plan(data)
-            }
-            None => op,
-        };
-        self.switch(op, record)
+        let data = self.data_plan(&staged.manifest, request.repair, record)?;
+        self.switch(op.under_config(&self.config).with_data_plan(data), record)
     }
 
     /// Tries the health checks of the set that runs: what the next one is measured against.
-    pub(super) fn baseline(&mut self, set: Set) -> Result<Vec<FailedCheck>> {
-        let Some((manifest, _)) = self.store.manifest(set)? else {
-            return Ok(Vec::new());
+    pub(super) fn baseline(&mut self, set: Set, manifest: Option<&Manifest>) -> Vec<FailedCheck> {
+        let Some(manifest) = manifest else {
+            return Vec::new();
         };
         let timeout = self.config.service_timeout();
         let manager = Manager::new(&self.config.services, &self.host, timeout);
-        Ok(prove::baseline(
-            set,
-            &manifest,
-            &self.store,
-            &manager,
-            &mut self.log,
-        ))
+        prove::baseline(set, manifest, &self.store, &manager, &mut self.log)
     }
 
-    /// Whether this appliance can do what an update takes.
-    fn preflight(&self, active: Set) -> Result<()> {
-        let running = self.store.manifest(active)?.map(|(manifest, _)| manifest);
+    /// Whether this appliance can do what an update takes; and the manifest of the set that runs, which all that follows needs.
+    fn able(&self, active: Set) -> Result<Option<Manifest>> {
+        let running = self.manifest_of(active)?;
         preflight::check(&self.host, &self.config, &self.store, running.as_ref())
-            .doing(|| "before anything is stopped")
+            .doing(|| "before anything is stopped")?;
+        Ok(running)
+    }
+
+    /// A set's manifest; `None` for a factory set without one.
+    pub(super) fn manifest_of(&self, set: Set) -> Result<Option<Manifest>> {
+        Ok(self.store.manifest(set)?.map(|(manifest, _)| manifest))
     }
 
     /// Step 3.
@@ -298,22 +300,23 @@ impl Appliance {
         candidate: &Candidate,
         data: &DataPlan,
         idle: &Idle,
+        running: Option<&Manifest>,
         repository: &Repository,
         mirrors: &Mirrors,
     ) -> Result<Plan> {
         let alternate = idle.active.set.alternate();
-        let outdated = self.outdated(idle.active.set, alternate)?;
+        let outdated = self.outdated(running, alternate)?;
         let restarts =
             |name: &Name| outdated.contains(name) || data.data.iter().any(|set| set.used_by(name));
         let leftovers = self.leftovers(candidate, repository, mirrors)?;
-        let mut sets = Vec::new();
-        for set in [idle.active.set, Set::from(alternate), Set::Factory] {
-            match self.store.manifest(set) {
-                Ok(Some((manifest, _))) => sets.push((set, manifest)),
-                Ok(None) => {}
-                // Which services its files are of is not known without it. Nothing is reused from others.
-                Err(e) if set == idle.active.set => return Err(e),
-                Err(_) => {}
+        let mut sets: Vec<(Set, Manifest)> = Vec::new();
+        sets.extend(running.map(|manifest| (idle.active.set, manifest.clone())));
+        for set in [Set::from(alternate), Set::Factory] {
+            // Nothing is reused from a set whose manifest cannot be read.
+            if set != idle.active.set
+                && let Ok(Some(manifest)) = self.manifest_of(set)
+            {
+                sets.push((set, manifest));
             }
         }
         let ground = PlanContext {
@@ -333,14 +336,12 @@ impl Appliance {
 
     /// The services whose processes still use what the slot holds, or held, that the next release goes to. Others that do are
     /// told of: what they use is kept until they end.
-    fn outdated(&mut self, active: Set, alternate: Slot) -> Result<Vec<Name>> {
+    fn outdated(&mut self, running: Option<&Manifest>, alternate: Slot) -> Result<Vec<Name>> {
         let mut places = self.store.kept();
         places.push(self.store.slot(alternate));
         let users = self.store.users(&places);
         let manager = Manager::new(&self.config.services, &self.host, Duration::ZERO);
-        let manifest = self.store.manifest(active)?;
-        let manifest = manifest.as_ref().map(|(manifest, _)| manifest);
-        let manifests: Vec<&Manifest> = manifest.into_iter().collect();
+        let manifests: Vec<&Manifest> = running.into_iter().collect();
         if users.is_empty() {
             return Ok(Vec::new());
         }

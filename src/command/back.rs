@@ -45,11 +45,12 @@ impl Appliance {
         } else {
             OperationKind::Rollback
         };
+        let running = self.manifest_of(idle.active.set)?;
         let op = Operation {
-            failed_before: self.baseline(idle.active.set)?,
+            failed_before: self.baseline(idle.active.set, running.as_ref()),
             ..self.operation(kind, idle, to)?.with_data_plan(data)
         };
-        self.log.operation(&op.id);
+        self.log.operation(op.id);
         self.log.info(
             "rollback",
             format!(
@@ -70,7 +71,7 @@ impl Appliance {
         let Some(previous) = previous else {
             return Ok(self.store.factory().0);
         };
-        if !sets::verifies(&self.store, &previous, &mut self.log) {
+        if sets::verified(&self.store, &previous, &mut self.log).is_none() {
             return Err(Error::new(format!(
                 "going back to {previous}: it no longer verifies; `rollback --to factory` goes back to the factory set"
             )));
@@ -87,9 +88,8 @@ impl Appliance {
         newer: NewerData,
     ) -> Result<DataPlan> {
         let manifest = |set| {
-            let found = self.store.manifest(set);
-            let found = found.doing(|| format!("going back to {to}"))?;
-            Ok::<_, Error>(found.map(|(manifest, _)| manifest))
+            self.manifest_of(set)
+                .doing(|| format!("going back to {to}"))
         };
         let (active, target) = (manifest(idle.active.set)?, manifest(to.set)?);
         let data = DataPlan::back(

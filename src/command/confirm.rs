@@ -42,7 +42,7 @@ impl Appliance {
         }
         let (_lock, record) = self.begin("confirm")?;
         if let (true, Phase::Trial { op, .. }) = (force, record.phase()) {
-            self.log.operation(&op.id);
+            self.log.operation(op.id);
             self.log.warning(
                 "confirm",
                 format!("{} is confirmed by a person, without proof", op.to),

@@ -95,7 +95,7 @@ impl Appliance {
         if let Loaded::Record(record) = self.store.load()
             && let Some(op) = record.operation()
         {
-            migrate::end_orphans(&op.id, self.host.proc(), &mut self.log)?;
+            migrate::end_orphans(op.id, self.host.proc(), &mut self.log)?;
         }
         let outcome = link::link_stage(&self.host, &self.store, &mut self.log)?;
         if let Some(e) = outcome.obstacle {

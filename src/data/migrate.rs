@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::model::id::OperationId;
 use crate::model::operation::Operation;
 use crate::model::slot::{Installed, Set};
 use crate::store::Store;
@@ -96,7 +97,7 @@ impl MigrationRunner<'_> {
             ("QX_UPDATE_FROM".to_owned(), version(self.op.from())),
             ("QX_UPDATE_TO".to_owned(), version(&self.op.to)),
             ("QX_UPDATE_SLOT".to_owned(), directory.display().to_string()),
-            (OPERATION.to_owned(), self.op.id.clone()),
+            (OPERATION.to_owned(), self.op.id.to_string()),
         ];
         let user = self.op.migration_user.as_deref();
         let user = user.map(|name| User::find(self.host, name)).transpose()?;
@@ -147,7 +148,7 @@ fn keep(output: &mut Vec<String>, stream: &str, line: &str) {
 
 /// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go
 /// on changing the data under the old set, or beside the next migration. Its processes are known by their environment.
-pub fn end_orphans(operation: &str, proc: &Proc, log: &mut Log) -> Result<()> {
+pub fn end_orphans(operation: OperationId, proc: &Proc, log: &mut Log) -> Result<()> {
     let mark = format!("{OPERATION}={operation}");
     let deadline = Instant::now() + GONE;
     loop {

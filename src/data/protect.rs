@@ -43,7 +43,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
 pub fn save(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Result<()> {
     // What an earlier operation left is nobody's any more.
     store.drop_snapshot()?;
-    let complete = store.snapshot(&op.id);
+    let complete = store.snapshot(op.id);
     let part = complete.with_extension("part");
     durable::create_dir(&part, 0o700)?;
     for set in &op.data {
@@ -56,7 +56,7 @@ pub fn save(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Result
 /// Makes all data sets equal to the operation's snapshot, and keeps aside what they held. Done again after a cut it comes
 /// to the same end.
 pub fn restore(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Result<Discarded> {
-    let snapshot = store.snapshot(&op.id);
+    let snapshot = store.snapshot(op.id);
     if !snapshot.is_dir() {
         return Err(Error::new(format!(
             "restoring the data: snapshot {} is missing",
@@ -136,7 +136,7 @@ fn aside(store: &Store, op: &Operation) -> Result<PathBuf> {
     let next = all.last().map_or(1, |(number, _)| number.saturating_add(1));
     let own = all.into_iter().map(|(_, path)| path).find(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.rsplit('-').next() == Some(&op.id)
+        name.rsplit('-').next() == Some(&op.id.to_string())
     });
     let new = || {
         store
@@ -187,7 +187,7 @@ pub fn rehearse(
         host, store, op, ..
     } = tool;
     let _low = Nice::new();
-    let directory = store.path("rehearsal").join(&op.id);
+    let directory = store.path("rehearsal").join(op.id.to_string());
     let user = op.migration_user.as_deref();
     let result = user
         .map(|name| User::find(host, name))
@@ -212,7 +212,7 @@ pub fn rehearse(
                 .map(|()| None)
         }
     };
-    let ended = migrate::end_orphans(&op.id, tool.host.proc(), log);
+    let ended = migrate::end_orphans(op.id, tool.host.proc(), log);
     let dropped = op
         .data
         .iter()
@@ -266,7 +266,7 @@ mod tests {
         let factory = Installed::unknown_factory;
         let before = Idle::on(factory(), None, "");
         let kind = OperationKind::Install;
-        let mut op = Operation::new(id.into(), kind, before, factory(), "");
+        let mut op = Operation::new(id.parse().unwrap(), kind, before, factory(), "");
         op.discarded_bytes = discarded_bytes;
         op
     }
@@ -274,7 +274,12 @@ mod tests {
     /// What was set aside last is kept longest, whatever the clock said when it was.
     #[test]
     fn the_oldest_goes_first_whatever_the_date_was() {
-        const ID: [&str; 4] = ["00ff", "ffff", "aaaa", "0000"];
+        const ID: [&str; 4] = [
+            "00ff000000000000",
+            "ffff000000000000",
+            "aaaa000000000000",
+            "0000000000000000",
+        ];
         let root = tempfile::tempdir().unwrap();
         let host = Host::new(root.path()).unwrap();
         let store = Store::new(&host, "/data", "/factory").unwrap();

@@ -5,6 +5,7 @@ pub mod choice;
 pub mod config;
 pub mod dataset;
 pub mod fit;
+pub mod id;
 pub mod operation;
 pub mod phase;
 pub mod record;

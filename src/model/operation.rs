@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::config::{Config, Limits, Services};
 use crate::model::dataset::{DataPlan, DataSet};
+use crate::model::id::OperationId;
 use crate::model::phase::Idle;
 use crate::model::slot::{Installed, Set};
 use qx_release::error::{ErrorKind, Exit};
@@ -28,8 +29,8 @@ pub enum OperationKind {
 /// One install or rollback, with all that its undoing needs: recovery depends on no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Random, 16 hexadecimal digits.
-    pub id: String,
+    /// Which.
+    pub id: OperationId,
     /// What it does.
     pub kind: OperationKind,
     /// When it began (RFC 3339).
@@ -115,7 +116,7 @@ pub struct Discarded {
 impl Operation {
     /// An operation as it begins: no service is known yet, and no data changes.
     pub fn new(
-        id: String,
+        id: OperationId,
         kind: OperationKind,
         before: Idle,
         to: Installed,
@@ -236,7 +237,7 @@ impl Cause {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Of the operation.
-    pub id: String,
+    pub id: OperationId,
     /// What it did.
     pub kind: OperationKind,
     /// What ran before.
@@ -278,7 +279,7 @@ impl Operation {
     /// The report of this operation's end.
     pub fn attempt(&self, result: Exit, reason: Option<String>, now: &str) -> Attempt {
         Attempt {
-            id: self.id.clone(),
+            id: self.id,
             kind: self.kind,
             from: self.from().clone(),
             to: self.to.clone(),

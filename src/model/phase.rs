@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::id::BootId;
 use crate::model::operation::{Attempt, Cause, Operation, OperationKind};
 use crate::model::record::Record;
 use crate::model::slot::Installed;
@@ -43,7 +44,7 @@ pub enum Phase {
         /// How many further boots this trial has seen.
         boots: u32,
         /// The boot that was counted last.
-        boot_id: String,
+        boot_id: BootId,
         /// When it began (RFC 3339), for people.
         since: String,
         /// How long it has lasted. Absent in what earlier versions wrote.
@@ -66,7 +67,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     /// Which boot.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// Seconds since it began.
     pub uptime_s: u64,
 }
@@ -306,7 +307,7 @@ impl Record {
                     op,
                     data: *data,
                     boots: 0,
-                    boot_id: now.map_or_else(String::new, |now| now.boot_id.clone()),
+                    boot_id: now.map_or_else(BootId::default, |now| now.boot_id.clone()),
                     since: since.to_owned(),
                     lasted: now.map(Lasted::since),
                 }))
@@ -478,12 +479,18 @@ mod tests {
         Idle::on(Installed::unknown_factory(), None, NOW)
     }
 
-    fn operation(id: &str, kind: OperationKind) -> Operation {
+    fn operation(id: u64, kind: OperationKind) -> Operation {
         let to = Installed {
             set: Set::A,
             ..Installed::unknown_factory()
         };
-        Operation::new(id.into(), kind, idle(), to, NOW)
+        Operation::new(
+            crate::model::id::OperationId::new(id),
+            kind,
+            idle(),
+            to,
+            NOW,
+        )
     }
 
     fn now() -> Moment {
@@ -499,7 +506,7 @@ mod tests {
 
     /// Every phase that there is, with the data in every state that it can be in, and what it is called in the table.
     fn records() -> Vec<(String, Record)> {
-        let op = || operation("one", OperationKind::Install);
+        let op = || operation(1, OperationKind::Install);
         let mut phases = vec![
             ("idle", Phase::Idle(idle())),
             ("staging", Phase::Staging { op: op() }),
@@ -519,7 +526,7 @@ mod tests {
                     op: op.clone(),
                     data,
                     boots: 0,
-                    boot_id: String::new(),
+                    boot_id: BootId::default(),
                     since: NOW.into(),
                     lasted: None,
                 };
@@ -602,7 +609,7 @@ mod tests {
         for (from, record) in records() {
             for (how, transition) in TRANSITIONS {
                 let context = format!("{how} from {from}");
-                let became = transition(&record, operation("one", OperationKind::Install));
+                let became = transition(&record, operation(1, OperationKind::Install));
                 match (became, allowed(how, &from)) {
                     (Ok(record), Some(to)) => {
                         let name = format!("{} {:?}", record.phase().name(), record.data());
@@ -623,7 +630,7 @@ mod tests {
     fn an_operation_takes_no_other_ones_place() {
         for (from, record) in records() {
             for (how, transition) in TRANSITIONS {
-                let other = operation("another", OperationKind::Install);
+                let other = operation(2, OperationKind::Install);
                 let of_none = ["begin_staging", "trial_goes_on", "settled"].contains(&how);
                 assert!(
                     of_none || transition(&record, other).is_err(),
@@ -642,7 +649,7 @@ mod tests {
             OperationKind::Image,
         ] {
             for (from, record) in records() {
-                let op = operation("another", kind);
+                let op = operation(2, kind);
                 let free = ["idle untouched", "staged untouched"].contains(&&*from);
                 assert_eq!(record.begin_switch(op.clone()).is_ok(), free, "{from}");
                 let ended = record.ended(idle(), op.attempt(Exit::Failed, None, NOW));
@@ -655,11 +662,11 @@ mod tests {
     #[test]
     fn a_trial_counts_boots() {
         let switching = Record::of(idle(), BTreeMap::new()).in_phase(Phase::Switching {
-            op: operation("one", OperationKind::Install),
+            op: operation(1, OperationKind::Install),
             data: DataState::Untouched,
         });
         let begin = |now: Option<&Moment>| {
-            let op = operation("one", OperationKind::Install);
+            let op = operation(1, OperationKind::Install);
             switching.begin_trial(op, NOW, now).unwrap()
         };
         for (begun, counts) in [(begin(Some(&now())), [0, 0, 1]), (begin(None), [1, 1, 2])] {

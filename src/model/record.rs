@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::id::BootId;
 use crate::model::operation::{Attempt, Cause, EarlyFailure, Operation};
 use crate::model::phase::{DataState, Idle, Lasted, Phase, Trouble};
 use crate::model::slot::Installed;
@@ -128,7 +129,7 @@ struct Members {
     op: Option<Operation>,
     data: Option<DataState>,
     boots: Option<u32>,
-    boot_id: Option<String>,
+    boot_id: Option<BootId>,
     lasted: Option<Lasted>,
     cause: Option<Cause>,
     last: Option<Attempt>,
@@ -328,7 +329,7 @@ mod tests {
         let now = "2026-01-01T00:00:00Z";
         let installed = Installed::unknown_factory();
         let mut op = Operation::new(
-            "0123456789abcdef".into(),
+            crate::model::id::OperationId::new(0x0123_4567_89ab_cdef),
             OperationKind::Install,
             Idle::on(installed.clone(), None, now),
             installed,
@@ -384,7 +385,7 @@ mod tests {
         assert_eq!(encode(&read, 3).unwrap(), bytes, "it stays as it is");
         let mut huge = record;
         if let Phase::Reverting { op, .. } = &mut huge.phase {
-            op.id = "x".repeat(MAX_BYTES as usize);
+            op.started = "x".repeat(MAX_BYTES as usize);
         }
         assert!(encode(&huge, 3).unwrap_err().contains("longer"));
     }

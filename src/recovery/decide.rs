@@ -409,6 +409,7 @@ fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::id::{BootId, OperationId};
     use crate::model::phase::Lasted;
     use qx_release::digest::Digest;
 
@@ -454,7 +455,7 @@ mod tests {
     /// An install of 1.2.0 into slot b while 1.1.0 runs from slot a.
     fn operation() -> Operation {
         Operation::new(
-            "0123456789abcdef".into(),
+            OperationId::new(0x0123_4567_89ab_cdef),
             OperationKind::Install,
             idle(installed(Set::A, "1.1.0")),
             installed(Set::B, "1.2.0"),
@@ -462,7 +463,7 @@ mod tests {
         )
     }
 
-    fn trial(boots: u32, boot_id: &str) -> Phase {
+    fn trial(boots: u32, boot_id: impl Into<BootId>) -> Phase {
         Phase::Trial {
             op: operation(),
             data: DataState::Untouched,
@@ -794,7 +795,7 @@ mod tests {
             let Phase::Trial { boots, boot_id, .. } = decision.record.phase() else {
                 panic!("no trial");
             };
-            assert_eq!((*boots, boot_id.as_str()), (counted, BOOT));
+            assert_eq!((*boots, boot_id), (counted, &BOOT.into()));
         }
     }
 
@@ -967,7 +968,7 @@ mod tests {
 
     /// A trial as it stood at its last record, which saw its data saved.
     fn lasted(boots: u32, seconds: u64, until: Moment, since: &str) -> Phase {
-        let mut trial = trial(boots, &until.boot_id);
+        let mut trial = trial(boots, until.boot_id.clone());
         if let Phase::Trial {
             data,
             since: s,

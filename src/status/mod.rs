@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::model::config::{Config, Services};
 use crate::model::fit::Fit;
+use crate::model::id::OperationId;
 use crate::model::operation::{Attempt, EarlyFailure, OperationKind};
 use crate::model::phase::{DataState, Idle, Phase, Trouble};
 use crate::model::record::{Loaded, Record};
@@ -87,7 +88,7 @@ pub struct Status {
 #[derive(Debug, Serialize)]
 pub struct Open {
     /// Its id, as in the log.
-    pub id: String,
+    pub id: OperationId,
     /// What it does.
     pub kind: OperationKind,
     /// What is to run.
@@ -379,7 +380,7 @@ fn open(record: &Record) -> Option<Open> {
         _ => 0,
     };
     Some(Open {
-        id: op.id.clone(),
+        id: op.id,
         kind: op.kind,
         to: op.to.clone(),
         started: op.started.clone(),

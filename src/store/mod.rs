@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::model::record::Loaded;
-use crate::model::record::{self, Record};
+use crate::model::id::OperationId;
+use crate::model::record::{self, Loaded, Record};
 use crate::model::slot::{Installed, Set, Slot};
 use crate::system::host::Host;
 use crate::system::proc::Use;
@@ -29,6 +29,7 @@ use qx_release::manifest::{self, Component, Manifest, ProgramPath, RelPath};
 pub use link::CommitPoint;
 pub use lock::{Holder, Lock};
 pub use notes::{BootNote, Freshness, Refreshed};
+pub use seals::Verified;
 
 /// What a path that a release removed holds: executable, so that init scripts do not take the factory's, and
 /// nothing that starts.
@@ -310,8 +311,8 @@ impl Store {
     }
 
     /// Where an operation's snapshot of the data is.
-    pub fn snapshot(&self, op: &str) -> PathBuf {
-        self.path("update/snapshot").join(op)
+    pub fn snapshot(&self, op: OperationId) -> PathBuf {
+        self.path("update/snapshot").join(op.to_string())
     }
 
     /// Deletes every snapshot: what they would be restored for has ended.

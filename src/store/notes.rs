@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
+use crate::model::id::BootId;
 use crate::model::slot::{Set, Slot};
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
@@ -19,7 +20,7 @@ const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BootNote {
     /// Which boot.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// When (RFC 3339).
     pub time: String,
     /// What was to be used.

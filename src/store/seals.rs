@@ -33,14 +33,31 @@ struct Seal {
     trust: Versions,
 }
 
+/// A set that was verified, with what its manifest says: who goes on with it does not read that again.
+pub struct Verified {
+    /// What it is.
+    pub installed: Installed,
+    /// As it was signed.
+    pub manifest: Manifest,
+}
+
 impl Store {
     /// Verifies a slot: files against manifest, manifest against seal. Reads all of it.
     pub fn verify(&self, slot: Slot) -> Verdict {
+        match self.verified(slot) {
+            Ok(Some(verified)) => Verdict::Good(verified.installed),
+            Ok(None) => Verdict::Empty,
+            Err(why) => Verdict::Damaged(why),
+        }
+    }
+
+    /// The same, with what the manifest says; `None` if the slot is empty.
+    pub(super) fn verified(&self, slot: Slot) -> Result<Option<Verified>, String> {
         let directory = self.slot(slot);
         if !directory.exists() {
-            return Verdict::Empty;
+            return Ok(None);
         }
-        let check = || -> Result<Installed, String> {
+        let check = || -> Result<Verified, String> {
             let bytes = read_if_there(&directory.join(MANIFEST), manifest::MAX_BYTES)
                 .map_err(|e| e.chain())?
                 .ok_or("it has no manifest")?;
@@ -55,12 +72,12 @@ impl Store {
                     names.map_or(Err(why), among)
                 })
             })?;
-            Ok(installed(slot.into(), &manifest, digest))
+            Ok(Verified {
+                installed: installed(slot.into(), &manifest, digest),
+                manifest,
+            })
         };
-        match check() {
-            Ok(installed) => Verdict::Good(installed),
-            Err(why) => Verdict::Damaged(text::line(&why)),
-        }
+        check().map(Some).map_err(|why| text::line(&why))
     }
 
     /// Verifies the factory set's files against its manifest, if it has one. Reads all of it.

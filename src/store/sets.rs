@@ -1,10 +1,11 @@
 //! The installed sets, as something to go to.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use qx_release::manifest::Name;
 
-use super::Store;
+use super::{Store, Verified};
 use crate::model::choice;
 use crate::model::fit::Fit;
 use crate::model::slot::{Installed, Set, Verdict};
@@ -28,13 +29,23 @@ pub fn choose(
     chosen
 }
 
-/// Whether a slot still holds what it was recorded to hold.
-pub fn verifies(store: &Store, installed: &Installed, log: &mut Log) -> bool {
-    let verified = choice::verify(installed, &|slot| store.verify(slot));
-    if let Err(why) = &verified {
+/// What a slot holds, if it still is what it was recorded to hold.
+pub fn verified(store: &Store, installed: &Installed, log: &mut Log) -> Option<Verified> {
+    let found = RefCell::new(None);
+    let verdict = |slot| match store.verified(slot) {
+        Ok(Some(verified)) => {
+            let verdict = Verdict::Good(verified.installed.clone());
+            found.replace(Some(verified));
+            verdict
+        }
+        Ok(None) => Verdict::Empty,
+        Err(why) => Verdict::Damaged(why),
+    };
+    if let Err(why) = choice::verify(installed, &verdict) {
         log.warning("recover", format!("cannot use {installed}: {why}"));
+        return None;
     }
-    verified.is_ok()
+    found.into_inner()
 }
 
 /// Whether a set can run on data with these schemas; one without a manifest says nothing against it. A manifest that cannot be

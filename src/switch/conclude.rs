@@ -120,7 +120,7 @@ impl Switch<'_> {
             return Ok(record.clone());
         }
         self.reserve = None;
-        migrate::end_orphans(&self.op.id, self.host.proc(), self.log)?;
+        migrate::end_orphans(self.op.id, self.host.proc(), self.log)?;
         let discarded = protect::restore(self.host, self.store, &self.op, self.log)?;
         let what = format!(
             "the data is what it was before the migration; what was written from {} to {} is {}",

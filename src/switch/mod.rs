@@ -104,7 +104,7 @@ fn sides<'s>(set: Set, to: &'s Side, home: &'s Side) -> (&'s Side, &'s Side) {
 impl<'a> Switch<'a> {
     /// The operation, with the manifests of its two sets.
     pub fn new(host: &'a Host, store: &'a Store, log: &'a mut Log, op: Operation) -> Switch<'a> {
-        log.operation(&op.id);
+        log.operation(op.id);
         Switch {
             home: Side::new(op.from().set, store, log),
             to: Side::new(op.to.set, store, log),
@@ -242,7 +242,7 @@ impl<'a> Switch<'a> {
         });
         // Whatever outlived it would go on changing the data.
         let ended =
-            migrate::end_orphans(&self.op.id, self.host.proc(), self.log).map_err(Failure::from);
+            migrate::end_orphans(self.op.id, self.host.proc(), self.log).map_err(Failure::from);
         migrated.and(ended).map_err(release)
     }
 

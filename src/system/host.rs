@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
+use crate::model::id::{BootId, OperationId};
 use crate::model::phase::Moment;
 use crate::system::proc::Proc;
 use qx_release::durable;
@@ -211,9 +212,9 @@ impl Host {
     }
 
     /// Identifies this boot.
-    pub fn boot_id(&self) -> Result<String> {
+    pub fn boot_id(&self) -> Result<BootId> {
         self.kernel_file("/proc/sys/kernel/random/boot_id")
-            .map(|id| id.trim().to_owned())
+            .map(|id| id.trim().into())
     }
 
     /// Which boot this is, and how long it has lasted by the one clock that nobody sets, suspended time included. A boot
@@ -239,15 +240,15 @@ impl Host {
             .doing(|| format!("reading {path}"))
     }
 
-    /// A random operation id, 16 hexadecimal digits.
-    pub fn random_id(&self) -> Result<String> {
+    /// The id of a new operation.
+    pub fn random_id(&self) -> Result<OperationId> {
         let mut bytes = [0; 8];
         let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
             .doing(|| "getting random bytes")?;
         if got != bytes.len() {
             return Err(Error::new("getting random bytes: too few"));
         }
-        Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+        Ok(OperationId::new(u64::from_be_bytes(bytes)))
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::model::id::OperationId;
 use crate::system::follower::Follower;
 use crate::system::host::timestamp;
 use qx_release::durable;
@@ -101,8 +102,8 @@ impl Log {
     }
 
     /// From now on lines carry this operation's id.
-    pub fn operation(&mut self, id: &str) {
-        self.op = id.to_owned();
+    pub fn operation(&mut self, id: OperationId) {
+        self.op = id.to_string();
     }
 
     /// A step of the procedure.
@@ -261,7 +262,7 @@ mod tests {
             keep: 2,
         };
         let mut log = Log::new(place.clone(), false);
-        log.operation("0123456789abcdef");
+        log.operation(OperationId::new(0x0123_4567_89ab_cdef));
         for number in 0..20 {
             log.info("fetch", format!("line {number}"));
         }

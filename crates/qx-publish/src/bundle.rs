@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use semver::Version;
 
 use super::contents::{self, Checked, Release};
-use super::current::{Current, TIMESTAMP, parse};
+use super::current::{Current, parse};
+use super::role::TIMESTAMP;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::layout::target_path;

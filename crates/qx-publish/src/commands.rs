@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qx_publish::{
-    Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Store, Team, Wanted,
+    Change, Done, Keyring, NewKeys, Passphrase, PublicKey, Published, Rotation, Team, Wanted,
 };
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, RelPath};
@@ -136,9 +136,9 @@ pub(crate) fn sign(command: Sign, now: SystemTime) -> Result<String> {
             Ok(text)
         }
         (None, Some(repo)) if out.is_none() => {
-            let mut store = Store::open(&repo, now)?;
-            store.without_old_key = without_old_key;
-            let (lines, done) = qx_publish::collect(store, &add_signature, &keyring)?;
+            let mut change = Change::open(&repo, now)?;
+            change.without_old_key = without_old_key;
+            let (lines, done) = qx_publish::collect(change, &add_signature, &keyring)?;
             let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
             Ok(lines + &changed(&done, &repo, &keys))
         }
@@ -160,8 +160,8 @@ pub(crate) fn rotate(command: &Rotate, now: SystemTime) -> Result<String> {
         threshold,
         without_old_key,
     } = command;
-    let mut store = Store::open(repo, now)?;
-    store.without_old_key = *without_old_key;
+    let mut change = Change::open(repo, now)?;
+    change.without_old_key = *without_old_key;
     let rotation = Rotation {
         role,
         keys: key,
@@ -169,7 +169,7 @@ pub(crate) fn rotate(command: &Rotate, now: SystemTime) -> Result<String> {
         threshold: *threshold,
     };
     let mut new = NewKeys::new(keys);
-    let done = qx_publish::rotate(store, &rotation, &mut new, &|| {
+    let done = qx_publish::rotate(change, &rotation, &mut new, &|| {
         Keyring::open(keys, passphrase_file.as_deref())
     })?;
     Ok(made(&new) + &changed(&done, repo, keys))
@@ -183,9 +183,9 @@ pub(crate) fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exi
         within,
     } = command;
     let within = within.map(|days| Duration::from_secs(86_400) * days);
-    let store = Store::open(repo, now)?;
+    let change = Change::open(repo, now)?;
     let done = qx_publish::refresh(
-        store,
+        change,
         &Keyring::open(keys, passphrase_file.as_deref())?,
         within,
         now,
@@ -211,7 +211,7 @@ pub(crate) fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exi
 
 pub(crate) fn expiry(command: &Expiry, now: SystemTime) -> Result<String> {
     let Expiry { role, days, repo } = command;
-    qx_publish::set_lifetime(Store::open(repo, now)?, role, *days)?;
+    qx_publish::set_lifetime(Change::open(repo, now)?, role, *days)?;
     Ok(format!(
         "from their next version on, the {role} metadata are valid for {days} days\n"
     ))
@@ -230,7 +230,7 @@ pub(crate) fn delegate(command: &Delegate, now: SystemTime) -> Result<String> {
         terminating,
         remove: _,
     } = command;
-    let store = Store::open(repo, now)?;
+    let change = Change::open(repo, now)?;
     let team = Team {
         name: team,
         paths,
@@ -239,7 +239,7 @@ pub(crate) fn delegate(command: &Delegate, now: SystemTime) -> Result<String> {
         terminating: *terminating,
     };
     let mut new = NewKeys::new(keys);
-    let done = qx_publish::delegate(store, &team, &mut new, &|| {
+    let done = qx_publish::delegate(change, &team, &mut new, &|| {
         Keyring::open(keys, passphrase_file.as_deref())
     })?;
     Ok(made(&new) + &changed(&done, repo, keys))
@@ -253,9 +253,9 @@ pub(crate) fn remove_team(command: &Delegate, now: SystemTime) -> Result<String>
         passphrase_file,
         ..
     } = command;
-    let store = Store::open(repo, now)?;
+    let change = Change::open(repo, now)?;
     let keyring = Keyring::open(keys, passphrase_file.as_deref())?;
-    let done = qx_publish::remove_team(store, team, &keyring)?;
+    let done = qx_publish::remove_team(change, team, &keyring)?;
     Ok(changed(&done, repo, keys))
 }
 

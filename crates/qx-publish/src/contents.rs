@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::current::{Current, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_file, metadata_path};
+use super::current::{Current, metadata_file, metadata_path};
+use super::role::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 use qx_release::digest::Hasher;
 use qx_release::error::{Context, Error, Result};
 use qx_release::manifest::{MAX_BYTES, Manifest, RelPath};

@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::delegate;
 use super::envelope::{Authority, Envelope};
+use super::role::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP, kind, top_level};
+use super::targets;
 use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
@@ -21,7 +22,7 @@ use qx_release::manifest::{Name, RelPath};
 use qx_release::text;
 use qx_release::trust::clock::Clock;
 use qx_release::trust::metadata::TargetFile;
-use qx_release::trust::{Limits, Role, TrustedSet};
+use qx_release::trust::{Limits, TrustedSet};
 
 /// What names a repository's product, and says how long its metadata are valid.
 const ABOUT: &str = "repository.json";
@@ -36,15 +37,6 @@ pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 pub(crate) const SOON_DAYS: u32 = 60;
 /// The longest life that metadata can be given, in days: twenty years.
 const MAX_DAYS: u32 = 20 * 365;
-
-/// The roles that every repository has.
-pub(crate) const ROOT: &str = Role::Root.as_str();
-/// Says which snapshot is the latest.
-pub(crate) const TIMESTAMP: &str = Role::Timestamp.as_str();
-/// Says which targets belong together.
-pub(crate) const SNAPSHOT: &str = Role::Snapshot.as_str();
-/// Says what is published, and which teams may publish too.
-pub(crate) const TARGETS: &str = Role::Targets.as_str();
 
 /// `repository.json`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -148,7 +140,7 @@ impl Current {
         let meta = current.role(TIMESTAMP)?.signed["meta"]["snapshot.json"].clone();
         current.load_role(SNAPSHOT, Some(meta))?;
         current.load_role(TARGETS, Some(current.listed(TARGETS)?))?;
-        for team in delegate::teams(&current.role(TARGETS)?.signed) {
+        for team in targets::teams(&current.role(TARGETS)?.signed) {
             current.load_role(&team, Some(current.listed(&team)?))?;
         }
         Ok(current)
@@ -275,7 +267,7 @@ impl Current {
 
     /// The role that an appliance finds a target in, and what it says; by the ordinary search.
     pub fn search(&self, name: &RelPath) -> Option<(&str, TargetFile)> {
-        delegate::search(&self.roles, name)
+        targets::search(&self.roles, name)
     }
 
     /// Where a target lies.
@@ -318,16 +310,6 @@ impl Current {
         };
         self.all().filter_map(line).collect()
     }
-}
-
-/// Whether it is one of the four roles that every repository has.
-pub(crate) fn top_level(role: &str) -> bool {
-    Role::ALL.iter().any(|known| known.as_str() == role)
-}
-
-/// What a role's metadata say they are: teams are targets.
-pub(crate) fn kind(role: &str) -> &str {
-    if top_level(role) { role } else { TARGETS }
 }
 
 /// Where a role's metadata lie in its repository. The timestamp's name has no version, and a team's needs no encoding.

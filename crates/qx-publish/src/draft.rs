@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::current::{Current, PUBLIC, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, kind, top_level};
+use super::current::{Current, PUBLIC};
 use super::envelope::{Authority, Envelope, pretty, short};
 use super::keyring::Keyring;
+use super::role::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP, check_team_name, kind, top_level};
+use super::targets;
 use qx_release::durable;
-use qx_release::error::{Context, Error, ErrorKind, Result};
+use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 
 /// Where they lie in a repository; readers see no name that starts with a dot.
@@ -182,7 +184,7 @@ impl Draft {
             }
             _ => {
                 describe_targets(&mut text, signed, old);
-                for team in super::delegate::teams(signed) {
+                for team in targets::teams(signed) {
                     let then = old.and_then(|old| Authority::of_team(old, &team));
                     if let Some(now) = Authority::of_team(signed, &team) {
                         let then = old.map(|_| {
@@ -323,27 +325,4 @@ pub fn sign(file: &Path, keys: &Keyring, repo: Option<&Path>, out: &Path) -> Res
         keys: added,
         missing: draft.missing()?,
     })
-}
-
-/// A role that was named on the command line must not be a path.
-pub(crate) fn check_team_name(team: &str) -> Result<()> {
-    let wrong = |why: &str| {
-        Error::with(
-            ErrorKind::Usage,
-            format!("a team cannot be called '{}': {why}", text::name(team)),
-        )
-    };
-    team.parse::<qx_release::manifest::Name>()
-        .map_err(|why| wrong(&why))?;
-    let last = team.rsplit('.').next().unwrap_or(team).to_ascii_lowercase();
-    if top_level(&last) {
-        return Err(wrong(
-            "that is the name of a role that every repository has",
-        ));
-    }
-    if team.contains('+') {
-        // Clients encode it in file names, and servers decode it, each in their own way.
-        return Err(wrong("a + means different things in different web servers"));
-    }
-    Ok(())
 }

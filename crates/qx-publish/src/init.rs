@@ -10,11 +10,12 @@ use rustix::fs::FlockOperation;
 use serde_json::{Map, Value, json};
 
 use super::absolute;
-use super::current::{About, PUBLIC, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, metadata_file};
+use super::authority::check_threshold;
+use super::current::{About, PUBLIC, metadata_file};
 use super::envelope::{Authority, Dates, Envelope, meta};
 use super::keyring::{Keyring, PublicKey, check_vacant};
 use super::newkeys;
-use super::roles::check_threshold;
+use super::role::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::Name;

@@ -8,8 +8,9 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::contents::{self, Release};
-use super::current::{Current, DAY, SOON_DAYS, TARGETS, top_level};
+use super::current::{Current, DAY, SOON_DAYS};
 use super::envelope::{Envelope, delegation, short, texts};
+use super::role::{TARGETS, top_level};
 use qx_release::digest::Digest;
 use qx_release::error::Result;
 use qx_release::manifest::Kind;

@@ -6,6 +6,7 @@
 
 #![warn(unreachable_pub)]
 
+mod authority;
 mod bundle;
 mod change;
 mod contents;
@@ -23,8 +24,10 @@ mod pack;
 mod passphrase;
 pub mod pem;
 mod recipe;
+mod role;
 mod roles;
 mod serve;
+mod targets;
 mod verify;
 mod versions;
 
@@ -32,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use bundle::{Bundle, Wanted, bundle};
-pub use change::{Done, Store, Waiting};
+pub use change::{Change, Done, Waiting};
 pub use current::Current;
 pub use delegate::{Team, delegate, remove as remove_team};
 pub use draft::{Signed, sign};
@@ -46,12 +49,12 @@ pub use serve::serve;
 pub use verify::{Verification, verify};
 pub use versions::doubts;
 
-use current::TARGETS;
 use pack::Artifact;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name, RelPath};
 use recipe::Recipe;
+use role::TARGETS;
 
 /// A release, or components, that were published.
 #[derive(Debug)]
@@ -88,23 +91,23 @@ pub fn release(
     let recipe = Recipe::read(recipe)?;
     let nowhere: Name = "none".parse().map_err(Error::new)?;
     let mut manifest = recipe.manifest(channel.unwrap_or(&nowhere), released)?;
-    let mut store = Store::open(repo, now)?;
+    let mut change = Change::open(repo, now)?;
     let role = team.unwrap_or(TARGETS);
-    store.current.authority(role)?;
-    check_product(&recipe, &manifest.product, repo, &store)?;
-    let may = |store: &Store, target: &RelPath| match team {
-        Some(team) => delegate::check_target(&store.current.roles, team, target),
+    change.current.authority(role)?;
+    check_product(&recipe, &manifest.product, repo, &change)?;
+    let may = |change: &Change, target: &RelPath| match team {
+        Some(team) => targets::check_target(&change.current.roles, team, target),
         None => Ok(()),
     };
     let mut targets = Vec::new();
     if let Some(channel) = channel {
-        let target = new_release(&manifest, channel, &store)?;
-        may(&store, &target)?;
+        let target = new_release(&manifest, channel, &change)?;
+        may(&change, &target)?;
         targets.push(target);
     }
     recipe.check_sources()?;
-    let mut body = store.body(role);
-    let staging = store.stage()?;
+    let mut body = change.body(role);
+    let staging = change.stage()?;
     let (mut artifact_bytes, mut new_bytes) = (0, 0);
     for (source, component) in recipe.components.iter().zip(&mut manifest.components) {
         let file = staging.join(format!("{}.tar.gz", source.name));
@@ -113,13 +116,13 @@ pub fn release(
         component.size_bytes = packed.bytes;
         component.entries = packed.entries;
         artifact_bytes += target.length;
-        let (name, new) = store.artifact_name(&manifest.product, component, &target)?;
+        let (name, new) = change.artifact_name(&manifest.product, component, &target)?;
         if new {
-            may(&store, &name)?;
+            may(&change, &name)?;
             new_bytes += target.length;
-            delegate::list_target(&mut body, &name, &target);
+            targets::list_target(&mut body, &name, &target);
         }
-        store.add(name.clone(), target, file);
+        change.add(name.clone(), target, file);
         if channel.is_none() {
             targets.push(name.clone());
         }
@@ -128,14 +131,14 @@ pub fn release(
     if channel.is_some() {
         let file = staging.join("release.json");
         let info = change::staged(&file, &manifest_bytes(&manifest)?)?;
-        delegate::list_target(&mut body, &targets[0], &info);
-        store.add(targets[0].clone(), info, file);
+        targets::list_target(&mut body, &targets[0], &info);
+        change.add(targets[0].clone(), info, file);
     }
     let done = if channel.is_none() && new_bytes == 0 {
         Done::default()
     } else {
-        store.propose(role, body)?;
-        store.commit(keys)?
+        change.propose(role, body)?;
+        change.commit(keys)?
     };
     Ok(Published {
         targets,
@@ -146,8 +149,8 @@ pub fn release(
     })
 }
 
-fn check_product(recipe: &Recipe, product: &Name, repo: &Path, store: &Store) -> Result<()> {
-    let ours = &store.current.about.product;
+fn check_product(recipe: &Recipe, product: &Name, repo: &Path, change: &Change) -> Result<()> {
+    let ours = &change.current.about.product;
     if product == ours {
         return Ok(());
     }
@@ -162,7 +165,7 @@ fn check_product(recipe: &Recipe, product: &Name, repo: &Path, store: &Store) ->
 }
 
 /// The target that a release's manifest becomes, which must be new.
-fn new_release(manifest: &Manifest, channel: &Name, store: &Store) -> Result<RelPath> {
+fn new_release(manifest: &Manifest, channel: &Name, change: &Change) -> Result<RelPath> {
     let Manifest {
         product,
         arch,
@@ -172,7 +175,7 @@ fn new_release(manifest: &Manifest, channel: &Name, store: &Store) -> Result<Rel
     let target: RelPath = format!("{product}/{channel}/{arch}/{version}/release.json")
         .parse()
         .map_err(|why: String| Error::with(ErrorKind::Usage, why))?;
-    if store.current.search(&target).is_some() {
+    if change.current.search(&target).is_some() {
         return Err(Error::new(format!(
             "{product} {version} for {arch} is published on {channel} already; a published version never changes"
         )));

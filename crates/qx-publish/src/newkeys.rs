@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::current::{Current, ROOT, TARGETS, top_level};
+use super::current::Current;
 use super::keyring::{EXTERNAL, PublicKey, create_key, public_file};
 use super::pem;
+use super::role::{ROOT, TARGETS, top_level};
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 use qx_release::trust::signing::{Scheme, key_id};

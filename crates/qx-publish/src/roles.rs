@@ -1,23 +1,21 @@
 //! What a publisher does with roles over the years: other keys, new signatures in time, other lifetimes.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 
-use super::change::{Done, Store, Waiting};
-use super::current::{Current, DAY, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, top_level};
-use super::delegate;
-use super::envelope::{Authority, Envelope, short, texts};
+use super::authority::{check_threshold, set_keys, usage};
+use super::change::{Change, Done, Waiting};
+use super::current::{Current, DAY};
+use super::envelope::{Authority, Envelope, short};
 use super::keyring::Keyring;
 use super::newkeys::{NEW, NewKeys};
-use qx_release::error::{Context, Error, ErrorKind, Result};
+use super::role::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP, top_level};
+use super::targets;
+use qx_release::error::{Context, Error, Result};
 use qx_release::text;
-
-/// The most keys that one role is given.
-pub(crate) const MAX_KEYS: usize = 32;
 
 /// How a role's keys are to change.
 pub struct Rotation<'a> {
@@ -33,13 +31,13 @@ pub struct Rotation<'a> {
 
 /// Gives a role other keys. Without any option each key is replaced by a new one.
 pub fn rotate(
-    mut store: Store,
+    mut change: Change,
     rotation: &Rotation,
     new: &mut NewKeys,
     keys: &dyn Fn() -> Result<Keyring>,
 ) -> Result<Done> {
     let role = rotation.role;
-    let old = store.current.authority(role)?;
+    let old = change.current.authority(role)?;
     // The online roles' keys sign each publication, this one included.
     let check = |authority: &Authority, keys: &Keyring| {
         let online = [TIMESTAMP, SNAPSHOT].contains(&role);
@@ -52,30 +50,30 @@ pub fn rotate(
         }
         Ok(())
     };
-    if !store.without_old_key {
+    if !change.without_old_key {
         // Before a key is made in vain.
         check(&old, &keys()?)?;
     }
-    let authority = changed(&store.current, &old, rotation, new)?;
+    let authority = changed(&change.current, &old, rotation, new)?;
     let keys = &keys()?;
     if old.same(&authority) {
         return Err(usage("the role already has these keys"));
     }
     check(&authority, keys)?;
     if top_level(role) {
-        let mut root = store.current.root().clone();
+        let mut root = change.current.root().clone();
         set_keys(&mut root, role, &authority);
-        store.propose(ROOT, root)?;
+        change.propose(ROOT, root)?;
     } else {
-        let mut targets = store.body(TARGETS);
-        delegate::set_keys(&mut targets, role, &authority)?;
-        let body = store.body(role);
-        if !store.current.role(role)?.verifies(&authority) {
-            store.propose(role, body)?;
+        let mut targets = change.body(TARGETS);
+        targets::set_keys(&mut targets, role, &authority)?;
+        let body = change.body(role);
+        if !change.current.role(role)?.verifies(&authority) {
+            change.propose(role, body)?;
         }
-        store.propose(TARGETS, targets)?;
+        change.propose(TARGETS, targets)?;
     }
-    store.commit(keys)
+    change.commit(keys)
 }
 
 fn changed(
@@ -129,60 +127,28 @@ fn changed(
     })
 }
 
-/// Refuses what no set of signatures satisfies, or what any would.
-pub(crate) fn check_threshold(threshold: u64, keys: usize) -> Result<()> {
-    if keys > MAX_KEYS {
-        return Err(usage(&format!("a role has at most {MAX_KEYS} keys")));
-    }
-    if threshold == 0 || threshold > keys as u64 {
-        return Err(usage(&format!(
-            "cannot require {threshold} signatures of {keys} keys"
-        )));
-    }
-    Ok(())
-}
-
-/// The ids of an authority's keys.
-pub(crate) fn key_ids(authority: &Authority) -> Vec<&String> {
-    authority.keys.keys().collect()
-}
-
-/// Puts a role's keys into a root, and takes those out that no role has any longer.
-pub(crate) fn set_keys(root: &mut Value, role: &str, authority: &Authority) {
-    root["roles"][role] = json!({"keyids": key_ids(authority), "threshold": authority.threshold});
-    for (id, key) in &authority.keys {
-        root["keys"][id] = key.clone();
-    }
-    let used: BTreeSet<String> = root["roles"]
-        .as_object()
-        .into_iter()
-        .flat_map(|roles| roles.values())
-        .flat_map(|role| texts(&role["keyids"]))
-        .map(str::to_owned)
-        .collect();
-    if let Some(keys) = root["keys"].as_object_mut() {
-        keys.retain(|id, _| used.contains(id));
-    }
-}
-
 /// Sets for how many days new metadata of a role are valid.
-pub fn set_lifetime(mut store: Store, role: &str, days: u32) -> Result<()> {
-    store.current.role(role)?;
-    store.current.about.set_lifetime(role, days)?;
-    store.current.about.write(&store.current.dir)
+pub fn set_lifetime(mut change: Change, role: &str, days: u32) -> Result<()> {
+    change.current.role(role)?;
+    change.current.about.set_lifetime(role, days)?;
+    change.current.about.write(&change.current.dir)
 }
 
 /// Takes the signatures of drafts that were signed elsewhere, and publishes what has enough of them. The lines tell
 /// which keys signed.
-pub fn collect(mut store: Store, files: &[PathBuf], keys: &Keyring) -> Result<(Vec<String>, Done)> {
-    store.take_up_drafts()?;
+pub fn collect(
+    mut change: Change,
+    files: &[PathBuf],
+    keys: &Keyring,
+) -> Result<(Vec<String>, Done)> {
+    change.take_up_drafts()?;
     let mut lines = Vec::new();
     for file in files {
         let doing = || format!("adding the signatures of {}", file.display());
         let bytes = fs::read(file).doing(doing)?;
         let signed =
             Envelope::parse(&bytes).map_err(|why| Error::new(format!("{}: {why}", doing())))?;
-        for id in store.add_signatures(&signed).doing(doing)? {
+        for id in change.add_signatures(&signed).doing(doing)? {
             lines.push(format!(
                 "{} signed by {}",
                 signed.signed["_type"],
@@ -190,7 +156,7 @@ pub fn collect(mut store: Store, files: &[PathBuf], keys: &Keyring) -> Result<(V
             ));
         }
     }
-    Ok((lines, store.commit(keys)?))
+    Ok((lines, change.commit(keys)?))
 }
 
 /// What `refresh` did.
@@ -205,7 +171,7 @@ pub struct Refreshed {
 
 /// Renews what expires soon: within `within`, or when less than a third of its lifetime is left (and at most 120 days).
 pub fn refresh(
-    mut store: Store,
+    mut change: Change,
     keys: &Keyring,
     within: Option<Duration>,
     now: SystemTime,
@@ -218,25 +184,25 @@ pub fn refresh(
             .unwrap_or(SystemTime::UNIX_EPOCH))
     };
     let mut due = Vec::new();
-    for (role, envelope) in store.current.all() {
-        let verifies = envelope.verifies(&store.current.authority(role)?);
-        if !verifies || due_at(&store.current, role)? <= now {
+    for (role, envelope) in change.current.all() {
+        let verifies = envelope.verifies(&change.current.authority(role)?);
+        if !verifies || due_at(&change.current, role)? <= now {
             due.push(role.to_owned());
         }
     }
     let mut open = Vec::new();
     for role in &due {
-        if let Some(why) = renew(&mut store, role, keys)? {
-            let expires = store.current.role(role)?.expires_text();
+        if let Some(why) = renew(&mut change, role, keys)? {
+            let expires = change.current.role(role)?.expires_text();
             open.push(format!(
                 "the {role} metadata are valid until {expires}: {why}"
             ));
         }
     }
-    let dir = store.current.dir.clone();
+    let dir = change.current.dir.clone();
     let done = match &due[..] {
         [] => Done::default(),
-        _ => store.commit(keys)?,
+        _ => change.commit(keys)?,
     };
     let current = Current::load(&dir)?;
     for Waiting { role, file, why } in &done.waiting {
@@ -258,25 +224,20 @@ pub fn refresh(
 }
 
 /// Puts a role's renewal into what will be published, or tells why it cannot be renewed.
-fn renew(store: &mut Store, role: &str, keys: &Keyring) -> Result<Option<String>> {
+fn renew(change: &mut Change, role: &str, keys: &Keyring) -> Result<Option<String>> {
     let online = match role {
         SNAPSHOT => SNAPSHOT,
         TIMESTAMP => TIMESTAMP,
         role => {
-            let body = store.body(role);
+            let body = change.body(role);
             // What waits renews it too, once it is signed.
-            return Ok(store.propose(role, body).err().map(|e| e.chain()));
+            return Ok(change.propose(role, body).err().map(|e| e.chain()));
         }
     };
-    let authority = store.current.authority(online)?;
+    let authority = change.current.authority(online)?;
     if authority.at_hand(keys) < authority.threshold {
         return Ok(Some("the keys that renew them are not here".into()));
     }
-    store.renew(online);
+    change.renew(online);
     Ok(None)
-}
-
-/// What was asked for cannot be.
-pub(crate) fn usage(why: &str) -> Error {
-    Error::with(ErrorKind::Usage, why)
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::contents::{self, Checked};
 use super::current::{Current, DAY, SOON_DAYS, metadata_path};
-use super::delegate;
+use super::targets;
 use qx_release::error::{Context, Error, Result};
 use qx_release::layout::target_path;
 use qx_release::text;
@@ -102,7 +102,7 @@ impl Verification {
         let mut targets = BTreeSet::new();
         for (role, name) in contents::listed(current) {
             let envelope = current.role(role).ok();
-            let file = envelope.and_then(|envelope| delegate::target(&envelope.signed, &name));
+            let file = envelope.and_then(|envelope| targets::target(&envelope.signed, &name));
             targets.extend(file.map(|file| target_path(&name, &file.sha256, true)));
         }
         let known = |path: &str| {
