@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its part of this.
 
-use crate::common::publisher;
+use crate::common::{publisher, write_script};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -48,8 +48,7 @@ impl Desk {
 
     /// Writes a shell script that can be run.
     pub fn script(&self, name: &str, body: &str) {
-        let path = self.write(name, format!("#!/bin/sh\n{body}\n"));
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&self.path(name), body);
     }
 
     pub fn text(&self, name: &str) -> String {
