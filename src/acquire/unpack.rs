@@ -45,7 +45,7 @@ pub fn unpack(
     staging: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let artifact = Artifact {
+    let artifact = Counted {
         // One more shows that there is more.
         inner: artifact.take(length.saturating_add(1)),
         hasher: Hasher::default(),
@@ -92,13 +92,13 @@ pub fn unpack(
 }
 
 /// Hashes what is read of the artifact.
-struct Artifact<'a, R> {
+struct Counted<'a, R> {
     inner: io::Take<R>,
     hasher: Hasher,
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl<R: Read> Read for Artifact<'_, R> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.inner.read(into) {

@@ -26,7 +26,7 @@ use crate::model::config::{self, Config};
 use crate::model::dataset::{DataSet, Method};
 use crate::store::{self, Store};
 use crate::system::host::Host;
-use crate::system::log::{self, Level, Line, Place};
+use crate::system::log::{self, Destination, Level, Line};
 
 /// Keeps the components of this appliance up to date.
 #[derive(FromArgs)]
@@ -297,7 +297,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
 }
 
 /// For commands that must work without a configuration: what it says, else the defaults.
-fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<Config>)> {
+fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Destination, Result<Config>)> {
     let config = read_config(host, path);
     let (store, place) = match &config {
         Ok(config) => {
@@ -307,7 +307,7 @@ fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<C
         }
         Err(_) => {
             let store = Store::new(host, config::DATA_DIR, config::FACTORY)?;
-            let place = Place {
+            let place = Destination {
                 path: store.path("update/log/update.log"),
                 below: store.path(""),
                 max_bytes: log::MAX_BYTES,
@@ -319,12 +319,12 @@ fn open_store(host: &Host, path: Option<&str>) -> Result<(Store, Place, Result<C
     Ok((store, place, config))
 }
 
-fn place(host: &Host, config: &Config, store: &Store) -> Result<Place> {
+fn place(host: &Host, config: &Config, store: &Store) -> Result<Destination> {
     let (path, below) = match &config.log.path {
         Some(path) => (host.path(path)?, host.root().to_owned()),
         None => (store.path("update/log/update.log"), store.path("")),
     };
-    Ok(Place {
+    Ok(Destination {
         path,
         below,
         max_bytes: config.log.max_bytes.unwrap_or(log::MAX_BYTES),

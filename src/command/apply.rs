@@ -319,7 +319,7 @@ impl Appliance {
                 sets.push((set, manifest));
             }
         }
-        let ground = PlanContext {
+        let context = PlanContext {
             sets: &sets,
             downloads: self.store.path("update/downloads"),
             active: idle.active.set,
@@ -331,7 +331,7 @@ impl Appliance {
             leftovers: &leftovers,
             data_bytes: protect::space(&self.host, &self.store, &data.data)?,
         };
-        plan::plan(&candidate.manifest, &ground, repository, mirrors)
+        plan::plan(&candidate.manifest, &context, repository, mirrors)
     }
 
     /// The services whose processes still use what the slot holds, or held, that the next release goes to. Others that do are

@@ -128,12 +128,12 @@ impl Appliance {
             "resume",
             format!("resuming the {} of {}", record.phase().name(), op.to),
         );
-        let going = self.switch_of(op);
+        let switch = self.switch_of(op);
         let exit = match record.phase() {
             Phase::Reverting { cause, .. } => {
-                return going.conclude_revert(cause, &record).map(Resumed::Ended);
+                return switch.conclude_revert(cause, &record).map(Resumed::Ended);
             }
-            _ => going.resume_trial(&record)?,
+            _ => switch.resume_trial(&record)?,
         };
         Ok(match exit {
             Exit::Done => Resumed::Ready(Box::new(self.current_record())),

@@ -144,7 +144,7 @@ impl Appliance {
         // Which paths a release must have is not known without it.
         let factory = self.store.manifest(Set::Factory)?;
         let active = running(record);
-        let ground = select::SelectionContext {
+        let context = select::SelectionContext {
             product: &self.config.product,
             channel: &self.config.channel,
             arch: &machine()?,
@@ -155,15 +155,15 @@ impl Appliance {
             declared: &self.config.data,
         };
         let wanted = Wanted {
-            product: ground.product,
-            channel: ground.channel,
-            arch: ground.arch,
+            product: context.product,
+            channel: context.channel,
+            arch: context.arch,
             version: request.version.as_ref(),
         };
         let mut left_out = Vec::new();
         let choice = repository.releases(mirrors, &wanted).and_then(|found| {
             left_out = found.left_out;
-            select::select(&ground, request, &found.offers, &mut |offer| {
+            select::select(&context, request, &found.offers, &mut |offer| {
                 repository.manifest(mirrors, offer)
             })
         });

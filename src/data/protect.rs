@@ -283,7 +283,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let host = Host::new(root.path()).unwrap();
         let store = Store::new(&host, "/data", "/factory").unwrap();
-        let place = crate::system::log::Place {
+        let place = crate::system::log::Destination {
             below: "/".into(),
             path: root.path().join("log"),
             max_bytes: 1 << 20,

@@ -1088,7 +1088,7 @@ mod tests {
         fn new() -> Machine {
             let root = tempfile::tempdir().unwrap();
             fs::create_dir(root.path().join("srv")).unwrap();
-            let place = crate::system::log::Place {
+            let place = crate::system::log::Destination {
                 path: root.path().join("log"),
                 below: root.path().to_owned(),
                 max_bytes: 1 << 20,

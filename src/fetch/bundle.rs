@@ -29,11 +29,11 @@ const BLOCK: u64 = 512;
 pub struct Bundle {
     path: PathBuf,
     file: File,
-    files: BTreeMap<String, Place>,
+    files: BTreeMap<String, Extent>,
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct Extent {
     at: u64,
     length: u64,
 }
@@ -68,7 +68,7 @@ impl Bundle {
 
     /// A file of it, and how long it is.
     pub fn open_file(&self, path: &str) -> Result<Option<(Artifact, u64)>> {
-        let Some(Place { at, length }) = self.files.get(path).copied() else {
+        let Some(Extent { at, length }) = self.files.get(path).copied() else {
             return Ok(None);
         };
         let file = self
@@ -79,7 +79,7 @@ impl Bundle {
     }
 
     /// Where each file lies in the archive.
-    fn index(&self, file: File, length: u64) -> Result<BTreeMap<String, Place>> {
+    fn index(&self, file: File, length: u64) -> Result<BTreeMap<String, Extent>> {
         let refused = |why: &str| self.refused(why);
         let unreadable = |e| self.unreadable(e);
         let mut archive = tar::Archive::new(file);
@@ -131,7 +131,7 @@ impl Bundle {
                     "its names have more than {MAX_NAMES} bytes"
                 )));
             }
-            let place = Place { at, length: size };
+            let place = Extent { at, length: size };
             if files.insert(name.into(), place).is_some() {
                 return Err(refuse("is a duplicate"));
             }

@@ -48,7 +48,7 @@ impl Mirror {
 
     fn is_tired(&self) -> bool {
         match self.source.get() {
-            Some(Ok(source)) => source.tired.get(),
+            Some(Ok(source)) => source.given_up.get(),
             Some(Err(_)) => true,
             None => false,
         }

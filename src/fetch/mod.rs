@@ -105,13 +105,13 @@ impl From<&Limits> for Patience {
 
 /// Where a repository's files come from.
 pub struct Source {
-    place: Place,
+    origin: Origin,
     patience: Patience,
     /// It did not answer after all tries; from then on each file is tried once.
-    tired: Cell<bool>,
+    given_up: Cell<bool>,
 }
 
-enum Place {
+enum Origin {
     Directory(PathBuf),
     Bundle(Bundle),
     Web(Url, Box<Client>),
@@ -146,8 +146,8 @@ impl Read for Artifact {
     }
 }
 
-impl Place {
-    fn web(url: &str, options: &Options) -> Result<Place> {
+impl Origin {
+    fn web(url: &str, options: &Options) -> Result<Origin> {
         let url = Url::parse(url).map_err(|why| Error::with(ErrorKind::Usage, why))?;
         if url.has_query() {
             let why = format!("'{url}' has a query: no file can be named below it");
@@ -169,17 +169,17 @@ impl Place {
             headers: Some((url.clone(), options.headers.clone())),
             idle: None.into(),
         };
-        Ok(Place::Web(url, Box::new(client)))
+        Ok(Origin::Web(url, Box::new(client)))
     }
 
-    fn at(path: PathBuf) -> Result<Place> {
+    fn at(path: PathBuf) -> Result<Origin> {
         let doing = || format!("opening the source {}", path.display());
         let there = fs::metadata(&path).doing(doing)?;
         if there.is_dir() {
-            Ok(Place::Directory(path))
+            Ok(Origin::Directory(path))
         } else if there.is_file() {
             let file = File::open(&path).doing(doing)?;
-            Ok(Place::Bundle(Bundle::open(&path, file, there.len())?))
+            Ok(Origin::Bundle(Bundle::open(&path, file, there.len())?))
         } else {
             let why = format!("{}: it is neither a directory nor a bundle", doing());
             Err(Error::new(why))
@@ -190,22 +190,22 @@ impl Place {
 impl Source {
     /// Takes `http://…`, `https://…`, the path of a directory, or that of a bundle. Nothing is connected to yet.
     pub fn open(address: impl Into<SourceAddress>, options: &Options) -> Result<Source> {
-        let place = match address.into() {
-            SourceAddress::Url(url) => Place::web(&url, options)?,
-            SourceAddress::Path(path) => Place::at(path.into())?,
+        let origin = match address.into() {
+            SourceAddress::Url(url) => Origin::web(&url, options)?,
+            SourceAddress::Path(path) => Origin::at(path.into())?,
         };
         Ok(Source {
-            place,
+            origin,
             patience: options.patience,
-            tired: Cell::new(false),
+            given_up: Cell::new(false),
         })
     }
 
     /// Whether it can have a file of that path: a bundle may hold less than its metadata tell of.
     pub fn may_have(&self, path: &str) -> bool {
-        match &self.place {
-            Place::Bundle(bundle) => bundle.holds(path),
-            Place::Directory(_) | Place::Web(..) => true,
+        match &self.origin {
+            Origin::Bundle(bundle) => bundle.holds(path),
+            Origin::Directory(_) | Origin::Web(..) => true,
         }
     }
 
@@ -222,7 +222,7 @@ impl Source {
 
     /// The inner error says that there is no such file.
     fn find(&self, path: &str, limit: u64) -> Result<Result<Vec<u8>>> {
-        if let Place::Web(base, client) = &self.place {
+        if let Origin::Web(base, client) = &self.origin {
             let url = base.join(path);
             let until = Instant::now() + self.patience.small_timeout;
             let mut retries = self.retries(Some(until));
@@ -265,7 +265,7 @@ impl Source {
         downloads: &Path,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Artifact> {
-        if let Place::Web(base, client) = &self.place {
+        if let Origin::Web(base, client) = &self.origin {
             durable::create_dir(downloads, 0o700)?;
             let mut download = Download {
                 client,
@@ -291,22 +291,22 @@ impl Source {
 
     /// A file that can be read where it lies, and its length.
     fn open_file(&self, path: &str) -> Result<Option<(Artifact, u64)>> {
-        match &self.place {
-            Place::Directory(directory) => {
+        match &self.origin {
+            Origin::Directory(directory) => {
                 let opened = open_if_there(&inside(directory, path)?)?;
                 Ok(opened.map(|(file, length)| (Artifact::new(file, 0, length), length)))
             }
-            Place::Bundle(bundle) => bundle.open_file(path),
-            Place::Web(..) => Ok(None),
+            Origin::Bundle(bundle) => bundle.open_file(path),
+            Origin::Web(..) => Ok(None),
         }
     }
 
     /// A file of it, for an error.
     fn name_of(&self, path: &str) -> String {
-        match &self.place {
-            Place::Directory(directory) => directory.join(path).display().to_string(),
-            Place::Bundle(bundle) => format!("{path} in {}", bundle.path().display()),
-            Place::Web(base, _) => base.join(path).to_string(),
+        match &self.origin {
+            Origin::Directory(directory) => directory.join(path).display().to_string(),
+            Origin::Bundle(bundle) => format!("{path} in {}", bundle.path().display()),
+            Origin::Web(base, _) => base.join(path).to_string(),
         }
     }
 
@@ -317,7 +317,7 @@ impl Source {
     }
 
     fn retries(&self, until: Option<Instant>) -> Retries<'_> {
-        let most = if self.tired.get() {
+        let most = if self.given_up.get() {
             0
         } else {
             self.patience.retries
@@ -326,7 +326,7 @@ impl Source {
             most,
             failed: 0,
             until,
-            tired: &self.tired,
+            given_up: &self.given_up,
         }
     }
 }
@@ -414,7 +414,7 @@ struct Retries<'a> {
     failed: u32,
     /// When no further try makes sense.
     until: Option<Instant>,
-    tired: &'a Cell<bool>,
+    given_up: &'a Cell<bool>,
 }
 
 impl Retries<'_> {
@@ -431,7 +431,7 @@ impl Retries<'_> {
             .until
             .is_some_and(|until| Instant::now() + pause >= until);
         if self.failed >= self.most || too_late {
-            self.tired.set(true);
+            self.given_up.set(true);
             return Err(error);
         }
         std::thread::sleep(pause);

@@ -106,13 +106,13 @@ fn ask(
         Err(e) => return failed(format!("{shown} did not answer with JSON: {e}")),
     };
     let pointer = text::clean(&field.pointer, text::VALUE);
-    let told = |value: &serde_json::Value| text::clean(&value.to_string(), text::VALUE);
+    let value_of = |value: &serde_json::Value| text::clean(&value.to_string(), text::VALUE);
     match body.pointer(&field.pointer) {
         Some(value) if *value == field.equals => Ok(answer.own_address),
         Some(value) => failed(format!(
             "{shown} has {pointer} = {}, not {}",
-            told(value),
-            told(&field.equals)
+            value_of(value),
+            value_of(&field.equals)
         )),
         None => failed(format!("{shown} has no {pointer}")),
     }

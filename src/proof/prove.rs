@@ -517,13 +517,13 @@ fn still_runs(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::system::log::Place;
+    use crate::system::log::Destination;
     use qx_release::digest::Digest;
     use qx_release::manifest::Probe;
 
     fn log() -> Log {
         Log::new(
-            Place {
+            Destination {
                 path: "/dev/null".into(),
                 below: "/".into(),
                 max_bytes: u64::MAX,

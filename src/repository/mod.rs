@@ -170,7 +170,7 @@ impl Repository {
         let ours = |offer: &Offer| {
             (&offer.product, &offer.channel, &offer.arch) == (product, channel, arch)
         };
-        let told = |offer: &Offer| version.is_none_or(|version| offer.version == *version);
+        let asked_for = |offer: &Offer| version.is_none_or(|version| offer.version == *version);
         let Some(top) = self.set.targets() else {
             return Ok(Releases::default());
         };
@@ -180,7 +180,7 @@ impl Repository {
         };
         top.each(&mut |name, target| match offered(&name, &target) {
             Some(offer) if ours(&offer) => offers.push(offer),
-            Some(offer) if told(&offer) && others.len() < OTHERS => others.push(offer),
+            Some(offer) if asked_for(&offer) && others.len() < OTHERS => others.push(offer),
             _ => {}
         });
         let mut named: BTreeSet<RelPath> = offers.iter().map(|o| o.target.clone()).collect();

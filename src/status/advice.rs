@@ -36,12 +36,12 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
         stale".into());
     }
     if advice.is_empty() {
-        let calm = if status.problems.is_empty() {
+        let usual = if status.problems.is_empty() {
             "nothing to do"
         } else {
             "see the problem above"
         };
-        advice.push(calm.into());
+        advice.push(usual.into());
     }
     advice
 }

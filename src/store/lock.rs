@@ -50,8 +50,8 @@ impl Holder {
 }
 
 impl Store {
-    /// Takes the lock for this process. [`ErrorKind::Busy`] if another works; but with `wait` it is told who that is, and then
-    /// waited for as long as it works and whoever asked for this is there.
+    /// Takes the lock for this process. [`ErrorKind::Busy`] if another works; but with `wait` it is told who that is, and
+    /// then waited for as long as it works and whoever asked for this is there.
     pub fn lock(&self, command: &str, wait: Option<&mut dyn FnMut(String)>) -> Result<Lock> {
         let path = self.path("update/lock");
         let mut file = OpenOptions::new()
@@ -65,7 +65,7 @@ impl Store {
         let settled = Instant::now() + SETTLED;
         let asker = rustix::process::getppid();
         let mut wait = wait;
-        let mut told = false;
+        let mut announced = false;
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
@@ -87,7 +87,7 @@ impl Store {
                     );
                     return Err(Error::with(ErrorKind::Busy, what));
                 };
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut announced, true) {
                     tell(format!("{command} waits for {who} to release the lock"));
                 }
                 if rustix::process::getppid() != asker {

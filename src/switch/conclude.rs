@@ -4,7 +4,6 @@ use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::services::Stop;
 use super::{Side, Switch, sides};
-use crate::data::{migrate, protect};
 use crate::model::operation::{
     Attempt, Cause, CauseKind, DataChange, EarlyFailure, OperationKind, return_to,
 };
@@ -111,31 +110,6 @@ impl Switch<'_> {
             self.log.error("revert", e.chain());
         }
         self.conclude_revert(&cause, &reverting)
-    }
-
-    /// What has been saved is restored, durably, before anything else: the record that it returns says so. The data's users
-    /// are down.
-    pub fn restore(&mut self, record: &Record) -> Result<Record> {
-        if record.data() != DataState::Saved {
-            return Ok(record.clone());
-        }
-        self.reserve = None;
-        migrate::end_orphans(self.op.id, self.host.proc(), self.log)?;
-        let discarded = protect::restore(self.host, self.store, &self.op, self.log)?;
-        let what = format!(
-            "the data is what it was before the migration; what was written from {} to {} is {}",
-            discarded.from,
-            discarded.to,
-            match &discarded.kept {
-                Some(place) => format!("kept in {place}"),
-                None => "not kept".to_owned(),
-            }
-        );
-        self.log.warning("data", what);
-        self.op.discarded = Some(discarded);
-        let restored = record.data_restored(self.op.clone())?;
-        self.store.save(&restored)?;
-        Ok(restored)
     }
 
     /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
@@ -272,11 +246,11 @@ impl Switch<'_> {
             output: cause.output.clone(),
             ..self.op.attempt(exit, Some(cause.message.clone()), &now)
         };
-        let told = refused
+        let recorded = refused
             .and_then(|()| record.ended(idle, ended))
             .and_then(|ended| self.store.save(&ended))
             .and_then(|()| self.store.drop_snapshot());
-        if let Err(e) = told {
+        if let Err(e) = recorded {
             // The set runs all the same; the next boot or `confirm` comes to the same end.
             self.log.error("revert", e.chain());
         }

@@ -1,15 +1,22 @@
 //! Steps 6 to 10: from a verified set to a proved one, or back. Every step writes its intention before the act, so that
-//! whoever comes next, after whatever happened, knows what to undo.
+//! whoever comes next, after whatever happened, knows what to undo. A step and its undoing stand side by side:
+//!
+//! | step | done | undone |
+//! |---|---|---|
+//! | services stop and start | `services::stop_services`, `start_services` | `services::stop_for`, `start_services` |
+//! | the data changes | `data::change_data` | `data::restore` |
+//! | the link selects | `CommitPoint::select` of the new set | `CommitPoint::select` of the old one |
+//! | the record says so | `begin_switch`, `data_saved`, `begin_trial` | `begin_revert`, `data_restored`, `ended` |
 
 mod conclude;
+mod data;
 mod services;
 
 use qx_release::error::{Error, Exit, Result};
-use qx_release::manifest::{Manifest, Migrate, Name, Service};
+use qx_release::manifest::{Manifest, Name, Service};
 
-use crate::data::migrate::{self, Failure, MigrationRunner};
-use crate::data::protect;
-use crate::model::operation::{Attempt, Cause, CauseKind, DataChange, Operation};
+use crate::data::migrate::Failure;
+use crate::model::operation::{Attempt, Cause, CauseKind, Operation};
 use crate::model::phase::Moment;
 use crate::model::record::Record;
 use crate::model::refusal::RefusalKind;
@@ -65,33 +72,6 @@ impl Side {
     }
 }
 
-/// How a side's programs are run on the data itself, and what it says of its migration.
-fn tool<'t>(
-    host: &'t Host,
-    store: &'t Store,
-    op: &'t Operation,
-    side: &'t Side,
-) -> Result<(MigrationRunner<'t>, &'t Migrate)> {
-    let manifest = side.manifest.as_ref();
-    let migrates = manifest.and_then(|manifest| Some((manifest, manifest.migrate.as_ref()?)));
-    let (manifest, migrate) = migrates.ok_or_else(|| {
-        Error::new(format!(
-            "migrating: the manifest of {} defines no migration",
-            side.set
-        ))
-    })?;
-    let tool = MigrationRunner {
-        host,
-        store,
-        op,
-        set: side.set,
-        manifest,
-        places: protect::places(host, &op.data)?,
-        timeout_s: migrate.timeout_s,
-    };
-    Ok((tool, migrate))
-}
-
 /// The side of a set, and the other one.
 fn sides<'s>(set: Set, to: &'s Side, home: &'s Side) -> (&'s Side, &'s Side) {
     if set == to.set {
@@ -132,32 +112,6 @@ impl<'a> Switch<'a> {
             Ok(()) => self.conclude_trial(&reached),
             Err(cause) => self.revert(cause, &reached),
         }
-    }
-
-    /// Step 6: the migration is tried on a clone of the data, while the old services run.
-    fn rehearse(&mut self) -> Result<(), Failure> {
-        if self.op.change != DataChange::Migrate || self.op.data.is_empty() {
-            return Ok(());
-        }
-        let (tool, migrate) = tool(self.host, self.store, &self.op, &self.to)?;
-        if !migrate.rehearse {
-            self.log.info(
-                "rehearsal",
-                "the release does not ask for a rehearsal of its migration",
-            );
-            return Ok(());
-        }
-        let skipped = protect::rehearse(tool, migrate, self.log)?;
-        match skipped {
-            Some(why) => self
-                .log
-                .warning("rehearsal", format!("no rehearsal: {why}")),
-            None => self.log.info(
-                "rehearsal",
-                "the migration succeeded on a clone of the data",
-            ),
-        }
-        Ok(())
     }
 
     /// The release failed before anything was stopped.
@@ -201,49 +155,6 @@ impl<'a> Switch<'a> {
         self.store.save(&trial).map_err(appliance)?;
         *reached = trial;
         Ok(())
-    }
-
-    /// Step 7: saves the data, records that, and only then changes it.
-    fn change_data(&mut self, reached: &mut Record) -> Result<(), Cause> {
-        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
-        if !self.op.data.is_empty() {
-            protect::save(self.host, self.store, &self.op, self.log).map_err(appliance)?;
-            let space = protect::space(self.host, self.store, &self.op.data).map_err(appliance)?;
-            // The snapshot is the half of it that is written.
-            self.reserve = None;
-            let bytes = WAY_BACK.saturating_add(space / 2);
-            let reserve = Reserve::new(&self.store.path("update"), bytes).map_err(appliance)?;
-            self.reserve = Some(reserve);
-            self.op.saved_at = Some(self.host.timestamp());
-            let saved = reached.data_saved(self.op.clone()).map_err(appliance)?;
-            self.store.save(&saved).map_err(appliance)?;
-            *reached = saved;
-        }
-        let release = |failure: Failure| Cause {
-            output: failure.output,
-            ..Cause::new(CauseKind::Release, failure.error.chain())
-        };
-        let side = match self.op.change {
-            DataChange::Migrate => &self.to,
-            DataChange::Down => &self.home,
-            DataChange::None => return Ok(()),
-            DataChange::Discard => {
-                let aside = protect::set_aside(self.host, self.store, &self.op, self.log);
-                return aside.map_err(appliance);
-            }
-        };
-        let tool = tool(self.host, self.store, &self.op, side).map_err(Failure::from);
-        let migrated = tool.and_then(|(tool, migrate)| {
-            let vector = match self.op.change {
-                DataChange::Down => &migrate.down,
-                _ => &migrate.run,
-            };
-            tool.run("migrate", vector, None, self.log)
-        });
-        // Whatever outlived it would go on changing the data.
-        let ended =
-            migrate::end_orphans(self.op.id, self.host.proc(), self.log).map_err(Failure::from);
-        migrated.and(ended).map_err(release)
     }
 
     /// Steps 7 and 8 at boot: nothing that uses the data has been started, and services are left to the runlevel. Returns

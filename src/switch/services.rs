@@ -213,8 +213,8 @@ impl<'a> Switch<'a> {
         let ours = |name: &Name| self.to.has(name) || self.home.has(name);
         for name in self.op.ran.iter().rev() {
             let own = census.own(name).filter(|_| ours(name));
-            let told = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
-            if !told && own.is_none() && self.op.uses_data(name) {
+            let stopped = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
+            if !stopped && own.is_none() && self.op.uses_data(name) {
                 return Err(Error::new(format!(
                     "stopping services: {name} uses the data, its stop command failed, so it may still run"
                 )));

@@ -71,7 +71,7 @@ pub enum Event {
 
 /// Where to log.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Destination {
     /// The current file.
     pub path: PathBuf,
     /// What must be there already.
@@ -84,7 +84,7 @@ pub struct Place {
 
 /// Writes the update log.
 pub struct Log {
-    place: Place,
+    place: Destination,
     op: String,
     follower: Option<Follower>,
     complained: bool,
@@ -92,7 +92,7 @@ pub struct Log {
 
 impl Log {
     /// Logs to this place, and to standard output as [`Event`]s if somebody follows.
-    pub fn new(place: Place, followed: bool) -> Log {
+    pub fn new(place: Destination, followed: bool) -> Log {
         Log {
             place,
             op: String::new(),
@@ -236,7 +236,7 @@ fn rotate(path: &Path, keep: u32) -> qx_release::error::Result<()> {
 }
 
 /// The files that a log may have, oldest first.
-pub fn files(place: &Place) -> Vec<PathBuf> {
+pub fn files(place: &Destination) -> Vec<PathBuf> {
     let rotated = (1..=place.keep).rev().map(|n| numbered(&place.path, n));
     rotated.chain([place.path.clone()]).collect()
 }
@@ -255,7 +255,7 @@ mod tests {
     fn it_rotates_by_size_and_keeps_so_many() {
         let dir = std::env::temp_dir().join(format!("qx-log-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let place = Place {
+        let place = Destination {
             path: dir.join("var/log/update.log"),
             below: dir.clone(),
             max_bytes: 300,

@@ -7,6 +7,7 @@ mod clock;
 mod data;
 mod environment;
 mod failing;
+mod golden;
 mod good;
 mod killed;
 mod preflight;
