@@ -18,7 +18,7 @@
 //!    included ([`acquire::plan`]). **Baseline**: the health checks are tried on the old set, before anything is touched
 //!    ([`proof::prove`]): a check that failed before does not condemn the new set by failing in the same way.
 //! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs
-//!    ([`model::record`]; which phase follows which is [`model::phase`]).
+//!    ([`model::record`]; which phase follows which is [`model::transition`]).
 //! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`acquire::stage`],
 //!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
 //! 6. **Rehearse** the migration on a clone of the data, while everything runs ([`data::protect`]); a release that fails

@@ -91,6 +91,93 @@ fn no_room_uses_one_above_it() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// The module of a file, from the root of its package; the root itself is no module.
+fn module(package: &Path, file: &Path) -> Vec<String> {
+    let relative = file.strip_prefix(package).unwrap().with_extension("");
+    let parts = relative
+        .iter()
+        .map(|part| part.to_str().unwrap().to_owned());
+    parts
+        .filter(|part| !["mod", "lib", "main"].contains(&part.as_str()))
+        .collect()
+}
+
+/// What is named after `crate::` and `super::` in a module's code: paths from the root of its package, names of items included.
+fn named(module: &[String], code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for (start, from) in [
+        ("crate::", &[][..]),
+        ("super::", &module[..module.len() - 1]),
+    ] {
+        for used in code.split(start).skip(1) {
+            let path = used
+                .split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':')
+                .next()
+                .unwrap();
+            let group = used[path.len()..].strip_prefix('{').unwrap_or_default();
+            let group = group.split('}').next().unwrap();
+            for item in group.split(',') {
+                let item = item.split_whitespace().next().unwrap_or_default();
+                let whole = format!("{path}::{item}");
+                let parts = whole.split("::").filter(|part| !part.is_empty());
+                found.push(
+                    from.iter()
+                        .cloned()
+                        .chain(parts.map(str::to_owned))
+                        .collect(),
+                );
+            }
+        }
+    }
+    found
+}
+
+/// Intent: of two files one can be read without the other; no chain of imports leads back to where it began. A module and those
+/// in its directory are one thing, seen from outside.
+#[test]
+fn no_two_files_use_each_other() {
+    for package in ["src", "crates/qx-release/src", "crates/qx-publish/src"] {
+        let package = top().join(package);
+        let sources: Vec<(Vec<String>, String)> = sources(&package)
+            .into_iter()
+            .map(|(path, code)| (module(&package, &path), code))
+            .filter(|(module, _)| !module.is_empty())
+            .collect();
+        let at = |path: &[String]| {
+            let of = |length| sources.iter().position(|(m, _)| *m == path[..length]);
+            (1..=path.len()).rev().find_map(of)
+        };
+        let mut uses: Vec<BTreeSet<usize>> = Vec::new();
+        for (module, code) in &sources {
+            let used = named(module, code).into_iter().filter_map(|path| at(&path));
+            uses.push(
+                used.filter(|used| {
+                    let used = &sources[*used].0;
+                    !used.starts_with(module) && !module.starts_with(used)
+                })
+                .collect(),
+            );
+        }
+        for first in 0..sources.len() {
+            // Everything that is reached from it.
+            let mut reached = BTreeSet::new();
+            let mut next: Vec<usize> = uses[first].iter().copied().collect();
+            while let Some(file) = next.pop() {
+                if reached.insert(file) {
+                    next.extend(&uses[file]);
+                }
+            }
+            let circle = reached.iter().map(|file| sources[*file].0.join("::"));
+            assert!(
+                !reached.contains(&first),
+                "{} uses itself by way of some of {:?}",
+                sources[first].0.join("::"),
+                circle.collect::<Vec<_>>()
+            );
+        }
+    }
+}
+
 /// Intent: `model`, and the decisions of a boot, are functions of their arguments.
 #[test]
 fn what_is_pure_touches_nothing() {

@@ -11,7 +11,7 @@ use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::surroundings;
 
 use super::follow::follow;
-use super::screen::Screen;
+use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
 use crate::command::{Appliance, Apply, Back};
 use crate::model::dataset::NewerData;
@@ -105,22 +105,6 @@ pub(super) struct RollbackArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "reset")]
 pub(super) struct ResetArguments {}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    Json,
-}
-
-impl std::str::FromStr for Progress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Progress, String> {
-        match text {
-            "json" => Ok(Progress::Json),
-            _ => Err("the only format is json".into()),
-        }
-    }
-}
 
 fn back(text: &str) -> Result<Back, String> {
     match text {

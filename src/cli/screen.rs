@@ -6,12 +6,28 @@ use std::time::{Duration, Instant};
 use qx_release::error::Error;
 use qx_release::{json, output, text};
 
-use super::change::Progress;
 use super::{complain, for_people};
 use crate::system::log::{Event, Level, Line};
 
 /// The longest name of what is transferred that is shown, in characters.
 const NAME: usize = 64;
+
+/// How progress is shown, if not to people.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    Json,
+}
+
+impl std::str::FromStr for Progress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Progress, String> {
+        match text {
+            "json" => Ok(Progress::Json),
+            _ => Err("the only format is json".into()),
+        }
+    }
+}
 
 /// What a person sees of an operation.
 pub(super) struct Screen {

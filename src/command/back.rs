@@ -3,9 +3,11 @@
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
+use crate::model::dataset::DataChange;
 use crate::model::dataset::{DataPlan, NewerData};
-use crate::model::operation::{Attempt, Cause, CauseKind, DataChange, Operation, OperationKind};
-use crate::model::phase::{DataState, Idle, Phase};
+use crate::model::idle::Idle;
+use crate::model::operation::{Attempt, Cause, CauseKind, Operation, OperationKind};
+use crate::model::phase::{DataState, Phase};
 use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};

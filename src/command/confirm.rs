@@ -4,7 +4,8 @@ use qx_release::durable;
 use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, Resumed, running, wait_for_runlevel};
-use crate::model::phase::{Idle, Phase};
+use crate::model::idle::Idle;
+use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Set;
 use crate::system::host;

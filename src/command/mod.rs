@@ -17,9 +17,11 @@ use qx_release::manifest::{Manifest, Name};
 
 use crate::data::migrate;
 use crate::model::config::{Config, Services};
+use crate::model::dataset::DataChange;
 use crate::model::dataset::DataPlan;
-use crate::model::operation::{DataChange, Operation, OperationKind};
-use crate::model::phase::{Idle, Phase};
+use crate::model::idle::Idle;
+use crate::model::operation::{Operation, OperationKind};
+use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
 use crate::model::source::SourceAddress;

@@ -258,8 +258,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::model::idle::Idle;
     use crate::model::operation::OperationKind;
-    use crate::model::phase::Idle;
     use crate::model::slot::Installed;
 
     fn operation(id: &str, discarded_bytes: u64) -> Operation {

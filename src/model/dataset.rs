@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fit::Fit;
-use crate::model::operation::DataChange;
 use qx_release::json;
 use qx_release::manifest::{Data, MAX_SECONDS, MAX_SIZE, Manifest, Name};
 
@@ -132,6 +131,21 @@ impl DataSet {
         let put_in = |argument: &String| argument.replace(PLACE, place).replace(CLONE_PLACE, clone);
         vector.iter().map(put_in).collect()
     }
+}
+
+/// What an operation does to the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataChange {
+    /// Nothing: it fits as it is.
+    #[default]
+    None,
+    /// The new set's migration is run.
+    Migrate,
+    /// The old set's way down is run.
+    Down,
+    /// It is set aside, and the new set begins without any.
+    Discard,
 }
 
 /// What becomes of what was written to the data since the set came that is to be left.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::config::{Config, Limits, Services};
-use crate::model::dataset::{DataPlan, DataSet};
+use crate::model::dataset::{DataChange, DataPlan, DataSet};
 use crate::model::id::OperationId;
-use crate::model::phase::Idle;
+use crate::model::idle::Idle;
 use crate::model::slot::{Installed, Set};
 use qx_release::error::{ErrorKind, Exit};
 use qx_release::manifest::{Check, MAX_SECONDS, Name, Service};
@@ -84,21 +84,6 @@ pub struct Operation {
     /// The most bytes of discarded data that are kept.
     #[serde(default)]
     pub discarded_bytes: u64,
-}
-
-/// What an operation does to the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DataChange {
-    /// Nothing: it fits as it is.
-    #[default]
-    None,
-    /// The new set's migration is run.
-    Migrate,
-    /// The old set's way down is run.
-    Down,
-    /// It is set aside, and the new set begins without any.
-    Discard,
 }
 
 /// Data that was written after a snapshot, and is not in use any more.

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::BootId;
+use crate::model::idle::{Idle, Trouble};
+use crate::model::moment::Lasted;
 use crate::model::operation::{Attempt, Cause, EarlyFailure, Operation};
-use crate::model::phase::{DataState, Idle, Lasted, Phase, Trouble};
+use crate::model::phase::{DataState, Phase};
 use crate::model::slot::Installed;
 use qx_release::digest::Digest;
 use qx_release::json;

@@ -5,8 +5,9 @@
 use crate::model::config::Config;
 use crate::model::dataset::DataPlan;
 use crate::model::fit::Fit;
+use crate::model::idle::Idle;
 use crate::model::operation::{Operation, OperationKind};
-use crate::model::phase::{DataState, Idle, Phase};
+use crate::model::phase::{DataState, Phase};
 use crate::model::record::Loaded;
 use crate::model::record::Record;
 use crate::model::slot::{Link, Set};

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use crate::model::choice;
 use crate::model::fit::Fit;
+use crate::model::idle::{Idle, Trouble};
+use crate::model::moment::Moment;
 use crate::model::operation::{Cause, CauseKind, Operation, OperationKind};
-use crate::model::phase::{DataState, Idle, Moment, Phase, Trouble};
+use crate::model::phase::{DataState, Phase};
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
 use qx_release::error::Result;
@@ -410,7 +412,7 @@ fn verify(observed: &Observed, expected: &Installed) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::model::id::{BootId, OperationId};
-    use crate::model::phase::Lasted;
+    use crate::model::moment::Lasted;
     use qx_release::digest::Digest;
 
     const NOW: &str = "2026-02-02T00:00:00Z";
@@ -1158,7 +1160,7 @@ mod tests {
         if let Phase::Trial { op, data, .. } = &mut phase {
             *data = DataState::Saved;
             op.saved_at = Some(NOW.into());
-            op.change = crate::model::operation::DataChange::Migrate;
+            op.change = crate::model::dataset::DataChange::Migrate;
             op.schemas = [("inventory".parse().unwrap(), 2)].into();
             let set = r#"{"name":"inventory","method":"files","place":"/data/inventory.db"}"#;
             op.data.push(serde_json::from_str(set).unwrap());

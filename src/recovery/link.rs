@@ -7,8 +7,9 @@ use crate::system::host::FACTORY_BOOT;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use crate::model::idle::Idle;
 use crate::model::operation::Operation;
-use crate::model::phase::{Idle, Phase};
+use crate::model::phase::Phase;
 use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};

@@ -4,10 +4,10 @@ use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::services::Stop;
 use super::{Side, Switch, sides};
-use crate::model::operation::{
-    Attempt, Cause, CauseKind, DataChange, EarlyFailure, OperationKind, return_to,
-};
-use crate::model::phase::{DataState, Idle, Trouble};
+use crate::model::dataset::DataChange;
+use crate::model::idle::{Idle, Trouble};
+use crate::model::operation::{Attempt, Cause, CauseKind, EarlyFailure, OperationKind, return_to};
+use crate::model::phase::DataState;
 use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};

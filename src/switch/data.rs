@@ -3,7 +3,8 @@
 use super::{Side, Switch, WAY_BACK};
 use crate::data::migrate::{self, Failure, MigrationRunner};
 use crate::data::protect;
-use crate::model::operation::{Cause, CauseKind, DataChange, Operation};
+use crate::model::dataset::DataChange;
+use crate::model::operation::{Cause, CauseKind, Operation};
 use crate::model::phase::DataState;
 use crate::model::record::Record;
 use crate::store::Store;

@@ -16,8 +16,8 @@ use qx_release::error::{Error, Exit, Result};
 use qx_release::manifest::{Manifest, Name, Service};
 
 use crate::data::migrate::Failure;
+use crate::model::moment::Moment;
 use crate::model::operation::{Attempt, Cause, CauseKind, Operation};
-use crate::model::phase::Moment;
 use crate::model::record::Record;
 use crate::model::refusal::RefusalKind;
 use crate::model::slot::Set;

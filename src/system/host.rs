@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::model::id::{BootId, OperationId};
-use crate::model::phase::Moment;
+use crate::model::moment::Moment;
 use crate::system::proc::Proc;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
