@@ -27,9 +27,10 @@ impl Golden {
         Golden { _temp: temp, root }
     }
 
-    /// Runs the updater of today on it.
+    /// Runs the updater of today on it, or another build of it.
     fn update(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(UPDATE);
+        let program = std::env::var("QX_TEST_PROGRAM").unwrap_or_else(|_| UPDATE.to_owned());
+        let mut command = Command::new(program);
         command.args(["--root", path(&self.root)]);
         let output = command.args(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {output:?}");
