@@ -4,7 +4,8 @@
 use crate::common::publisher;
 use std::process::Command;
 
-use super::place::{HERE, Place, Seen, ended};
+use super::place::{HERE, Place, Seen};
+use super::work::Ended;
 
 /// What changes files. A kill before the next of them shows what the one before has left.
 const SYSCALLS: &[&str] = &[
@@ -68,12 +69,12 @@ fn killed_at(place: &Place, arguments: &[&str], syscalls: &str, number: u32) -> 
     command
         .arg(publisher())
         .args(arguments)
-        .current_dir(place.0.path());
+        .current_dir(place.path(""));
     command.env("SOURCE_DATE_EPOCH", "1800000000");
     let output = command.output().expect("strace is installed");
     use std::os::unix::process::ExitStatusExt;
     let status = output.status;
-    let told = ended(output);
+    let told = Ended::from(output);
     let killed = status.signal() == Some(9);
     assert!(
         killed || told.code == 0,

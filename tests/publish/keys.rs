@@ -151,10 +151,10 @@ fn keys_that_openssl_makes_sign_what_openssl_verifies() {
     );
     let keyring = Keyring::open(&desk.path("keys"), Some(&desk.path("secret"))).unwrap();
     desk.write("message", b"what is signed");
-    for file in desk.files_in("keys").keys() {
+    for file in desk.files("keys").keys() {
         let public = PublicKey::read(&desk.path(file)).unwrap();
         let signer = keyring.signer_for(&Key::from_value(&public.key).unwrap());
-        let signer = signer.unwrap_or_else(|| panic!("{}", file.display()));
+        let signer = signer.unwrap_or_else(|| panic!("{file}"));
         desk.write("signature", signer.sign(b"what is signed").unwrap());
         desk.write("public.pem", &public.pem);
         let verify: &[&str] = match public.key["scheme"].as_str() {
@@ -301,7 +301,7 @@ fn an_interrupted_question_leaves_the_terminal_as_it_was() {
     let desk = Desk::ready();
     encrypt(&desk, "targets", PASSPHRASE);
     desk.recipe("1.0.0", "x86_64");
-    let before = desk.files();
+    let before = desk.files("");
     let terminal = Terminal::new();
     for (typed, word) in [
         ("half\x03", "interrupted"),
@@ -318,7 +318,7 @@ fn an_interrupted_question_leaves_the_terminal_as_it_was() {
         assert!(err.contains(word) && err.lines().count() == 1, "{err}");
         assert!(terminal.echoes());
     }
-    assert!(desk.files() == before);
+    assert!(desk.files("") == before);
 }
 
 /// A key file that is of no use is named with what is wrong with it, and the release waits as a draft instead of being
@@ -523,13 +523,13 @@ fn a_signer_is_described_in_full() {
 
 /// Publishes a release whose key is of no use: nothing is published, it waits for the signature, and it is told why.
 fn waits(desk: &Desk, words: &[&str]) {
-    let before = desk.files_in("repo/metadata");
+    let before = desk.files("repo/metadata");
     let (out, err) = texts(&desk.command(RELEASE).output().unwrap());
     assert!(out.contains("0 of 1 signatures"), "{out}{err}");
     for word in words {
         assert!(out.contains(word), "'{word}' is missing in: {out}{err}");
     }
-    assert!(desk.files_in("repo/metadata") == before, "{out}{err}");
+    assert!(desk.files("repo/metadata") == before, "{out}{err}");
     fs::remove_dir_all(desk.path("repo/.drafts")).unwrap();
 }
 

@@ -7,3 +7,4 @@ mod keys;
 mod place;
 mod release;
 mod roles;
+mod work;

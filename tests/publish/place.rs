@@ -1,18 +1,16 @@
 //! A repository, its keys and the sources of a small release in a directory of their own; the real `qx-publish` at
 //! work on them, and a client that reads what it made.
 
-#![allow(dead_code)] // Each test binary uses its part of this.
-
-use crate::common::publisher;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::time::SystemTime;
 
 use qx_release::digest::Digest;
-use qx_release::error::{Context, Result};
+use qx_release::error::Result;
 use qx_release::manifest::Name;
 use qx_release::trust::Limits;
 use qx_release::trust::clock::Clock;
@@ -21,10 +19,20 @@ use qx_update::repository::{Repository, Wanted};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::work::{Directory, Work};
+
 /// Where most commands find the repository and the keys.
 pub const HERE: [&str; 4] = ["--repo", "repo", "--keys", "keys"];
 
-pub struct Place(pub TempDir);
+pub struct Place(Work);
+
+impl Deref for Place {
+    type Target = Work;
+
+    fn deref(&self) -> &Work {
+        &self.0
+    }
+}
 
 /// In memory where that can be had: what a killed process leaves does not depend on the disk, and waiting for hundreds of
 /// syncs is all that would take time.
@@ -36,17 +44,16 @@ fn directory() -> TempDir {
     made.or_else(|_| builder.tempdir()).unwrap()
 }
 
-/// How a command ended.
-pub struct Ended {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
-}
-
 impl Place {
+    fn in_memory() -> Place {
+        let mut work = Work::in_directory(directory());
+        work.epoch = Some("1800000000");
+        Place(work)
+    }
+
     /// With the sources of a release only.
     pub fn empty() -> Place {
-        let place = Place(directory());
+        let place = Place::in_memory();
         place.file("src/web/index.html", b"one");
         place.file("src/node/index.html", b"node");
         place
@@ -61,27 +68,18 @@ impl Place {
 
     /// A copy of all files.
     pub fn copy(&self) -> Place {
-        let place = Place(directory());
+        let place = Place::in_memory();
         let status = Command::new("cp")
             .args(["-a", "--"])
-            .arg(self.0.path().join("."))
-            .arg(place.0.path())
+            .arg(self.path("."))
+            .arg(place.path(""))
             .status();
         assert!(status.unwrap().success());
         place
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
     pub fn file(&self, name: &str, bytes: &[u8]) {
-        let path = self.path(name);
-        let dir = path.parent().unwrap();
-        crate::common::create_dir(dir).unwrap();
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(&path, bytes).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        self.0.file(name, bytes, 0o644);
     }
 
     /// Writes `src/VERSION.json`, a recipe of these components, and returns its path.
@@ -104,79 +102,28 @@ impl Place {
     pub fn take_away(&self, key: &str, to: &str) {
         crate::common::create_dir(self.path(to)).unwrap();
         fs::rename(
-            self.path(&format!("keys/{key}.pem")),
-            self.path(&format!("{to}/{key}.pem")),
+            self.path(format!("keys/{key}.pem")),
+            self.path(format!("{to}/{key}.pem")),
         )
         .unwrap();
-        let _ = fs::remove_file(self.path(&format!("keys/{key}.pub.pem")));
-    }
-
-    pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(publisher());
-        command.args(arguments).current_dir(self.0.path());
-        // The same release is the same bytes when it is made again.
-        command.env("SOURCE_DATE_EPOCH", "1800000000");
-        command
-    }
-
-    pub fn run(&self, arguments: &[&str]) -> Ended {
-        ended(self.command(arguments).output().unwrap())
+        let _ = fs::remove_file(self.path(format!("keys/{key}.pub.pem")));
     }
 
     /// Runs a command on this repository that must succeed without a word on standard error.
     #[track_caller]
     pub fn good(&self, arguments: &[&str], more: &[&str]) -> String {
-        let arguments = [arguments, &HERE[..], more].concat();
-        let Ended { code, out, err } = self.run(&arguments);
-        assert_eq!(
-            (code, err.as_str()),
-            (0, ""),
-            "{arguments:?}\n{out}{err}{:#?}",
-            self.names()
-        );
-        out
+        self.succeeds(&[arguments, &HERE[..], more].concat())
     }
 
     /// Runs a command on this repository that must fail with one line, and change nothing in the repository.
     #[track_caller]
     pub fn bad(&self, exit: i32, arguments: &[&str], more: &[&str]) -> String {
-        let before = self.tree("repo");
-        let arguments = [arguments, &HERE[..], more].concat();
-        let Ended { code, out, err } = self.run(&arguments);
-        assert_eq!(
-            (code, out.as_str()),
-            (exit, ""),
-            "{arguments:?}\n{out}{err}"
-        );
-        assert_eq!(err.lines().count(), 1, "{arguments:?}\n{err}");
-        assert!(
-            before == self.tree("repo"),
-            "{arguments:?}\n{err}{:#?}",
-            self.names()
-        );
-        err
+        self.0.bad(exit, &[arguments, &HERE[..], more].concat())
     }
 
     /// Every file below a directory, and its bytes.
     pub fn tree(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
-        let mut found = BTreeMap::new();
-        let mut left = vec![self.path(name)];
-        while let Some(dir) = left.pop() {
-            for entry in fs::read_dir(dir).into_iter().flatten() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    left.push(path);
-                } else {
-                    let name = path.strip_prefix(self.0.path()).unwrap();
-                    found.insert(name.display().to_string(), fs::read(&path).unwrap());
-                }
-            }
-        }
-        found
-    }
-
-    pub fn names(&self) -> Vec<String> {
-        self.tree("").into_keys().collect()
+        self.files(name)
     }
 
     /// The drafts that wait.
@@ -251,31 +198,6 @@ impl Place {
 pub struct Seen {
     pub root: u64,
     pub releases: BTreeMap<String, u64>,
-}
-
-/// The repository's directory as a source.
-struct Directory(PathBuf);
-
-impl Fetch for Directory {
-    fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        match fs::read(self.0.join(path)) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            read => {
-                let bytes = read.doing(|| format!("reading {path}"))?;
-                assert!(bytes.len() as u64 <= limit, "{path}");
-                Ok(Some(bytes))
-            }
-        }
-    }
-}
-
-pub fn ended(output: Output) -> Ended {
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ended {
-        code: output.status.code().unwrap_or(-1),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
 }
 
 /// The ids of the keys that signed.

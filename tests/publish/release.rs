@@ -1,71 +1,54 @@
 //! Black-box tests of the real `qx-publish`: what it publishes, what it refuses, and what a reader sees.
 
-use crate::common::publisher;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use qx_release::digest::{Digest, TreeDigest, TreeEntry};
-use qx_release::error::{Context, Exit, Result};
+use qx_release::error::Exit;
 use qx_release::manifest::{Kind, Manifest, Name};
 use qx_release::offer::Offer;
 use qx_release::trust::Limits;
 use qx_release::trust::clock::Clock;
-use qx_update::fetch::port::Fetch;
 use qx_update::fetch::{Options, Source};
 use qx_update::repository::{Repository, Wanted};
 use serde_json::{Value, json};
 
-/// A directory of its own for each test, gone with it.
-struct Place(PathBuf);
+use super::work::{Directory, Ended, RELEASE, Work, elf};
+use crate::common::temporary;
+
+/// A repository, its keys, and the files of a release.
+struct Place(Work);
+
+impl Deref for Place {
+    type Target = Work;
+
+    fn deref(&self) -> &Work {
+        &self.0
+    }
+}
 
 impl Place {
     fn new() -> Place {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::SeqCst);
-        let dir = std::env::temp_dir().join(format!("qx-publish-{}-{number}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        crate::common::create_dir(&dir).unwrap();
-        Place(dir)
+        Place(Work::in_directory(temporary("qx-publish-")))
     }
 
     /// With a repository, its keys, and the files of a release.
     fn ready() -> Place {
         let place = Place::new();
         place.sources();
-        place.succeeds(&[
-            "init",
-            "--repo",
-            "repo",
-            "--keys",
-            "keys",
-            "--product",
-            "vdc",
-        ]);
+        place.init();
         place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn file(&self, name: &str, bytes: &[u8], mode: u32) {
-        let path = self.path(name);
-        crate::common::create_dir(path.parent().unwrap()).unwrap();
-        let _ = fs::remove_file(&path);
-        fs::write(&path, bytes).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
     /// A service's program, a tree with a link, and migrations with a script.
     fn sources(&self) {
-        self.file("src/controlplane", &elf(62, b"control plane"), 0o755);
+        self.file("src/controlplane", elf(62, b"control plane"), 0o755);
         self.file("src/dashboard/index.html", b"<html>", 0o644);
         self.file("src/dashboard/css/a.css", b"a {}", 0o644);
         self.file("src/dashboard/css.txt", b"", 0o600);
@@ -95,80 +78,14 @@ impl Place {
         fs::write(self.path("src/recipe.json"), recipe.to_string()).unwrap();
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(publisher());
-        command.args(arguments).current_dir(&self.0);
-        command.env_remove("SOURCE_DATE_EPOCH");
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.command(arguments).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (status.code().unwrap_or(-1), text(stdout), text(stderr))
-    }
-
-    fn succeeds(&self, arguments: &[&str]) -> String {
-        let (code, out, err) = self.run(arguments);
-        if code != 0 {
-            let files = self.tree("");
-            panic!(
-                "qx-publish {arguments:?} exited {code}\n{out}{err}{:#?}",
-                files.keys()
-            );
-        }
-        assert_eq!(err, "", "qx-publish {arguments:?}");
-        out
-    }
-
     /// Runs it, and expects one line of error and nothing changed in the repository.
+    #[track_caller]
     fn fails(&self, arguments: &[&str], exit: Exit) -> String {
-        let before = self.tree("repo");
-        let (code, out, err) = self.run(arguments);
-        let told = format!("qx-publish {arguments:?}\n{out}{err}");
-        assert_eq!(code, i32::from(exit.code()), "{told}");
-        assert_eq!(out, "", "{told}");
-        assert_eq!(err.lines().count(), 1, "{told}");
-        assert!(err.starts_with("qx-publish: "), "{told}");
-        let after = self.tree("repo");
-        assert!(
-            before == after,
-            "{told}{:#?}\n{:#?}",
-            before.keys(),
-            after.keys()
-        );
-        err
+        self.bad(exit.code().into(), arguments)
     }
 
     fn release(&self) -> String {
         self.succeeds(RELEASE)
-    }
-
-    /// Everything below a directory: its mode and bytes by its path.
-    fn tree(&self, name: &str) -> BTreeMap<String, (u32, Vec<u8>)> {
-        let mut found = BTreeMap::new();
-        let mut left = vec![self.path(name)];
-        while let Some(dir) = left.pop() {
-            for entry in fs::read_dir(dir).into_iter().flatten() {
-                let path = entry.unwrap().path();
-                let metadata = fs::symlink_metadata(&path).unwrap();
-                if metadata.is_dir() {
-                    left.push(path.clone());
-                }
-                let bytes = if metadata.is_file() {
-                    fs::read(&path).unwrap()
-                } else {
-                    vec![]
-                };
-                let name = path.strip_prefix(&self.0).unwrap().display().to_string();
-                found.insert(name, (metadata.permissions().mode(), bytes));
-            }
-        }
-        found
     }
 
     fn root(&self) -> Vec<u8> {
@@ -220,46 +137,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-const RELEASE: &[&str] = &[
-    "release",
-    "src/recipe.json",
-    "--repo",
-    "repo",
-    "--keys",
-    "keys",
-];
-
 const FACTORY: &[&str] = &["factory", "src/recipe.json", "--out", "factory.json"];
-
-/// The repository's directory as a source.
-struct Directory(PathBuf);
-
-impl Fetch for Directory {
-    fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        match fs::read(self.0.join(path)) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            read => {
-                let bytes = read.doing(|| format!("reading {path}"))?;
-                assert!(bytes.len() as u64 <= limit, "{path}");
-                Ok(Some(bytes))
-            }
-        }
-    }
-}
-
-/// A program's header, and something to tell it by.
-fn elf(machine: u16, body: &[u8]) -> Vec<u8> {
-    let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0".to_vec();
-    bytes.extend(machine.to_le_bytes());
-    bytes.extend(body);
-    bytes
-}
 
 fn clock() -> Clock {
     Clock::new(SystemTime::now(), SystemTime::now())
@@ -284,7 +162,11 @@ fn usage_is_told_by_the_exit_code() {
         (&["inspect", "--repo"], 2),
         (&["inspect", "--repo", "nowhere"], 1),
     ] {
-        let (got, out, err) = place.run(arguments);
+        let Ended {
+            code: got,
+            out,
+            err,
+        } = place.run(arguments);
         assert_eq!(got, code, "{arguments:?} {out}{err}");
         assert_eq!(out.is_empty(), code != 0, "{arguments:?} {out}");
         assert_eq!(err.is_empty(), code == 0, "{arguments:?} {err}");
@@ -487,7 +369,7 @@ fn a_published_version_never_changes() {
     let place = Place::ready();
     place.recipe("1.0.0", |_| {});
     place.release();
-    place.file("src/controlplane", &elf(62, b"another"), 0o755);
+    place.file("src/controlplane", elf(62, b"another"), 0o755);
     let error = place.fails(RELEASE, Exit::Failed);
     assert!(
         error.contains("vdc 1.0.0 for x86_64 is published on stable already"),
@@ -540,13 +422,13 @@ fn no_partial_or_unfit_set_is_published() {
             fs::remove_file(p.path("src/controlplane")).unwrap();
         }),
         ("controlplane", "not executable", |p, _| {
-            p.file("src/controlplane", &elf(62, b""), 0o644);
+            p.file("src/controlplane", elf(62, b""), 0o644);
         }),
         (
             "controlplane",
             "built for aarch64, and the recipe is for x86_64",
             |p, _| {
-                p.file("src/controlplane", &elf(183, b""), 0o755);
+                p.file("src/controlplane", elf(183, b""), 0o755);
             },
         ),
         (
@@ -585,14 +467,14 @@ fn no_partial_or_unfit_set_is_published() {
             symlink("/etc/passwd", p.path("src/dashboard/out")).unwrap();
         }),
         ("dashboard", "setuid", |p, _| {
-            p.file("src/dashboard/su", b"", 0o4755)
+            p.file("src/dashboard/su", b"", 0o4755);
         }),
         ("dashboard", "neither a file nor", |p, _| {
             let path = p.path("src/dashboard/socket");
             drop(std::os::unix::net::UnixListener::bind(path).unwrap());
         }),
         ("dashboard", "control character", |p, _| {
-            p.file("src/dashboard/a\nb", b"", 0o644)
+            p.file("src/dashboard/a\nb", b"", 0o644);
         }),
         ("migrations", "No such file", |_, r| {
             r["migrate"]["run"] = json!(["migrations/other"])
@@ -850,7 +732,7 @@ fn another_version_that_may_be_right_is_a_warning() {
         let channel = format!("c{number}");
         let release = [RELEASE, &["--channel", &channel]].concat();
         for command in [&release[..], FACTORY] {
-            let (code, out, err) = place.run(command);
+            let Ended { code, out, err } = place.run(command);
             assert_eq!(code, 0, "{out}{err}");
             assert_eq!(err.lines().count(), usize::from(!words.is_empty()), "{err}");
             for word in *words {
@@ -988,7 +870,7 @@ fn a_reader_never_sees_a_part_of_a_publication() {
             }
         });
         for version in 0..8 {
-            place.file("src/controlplane", &elf(62, &[version; 5000]), 0o755);
+            place.file("src/controlplane", elf(62, &[version; 5000]), 0o755);
             place.recipe(&format!("1.{version}.0"), |_| {});
             place.release();
         }
@@ -1029,7 +911,11 @@ fn an_expired_repository_is_renewed_by_a_release() {
     let error = refresh().err().unwrap();
     assert_eq!(error.exit(), Exit::Refused, "{}", error.chain());
     assert!(error.chain().contains("expired"), "{}", error.chain());
-    let (code, shown, warned) = place.run(&["inspect", "--repo", "repo"]);
+    let Ended {
+        code,
+        out: shown,
+        err: warned,
+    } = place.run(&["inspect", "--repo", "repo"]);
     assert_eq!(code, 0, "{warned}");
     assert_eq!(shown.matches("EXPIRED").count(), 3, "{shown}");
     assert_eq!(warned.lines().count(), 3, "{warned}");
@@ -1267,7 +1153,7 @@ fn what_was_published_arrives_over_the_network_and_from_a_directory() {
         .enumerate()
     {
         let source = Source::open(*spec, &options).unwrap();
-        let work = place.path(&format!("appliance{number}"));
+        let work = place.path(format!("appliance{number}"));
         crate::common::create_dir(&work).unwrap();
         let now = clock();
         let (trust, limits) = (work.join("trust"), Limits::default());

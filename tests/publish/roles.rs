@@ -178,7 +178,7 @@ fn every_top_level_role_can_be_rotated() {
             role => {
                 let newest = (1..20).rev().find(|n| {
                     place
-                        .path(&format!("repo/metadata/{n}.{role}.json"))
+                        .path(format!("repo/metadata/{n}.{role}.json"))
                         .exists()
                 });
                 place.metadata(newest.unwrap_or(0), role)
@@ -192,7 +192,7 @@ fn every_top_level_role_can_be_rotated() {
         assert_eq!(place.fresh().root, version + 1);
         assert_eq!(place.seen("known").unwrap().root, version + 1);
         // The old key is no longer needed.
-        let file = place.path(&format!("keys/{role}.pem"));
+        let file = place.path(format!("keys/{role}.pem"));
         fs::remove_file(file).unwrap();
         release(&place, &format!("1.{version}.0"), &["web"], &[]);
         assert_eq!(place.seen("known").unwrap().releases.len(), number + 2);
@@ -309,7 +309,7 @@ fn a_new_root_takes_the_thresholds_of_the_old_one_and_of_the_new_one() {
     let place = offline();
     for number in ["4", "5"] {
         let file = format!("new{number}/root-{number}.pem");
-        crate::common::create_dir(place.path(&format!("new{number}"))).unwrap();
+        crate::common::create_dir(place.path(format!("new{number}"))).unwrap();
         assert_eq!(place.run(&["key", "new", &file]).code, 0);
     }
     // Only the public halves are here.
@@ -508,7 +508,7 @@ fn a_stolen_timestamp_key_that_ran_ahead_is_recovered_from() {
         } else {
             "2.snapshot.json".to_owned()
         };
-        let mut forged = json_file(&mirror.path(&format!("repo/metadata/{name}")));
+        let mut forged = json_file(&mirror.path(format!("repo/metadata/{name}")));
         forged["signed"]["version"] = json!(version);
         forged["signed"]["meta"]["snapshot.json"] = match role {
             "timestamp" => json!({"version": 1u64 << 40}),
@@ -551,7 +551,7 @@ fn a_stolen_timestamp_key_that_ran_ahead_is_recovered_from() {
 
 /// Signs metadata anew with the key `keys/ROLE.pem`.
 fn resign(place: &Place, role: &str, metadata: &mut Value) {
-    let pem = fs::read_to_string(place.path(&format!("keys/{role}.pem"))).unwrap();
+    let pem = fs::read_to_string(place.path(format!("keys/{role}.pem"))).unwrap();
     let key = ed25519_compact::KeyPair::from_pem(&pem).unwrap();
     let message = qx_release::trust::canonical::canonical(&metadata["signed"]).unwrap();
     let signature = key.sk.sign(message, None);
@@ -886,7 +886,7 @@ fn two_publishers_at_once_do_not_mix() {
         .collect();
     let mut published = 0;
     for child in children {
-        let ended = super::place::ended(child.wait_with_output().unwrap());
+        let ended = super::work::Ended::from(child.wait_with_output().unwrap());
         assert!([0, 6].contains(&ended.code), "{} {}", ended.code, ended.err);
         published += usize::from(ended.code == 0);
     }
@@ -905,7 +905,7 @@ fn a_repository_of_the_first_layout_goes_on() {
         b"{\"format\":1,\"product\":\"vdc\"}\n",
     );
     for (role, file) in [("root", "1.root.json"), ("timestamp", "timestamp.json")] {
-        fs::remove_file(place.path(&format!("keys/{role}.pub.pem"))).unwrap();
+        fs::remove_file(place.path(format!("keys/{role}.pub.pem"))).unwrap();
         let file = format!("repo/metadata/{file}");
         let mut metadata = json_file(&place.path(&file));
         metadata["signed"]
