@@ -86,7 +86,8 @@ fn a_forged_root() {
     appliance.refuses(&["apply"], 5, &["2.root.json"]);
 }
 
-/// An artifact and a manifest with one other bit.
+/// An artifact and a manifest with one other bit. Neither is a release that was refused: `status` tells of it as of any attempt
+/// that failed.
 #[test]
 fn tampered_targets() {
     let appliance = with_an_update();
@@ -95,6 +96,11 @@ fn tampered_targets() {
     let good = fs::read(&manifest).unwrap();
     tamper(&manifest, "1.2.");
     appliance.refuses(&["apply"], 5, &["1.2.0/release.json"]);
+    let status = appliance.status();
+    assert_eq!(status["failure"]["result"], "refused", "{status:#}");
+    let reason = status["failure"]["reason"].as_str().unwrap();
+    assert!(reason.contains("1.2.0/release.json"), "{reason}");
+    assert_eq!(status["refused"], json!([]));
     fs::write(&manifest, good).unwrap();
 
     let name = signer
