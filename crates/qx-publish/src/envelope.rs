@@ -19,7 +19,7 @@ use qx_release::trust::signing::Sign;
 const SPEC_VERSION: &str = "1.0.31";
 
 /// A value and the signatures over it.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Envelope {
     /// What is signed.
     pub signed: Value,

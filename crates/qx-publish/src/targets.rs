@@ -1,6 +1,7 @@
 //! What targets metadata say: what is published, whom they delegate to, what each team may publish, and where an appliance
 //! finds a target.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -11,8 +12,10 @@ use super::role::TARGETS;
 use qx_release::digest::Digest;
 use qx_release::error::{Error, Result};
 use qx_release::manifest::RelPath;
-use qx_release::trust::delegation::matches;
-use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::Limits;
+use qx_release::trust::delegation::{RoleName, matches};
+use qx_release::trust::metadata::{TargetFile, TargetInfo};
+use qx_release::trust::search::{self, Listing};
 
 /// The teams that targets metadata delegate to, in the order of the search.
 pub(crate) fn teams(targets: &Value) -> Vec<String> {
@@ -24,35 +27,32 @@ pub(crate) fn teams(targets: &Value) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// The role that an appliance finds a target in, and what it says: the targets first, then each team whose patterns
-/// match, in order, and none after one that is terminating.
+/// The role that an appliance finds a target in, and what it says, by the very search that appliances use. What teams delegate
+/// further is not known here, and found nowhere.
 pub(crate) fn search<'a>(
     roles: &'a BTreeMap<String, Envelope>,
     name: &RelPath,
 ) -> Option<(&'a str, TargetFile)> {
-    let (top, targets) = roles.get_key_value(TARGETS)?;
-    if let Some(found) = target(&targets.signed, name) {
-        return Some((top, found));
+    let targets = roles.get(TARGETS)?;
+    let unknown = Envelope::default();
+    let found = search::search(targets, name, &Limits::default(), &mut |delegation| {
+        Ok(roles.get(delegation.role.as_str()).unwrap_or(&unknown))
+    });
+    let found = found.ok()??;
+    let role = found.role.as_ref().map_or(TARGETS, RoleName::as_str);
+    let (role, _) = roles.get_key_value(role)?;
+    Some((role, found.target.file()?))
+}
+
+impl Listing for Envelope {
+    fn target(&self, name: &RelPath) -> Option<TargetInfo> {
+        target(&self.signed, name).map(TargetInfo::from)
     }
-    let listed = targets.signed["delegations"]["roles"].as_array();
-    for named in listed
-        .into_iter()
-        .flatten()
-        .filter(|named| may_publish(named, name))
-    {
-        let team = named["name"]
-            .as_str()
-            .and_then(|team| roles.get_key_value(team));
-        if let Some((team, metadata)) = team
-            && let Some(found) = target(&metadata.signed, name)
-        {
-            return Some((team, found));
-        }
-        if named["terminating"] == true {
-            return None;
-        }
+
+    fn delegations(&self) -> Option<Cow<'_, str>> {
+        let delegations = &self.signed["delegations"];
+        (!delegations.is_null()).then(|| delegations.to_string().into())
     }
-    None
 }
 
 /// Refuses a target that a team may not publish, or that an appliance would not find in its metadata.

@@ -320,7 +320,7 @@ fn a_search_asks_whom_a_recursive_one_asks() {
             let mut asked = vec![0];
             let name = name.parse().unwrap();
             let number = |role: &str| role.parse::<usize>().unwrap();
-            let result = search(&all[0], &name, &Limits::default(), &mut |delegation| {
+            let result = search(&*all[0], &name, &Limits::default(), &mut |delegation| {
                 asked.push(number(delegation.role.as_str()));
                 Ok(Rc::clone(&all[number(delegation.role.as_str())]))
             });

@@ -1,6 +1,7 @@
 //! Which role is asked for a target, in which order. Pure: the metadata of the roles come from the caller.
 
-use std::rc::Rc;
+use std::borrow::Cow;
+use std::ops::Deref;
 
 use super::delegation::{Delegation, Paths, RoleName, Scope, any, bin, matches, walk};
 use super::limits::Limits;
@@ -18,17 +19,36 @@ pub struct Found {
     pub target: TargetInfo,
 }
 
+/// Metadata that list targets and delegate: those that an appliance has verified, and those that a publisher works on.
+pub trait Listing {
+    /// What is said of a target that is listed here; delegations do not count.
+    fn target(&self, name: &RelPath) -> Option<TargetInfo>;
+
+    /// The text of the delegations.
+    fn delegations(&self) -> Option<Cow<'_, str>>;
+}
+
+impl Listing for Targets {
+    fn target(&self, name: &RelPath) -> Option<TargetInfo> {
+        Targets::target(self, name)
+    }
+
+    fn delegations(&self) -> Option<Cow<'_, str>> {
+        Targets::delegations(self).map(Cow::Borrowed)
+    }
+}
+
 /// Looks for a target: in the top-level targets, then depth first, each role before those that it delegates to, in the
 /// order of the delegations. `load` gives a delegated role's metadata, verified as its delegator asks; its failure ends the
 /// search, for a role that comes later must not speak for one that was kept away.
 ///
 /// # Errors
 /// What `load` says; [`ErrorKind::Publisher`] if more than `limits.delegated_roles` would have to be asked.
-pub fn search(
-    top: &Targets,
+pub fn search<T: Listing, L: Deref<Target = T>>(
+    top: &T,
     name: &RelPath,
     limits: &Limits,
-    load: &mut dyn FnMut(&Delegation) -> Result<Rc<Targets>>,
+    load: &mut dyn FnMut(&Delegation) -> Result<L>,
 ) -> Result<Option<Found>> {
     if let Some(target) = top.target(name) {
         return Ok(Some(Found { role: None, target }));
@@ -53,7 +73,7 @@ pub fn search(
         }
         push(
             &mut next,
-            delegations_for(&targets, role.as_str(), name, limits),
+            delegations_for(&*targets, role.as_str(), name, limits),
         );
         asked.push(role);
     }
@@ -69,8 +89,8 @@ fn push(next: &mut Vec<Delegation>, found: Vec<Delegation>) {
 }
 
 /// Whom targets metadata trust with a target, in order, up to the first that is terminating.
-fn delegations_for(
-    targets: &Targets,
+fn delegations_for<T: Listing>(
+    targets: &T,
     delegator: &str,
     name: &RelPath,
     limits: &Limits,
@@ -105,15 +125,15 @@ pub fn by_pattern(
     })
 }
 
-fn chosen(
-    targets: &Targets,
+fn chosen<T: Listing>(
+    targets: &T,
     delegator: &str,
     limits: &Limits,
     choose: &mut dyn FnMut(&Scope) -> Option<String>,
 ) -> Vec<Delegation> {
     let walked = targets
         .delegations()
-        .map(|text| walk(text, delegator, limits, choose));
+        .map(|text| walk(&text, delegator, limits, choose));
     // They were checked when the metadata were verified.
     walked.and_then(Result::ok).unwrap_or_default()
 }
@@ -123,6 +143,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use serde_json::{Value, json};
+
+    use std::rc::Rc;
 
     use super::*;
     use crate::trust::forge::key;
@@ -179,7 +201,7 @@ mod tests {
             .map(|(role, t)| (role, Rc::new(t)))
             .collect();
         let name = name.parse().unwrap();
-        let found = search(&all["targets"], &name, limits, &mut |delegation| {
+        let found = search(&*all["targets"], &name, limits, &mut |delegation| {
             asked.push(delegation.role.to_string());
             match all.get(delegation.role.as_str()) {
                 Some(targets) => Ok(Rc::clone(targets)),
