@@ -84,8 +84,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`ErrorKind::NoSpace`] if it does not fit; [`ErrorKind::Publisher`] if the release is larger than allowed, or names an
-/// artifact
-/// that the repository does not offer.
+/// artifact that the repository does not offer.
 pub fn plan(
     manifest: &Manifest,
     context: &PlanContext,

@@ -17,8 +17,7 @@ use qx_release::manifest::{Manifest, Name};
 
 use crate::data::migrate;
 use crate::model::config::{Config, Services};
-use crate::model::dataset::DataChange;
-use crate::model::dataset::DataPlan;
+use crate::model::dataset::{DataChange, DataPlan};
 use crate::model::idle::Idle;
 use crate::model::operation::{Operation, OperationKind};
 use crate::model::phase::Phase;

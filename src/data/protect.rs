@@ -134,9 +134,10 @@ fn discarded(store: &Store) -> Result<Vec<(u64, PathBuf)>> {
 fn aside(store: &Store, op: &Operation) -> Result<PathBuf> {
     let all = discarded(store)?;
     let next = all.last().map_or(1, |(number, _)| number.saturating_add(1));
+    let id = op.id.to_string();
     let own = all.into_iter().map(|(_, path)| path).find(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.rsplit('-').next() == Some(&op.id.to_string())
+        name.rsplit('-').next() == Some(&id)
     });
     let new = || {
         store
