@@ -15,8 +15,8 @@ use qx_release::error::{Error, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::Limits;
 use qx_release::trust::delegation::Delegation;
-use qx_release::trust::search::{by_pattern, search};
 use qx_release::trust::metadata::Targets;
+use qx_release::trust::search::{by_pattern, search};
 use qx_update_fuzz::{Asked, Frame, Offer, bounded, stays_inside, verifiers};
 use serde_json::Value;
 
