@@ -25,7 +25,8 @@ fn nothing_inherited_decides() {
     let appliance = Appliance::new();
     let seen = appliance.root.join("out/seen");
     let script = format!(
-        "exec >{}; cat /proc/self/status; echo updater $(grep SigBlk: /proc/$PPID/status); echo works in $(readlink /proc/$PPID/cwd); echo mask $(umask); echo nice $(nice); pwd; env; for d in 3 4 5 9 15 22; do [ -e /proc/self/fd/$d ] && readlink /proc/self/fd/$d; done; :",
+        // The updater's own mask is looked at until it has come back from starting this, during which it blocks everything.
+        "exec >{}; cat /proc/self/status; n=0; until grep -q 'SigBlk:.0*$' /proc/$PPID/status || [ $n = 300 ]; do n=$((n + 1)); sleep 0.1; done; echo updater $(grep SigBlk: /proc/$PPID/status); echo works in $(readlink /proc/$PPID/cwd); echo mask $(umask); echo nice $(nice); pwd; env; for d in 3 4 5 9 15 22; do [ -e /proc/self/fd/$d ] && readlink /proc/self/fd/$d; done; :",
         path(&seen)
     );
     appliance.release(&appliance.recipe("1.1.0").migration(&script, 100));
