@@ -480,7 +480,7 @@ fn broken_transfer(
     let appliance = with_an_update();
     let server = Server::answering(&appliance.repo, rule);
     appliance.source(&server.url);
-    appliance.edit_config(|config| config["limits"]["stall_timeout_s"] = json!(1));
+    appliance.edit_config(|config| config["limits"]["stall_timeout_s"] = json!(5));
     appliance.refuses(&["apply"], code, &[&[server.url.as_str()], words].concat());
     appliance.edit_config(|config| config["limits"]["stall_timeout_s"] = json!(30));
     let server = Server::start(&appliance.repo);

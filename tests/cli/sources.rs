@@ -687,8 +687,8 @@ fn a_slow_server_is_given_up() {
         });
     let steady = Server::answering(&appliance.repo, |_| Answer::Slow(200));
     appliance.edit_config(|config| {
-        config["limits"]["metadata_timeout_s"] = json!(5);
-        config["limits"]["stall_timeout_s"] = json!(1);
+        config["limits"]["metadata_timeout_s"] = json!(10);
+        config["limits"]["stall_timeout_s"] = json!(5);
         config["limits"]["min_bytes_per_s"] = json!(5000);
     });
     appliance.source(&slow.url);
