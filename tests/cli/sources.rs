@@ -676,13 +676,13 @@ fn a_slow_server_is_given_up() {
     appliance.publish_release("1.1.0");
     let slow = Server::answering(&appliance.repo, |request| {
         match request.path.ends_with("timestamp.json") {
-            true => Answer::Slow(1),
+            true => Answer::Drip,
             false => Answer::Well,
         }
     });
     let slow_artifacts =
         Server::answering(&appliance.repo, |request| match request.is_artifact() {
-            true => Answer::Slow(10),
+            true => Answer::Slow(1),
             false => Answer::Well,
         });
     let steady = Server::answering(&appliance.repo, |_| Answer::Slow(200));
