@@ -2,10 +2,12 @@
 
 use crate::model::changes::changed_services;
 use crate::system::space;
-use std::fs::{self};
+use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::fetch::port::{Fetch, Target};
+use crate::model::kept::Kept;
 use crate::model::slot::Set;
 use crate::repository::Repository;
 use qx_release::error::{Error, ErrorKind, Result};
@@ -55,9 +57,36 @@ pub struct PlanContext<'a> {
     /// given to the release.
     pub restarts: &'a dyn Fn(&Name) -> bool,
     /// Leftovers of earlier operations that nobody needs, the oldest first: they go before there is no space.
-    pub leftovers: &'a [PathBuf],
-    /// The most bytes that saving, rehearsing and restoring the data takes beside the slots.
+    pub leftovers: &'a [Leftover],
+    /// The most bytes that a copy of the data and its migration take beside the slots.
     pub data_bytes: u64,
+}
+
+/// Something that nobody needs any more.
+#[derive(Debug, Clone)]
+pub enum Leftover {
+    /// A file that was fetched.
+    Download(PathBuf),
+    /// Data that is kept, and what it takes.
+    Data(Box<Kept>, (u64, u64)),
+}
+
+impl Leftover {
+    fn takes(&self) -> (u64, u64) {
+        match self {
+            Leftover::Download(path) => space::used(path),
+            Leftover::Data(_, takes) => *takes,
+        }
+    }
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Leftover::Download(path) => path.display().fmt(f),
+            Leftover::Data(kept, _) => kept.fmt(f),
+        }
+    }
 }
 
 /// What will be done.
@@ -72,7 +101,7 @@ pub struct Plan {
     /// The most inodes that staging takes.
     pub entries: u64,
     /// Leftovers that have to go first.
-    pub drops: Vec<PathBuf>,
+    pub drops: Vec<Leftover>,
     /// Whether the old content of the alternate slot has to go first.
     pub needs_the_fallbacks_space: bool,
     data_bytes: u64,
@@ -214,7 +243,7 @@ impl Plan {
         lines.extend(
             self.drops
                 .iter()
-                .map(|path| format!("deleting {} to make room", path.display())),
+                .map(|leftover| format!("deleting {leftover} to make room")),
         );
         lines.push(format!(
             "space: at most {} bytes{} and {} files",
@@ -228,7 +257,7 @@ impl Plan {
     fn of_data(&self) -> String {
         match self.data_bytes {
             0 => String::new(),
-            bytes => format!(", {bytes} of them to restore the data,"),
+            bytes => format!(", {bytes} of them to migrate a copy of the data,"),
         }
     }
 
@@ -252,12 +281,12 @@ impl Plan {
     }
 
     /// Chooses leftovers to go until it fits, or there are no more; `free` is what is free then.
-    fn drop_leftovers(&mut self, leftovers: &[PathBuf], free: &mut (u64, u64)) {
+    fn drop_leftovers(&mut self, leftovers: &[Leftover], free: &mut (u64, u64)) {
         for oldest in leftovers {
             if self.fits(*free) {
                 return;
             }
-            *free = with(*free, space::used(oldest));
+            *free = with(*free, oldest.takes());
             self.drops.push(oldest.clone());
         }
     }

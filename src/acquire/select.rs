@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use semver::Version;
 
-use crate::model::dataset::{DataPlan, DataSet};
+use crate::model::dataplan::DataPlan;
+use crate::model::dataset::DataSet;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::Installed;
 use qx_release::digest::Digest;

@@ -14,7 +14,7 @@ use super::follow::follow;
 use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
 use crate::command::{Appliance, Apply, Back};
-use crate::model::dataset::NewerData;
+use crate::model::dataplan::NewerData;
 use crate::model::source::SourceAddress;
 use crate::recovery::data::DataStage;
 use crate::store::Store;
@@ -90,9 +90,9 @@ pub(super) struct RollbackArguments {
         from_str_fn(back)
     )]
     to: Back,
-    /// set aside data that the older set does not accept
+    /// set aside data that the older set does not accept; what was kept from before becomes live again
     #[argh(switch)]
-    discard_data: bool,
+    set_aside_data: bool,
     /// wait until no other process is at work
     #[argh(switch)]
     wait: bool,
@@ -181,8 +181,8 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
         }),
         Subcommand::Confirm(a) => appliance.confirm(a.force),
         Subcommand::Rollback(a) => {
-            let newer = match a.discard_data {
-                true => NewerData::Discard,
+            let newer = match a.set_aside_data {
+                true => NewerData::SetAside,
                 false => NewerData::Keep,
             };
             appliance.rollback(a.to, newer)

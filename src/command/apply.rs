@@ -1,7 +1,6 @@
 //! `check` and `apply`: choose, plan, stage, and hand over to the switch.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use qx_release::digest::Digest;
@@ -10,13 +9,12 @@ use qx_release::manifest::{Manifest, Name};
 use qx_release::{durable, text};
 
 use super::{Appliance, Apply, Resumed, leave_caller, running};
-use crate::acquire::plan::{self, Plan, PlanContext};
+use crate::acquire::plan::{self, Leftover, Plan, PlanContext};
 use crate::acquire::select::{Choice, Request};
 use crate::acquire::stage::Stage;
-use crate::data::protect;
+use crate::data;
 use crate::fetch::Mirrors;
-use crate::model::dataset::DataPlan;
-use crate::model::idle::Idle;
+use crate::model::dataplan::DataPlan;
 use crate::model::operation::{EarlyFailure, FailedCheck, Operation, OperationKind};
 use crate::model::phase::Phase;
 use crate::model::record::Record;
@@ -36,6 +34,9 @@ impl Appliance {
             return Err(self.told_to_use_the_factory_set("applying an update"));
         }
         let (_lock, record) = self.begin("apply")?;
+        if !request.dry_run {
+            self.tidy_data(&record);
+        }
         // What was open is ended, well or badly; then what was asked for now has its turn.
         let (record, ended) = match self.resume(record)? {
             Resumed::Ready(record) => (*record, None),
@@ -183,7 +184,7 @@ impl Appliance {
         let planned = self.plan(
             candidate,
             &data,
-            &idle,
+            record,
             running.as_ref(),
             repository,
             mirrors,
@@ -210,11 +211,14 @@ impl Appliance {
         };
         self.log.operation(op.id);
         for leftover in &plan.drops {
-            self.log.warning(
-                "plan",
-                format!("deleting {} to make room", leftover.display()),
-            );
-            durable::remove_any(leftover)?;
+            self.log
+                .warning("plan", format!("deleting {leftover} to make room"));
+            match leftover {
+                Leftover::Download(path) => durable::remove_any(path)?,
+                Leftover::Data(kept, _) => {
+                    data::drop_kept(&self.host, &self.store, kept, &mut self.log)?;
+                }
+            }
         }
         let (op, restarted) = match plan.needs_the_fallbacks_space {
             true => self.vacate(op, record)?,
@@ -300,16 +304,17 @@ impl Appliance {
         &mut self,
         candidate: &Candidate,
         data: &DataPlan,
-        idle: &Idle,
+        record: &Record,
         running: Option<&Manifest>,
         repository: &Repository,
         mirrors: &Mirrors,
     ) -> Result<Plan> {
+        let idle = record.idle_when_ended();
         let alternate = idle.active.set.alternate();
         let outdated = self.outdated(running, alternate)?;
         let restarts =
             |name: &Name| outdated.contains(name) || data.data.iter().any(|set| set.used_by(name));
-        let leftovers = self.leftovers(candidate, repository, mirrors)?;
+        let leftovers = self.leftovers(record, candidate, repository, mirrors)?;
         let mut sets: Vec<(Set, Manifest)> = Vec::new();
         sets.extend(running.map(|manifest| (idle.active.set, manifest.clone())));
         for set in [Set::from(alternate), Set::Factory] {
@@ -330,7 +335,7 @@ impl Appliance {
             alternate: self.store.slot(alternate),
             restarts: &restarts,
             leftovers: &leftovers,
-            data_bytes: protect::space(&self.host, &self.store, &data.data)?,
+            data_bytes: data::space(&self.host, &self.store, &data.data)?,
         };
         plan::plan(&candidate.manifest, &context, repository, mirrors)
     }
@@ -368,10 +373,11 @@ impl Appliance {
     /// What nobody needs any more, the first to go first: what was fetched of other releases, then data that is kept aside.
     fn leftovers(
         &self,
+        record: &Record,
         candidate: &Candidate,
         repository: &Repository,
         mirrors: &Mirrors,
-    ) -> Result<Vec<PathBuf>> {
+    ) -> Result<Vec<Leftover>> {
         let mut wanted = Vec::new();
         for component in &candidate.manifest.components {
             let artifact = plan::artifact(component, repository, mirrors)?.1;
@@ -384,10 +390,13 @@ impl Appliance {
             let path = entry.doing(reading)?.path();
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             if !wanted.contains(&name.into_owned()) {
-                leftovers.push(path);
+                leftovers.push(Leftover::Download(path));
             }
         }
-        leftovers.extend(protect::leftovers(&self.store)?);
+        for kept in data::leftovers(&self.store, record)? {
+            let taken = data::taken(&self.host, &self.store, &kept);
+            leftovers.push(Leftover::Data(Box::new(kept), taken));
+        }
         Ok(leftovers)
     }
 

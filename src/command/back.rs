@@ -3,8 +3,8 @@
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
-use crate::model::dataset::DataChange;
-use crate::model::dataset::{DataPlan, NewerData};
+use crate::data;
+use crate::model::dataplan::{DataChange, DataPlan, NewerData};
 use crate::model::idle::Idle;
 use crate::model::operation::{Attempt, Cause, CauseKind, Operation, OperationKind};
 use crate::model::phase::{DataState, Phase};
@@ -94,19 +94,17 @@ impl Appliance {
                 .doing(|| format!("going back to {to}"))
         };
         let (active, target) = (manifest(idle.active.set)?, manifest(to.set)?);
-        let data = DataPlan::back(
+        let plan = DataPlan::back(
             active.as_ref(),
             target.as_ref(),
             &record.schemas,
             &self.config.data,
+            &data::leftovers(&self.store, record)?,
             newer,
         )
         .map_err(|why| Error::with(ErrorKind::NeedsPerson, format!("going back to {to}: {why}")))?;
-        for set in data
-            .data
-            .iter()
-            .filter(|_| data.change == DataChange::Discard)
-        {
+        let aside = matches!(plan.change, DataChange::Kept | DataChange::Empty);
+        for set in plan.data.iter().filter(|_| aside) {
             self.log.warning(
                 "rollback",
                 format!(
@@ -115,7 +113,7 @@ impl Appliance {
                 ),
             );
         }
-        Ok(data)
+        Ok(plan)
     }
 
     /// A person ends an open trial: the data is restored, as after a failed proof.
@@ -123,15 +121,15 @@ impl Appliance {
         let Phase::Trial { op, data, .. } = record.phase() else {
             return Ok(Resumed::Ready(Box::new(record.clone())));
         };
-        let saved_at = op.saved_at.as_deref().unwrap_or(&op.started);
-        if *data == DataState::Saved {
+        let exchanged_at = op.exchanged_at.as_deref().unwrap_or(&op.started);
+        if *data == DataState::Exchanged {
             let lost = format!(
-                "setting aside what was written to the data since {saved_at}, when {} came",
+                "setting aside what was written to the data since {exchanged_at}, when {} came",
                 op.to
             );
             if record.is_stale_trial(&self.host.moment()) && newer == NewerData::Keep {
                 let what = format!(
-                    "going back to {}: {lost}: this needs `--discard-data`",
+                    "going back to {}: {lost}: this needs `--set-aside-data`",
                     op.from()
                 );
                 return Err(Error::with(ErrorKind::NeedsPerson, what));
@@ -163,6 +161,14 @@ impl Appliance {
         let left = record
             .operation()
             .map_or_else(|| running(record), |op| op.to.clone());
+        // Data that was exchanged for the release that is left goes back first, while nobody uses it.
+        let record = &match record.operation() {
+            Some(op) if record.data() == DataState::Exchanged => {
+                leave_caller(&mut self.log);
+                self.switch_of(op.clone()).give_up(record)?
+            }
+            _ => record.clone(),
+        };
         let idle = Idle::on(self.store.factory().0, None, &now);
         if left.set != Set::Factory
             && let Some(manifest) = left.manifest

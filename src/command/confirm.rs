@@ -36,12 +36,14 @@ impl Appliance {
             }) = record.phase()
             && record.stopped.is_none()
             && self.image_operation(&record)?.is_none()
+            && self.store.kept_data()?.is_empty()
         {
             self.log
                 .info("confirm", format!("{active} runs; nothing is on trial"));
             return Ok(Exit::Done);
         }
         let (_lock, record) = self.begin("confirm")?;
+        self.tidy_data(&record);
         if let (true, Phase::Trial { op, .. }) = (force, record.phase()) {
             self.log.operation(op.id);
             self.log.warning(

@@ -15,16 +15,17 @@ use semver::Version;
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name};
 
-use crate::data::migrate;
+use crate::data::{self, migrate};
 use crate::model::config::{Config, Services};
-use crate::model::dataset::{DataChange, DataPlan};
+use crate::model::dataplan::DataPlan;
 use crate::model::idle::Idle;
 use crate::model::operation::{Operation, OperationKind};
 use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
 use crate::model::source::SourceAddress;
-use crate::recovery::{data, link};
+use crate::recovery::data as data_stage;
+use crate::recovery::link;
 use crate::store::{Lock, Store};
 use crate::switch::Switch;
 use crate::system::host::{self, Host};
@@ -118,6 +119,15 @@ impl Appliance {
         Ok((lock, record))
     }
 
+    /// Deletes data that was kept long enough, or that the disk needs.
+    fn tidy_data(&mut self, record: &Record) {
+        let keep_s = self.config.limits.keep_data_s;
+        let tidied = data::tidy(&self.host, &self.store, record, keep_s, &mut self.log);
+        if let Err(e) = tidied {
+            self.log.warning("data", e.chain());
+        }
+    }
+
     /// Ends what an earlier process left open: a trial is proved, a way back is gone to its end.
     fn resume(&mut self, record: Record) -> Result<Resumed> {
         let (Phase::Trial { op, .. } | Phase::Reverting { op, .. }) = record.phase().clone() else {
@@ -149,11 +159,7 @@ impl Appliance {
             Error::with(ErrorKind::NotEligible, what)
         };
         if repair {
-            return Ok(DataPlan {
-                change: DataChange::None,
-                data: Vec::new(),
-                schemas: record.schemas.clone(),
-            });
+            return Ok(DataPlan::stay(&record.schemas));
         }
         DataPlan::forward(manifest, &record.schemas, &self.config.data).map_err(refused)
     }
@@ -162,7 +168,7 @@ impl Appliance {
     fn image_operation(&self, record: &Record) -> Result<Option<Operation>> {
         match record.phase() {
             Phase::Idle(idle) if !self.factory_boot() => {
-                data::image_operation(&self.config, &self.host, &self.store, record, idle)
+                data_stage::image_operation(&self.config, &self.host, &self.store, record, idle)
             }
             _ => Ok(None),
         }

@@ -1,10 +1,11 @@
-//! The migration: the release's own program moves the data to its schema, while the services are stopped and the link
-//! still selects the old set; or a clone of the data, while they run.
+//! The migration: the release's own program moves a copy of the data to its schema, while the services are stopped, or, in
+//! a rehearsal, while they run.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::model::id::OperationId;
-use crate::model::operation::Operation;
+use crate::model::operation::{Cause, CauseKind, Operation};
 use crate::model::slot::{Installed, Set};
 use crate::store::Store;
 use crate::system::host::Host;
@@ -16,7 +17,7 @@ use qx_release::manifest::Manifest;
 use qx_release::text;
 
 /// Names the operation in the environment of a migration, and of all that it starts.
-const OPERATION: &str = "QX_UPDATE_OPERATION";
+pub(super) const OPERATION: &str = "QX_UPDATE_OPERATION";
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 /// How many last lines of each of a migration's outputs are kept for `status`: what fails says so on one of them, however
@@ -41,21 +42,46 @@ pub struct MigrationRunner<'a> {
     pub places: Vec<(String, String)>,
     /// Seconds until the whole process group is killed.
     pub timeout_s: u64,
+    /// Whether it is only tried.
+    pub rehearsal: bool,
 }
 
 /// A migration that failed.
 pub struct Failure {
     /// What happened.
     pub error: Error,
+    /// Whose fault it is.
+    pub kind: CauseKind,
     /// Its last lines of output, each with its stream.
     pub output: Vec<String>,
 }
 
+impl Failure {
+    /// The release's fault.
+    pub fn of_release(error: Error) -> Failure {
+        Failure {
+            kind: CauseKind::Release,
+            ..Failure::from(error)
+        }
+    }
+}
+
+/// What fails around a migration is the appliance's fault.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure {
             error,
+            kind: CauseKind::Appliance,
             output: Vec::new(),
+        }
+    }
+}
+
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Cause {
+        Cause {
+            output: failure.output,
+            ..Cause::new(failure.kind, failure.error.chain())
         }
     }
 }
@@ -65,7 +91,7 @@ impl MigrationRunner<'_> {
     /// keeps within its space.
     ///
     /// Its environment is that of [`Program`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
-    /// set's directory, also its working directory), `QX_UPDATE_OPERATION`.
+    /// set's directory, also its working directory), `QX_UPDATE_OPERATION`; in a rehearsal `QX_UPDATE_REHEARSAL=1`.
     pub fn run(
         &self,
         step: &str,
@@ -73,32 +99,9 @@ impl MigrationRunner<'_> {
         within: Option<&dyn Fn() -> bool>,
         log: &mut Log,
     ) -> Result<(), Failure> {
-        let Some((program, arguments)) = vector.split_first() else {
-            return Err(Error::new("running a migration: its command is empty").into());
-        };
-        let program = self
-            .store
-            .program(self.set, self.manifest, program)
-            .ok_or_else(|| Error::new(format!("running {program}: no component contains it")))?;
-        let mut given = vec![program.display().to_string()];
-        for argument in arguments {
-            let mut argument = argument.clone();
-            for (placeholder, place) in &self.places {
-                argument = argument.replace(placeholder, place);
-            }
-            given.push(argument);
-        }
+        let given = self.given(vector).map_err(Failure::of_release)?;
         let directory = self.store.directory(self.set);
-        let version = |set: &Installed| {
-            let version = set.version.as_ref().map(ToString::to_string);
-            version.unwrap_or_default()
-        };
-        let environment = [
-            ("QX_UPDATE_FROM".to_owned(), version(self.op.from())),
-            ("QX_UPDATE_TO".to_owned(), version(&self.op.to)),
-            ("QX_UPDATE_SLOT".to_owned(), directory.display().to_string()),
-            (OPERATION.to_owned(), self.op.id.to_string()),
-        ];
+        let environment = self.environment(&directory);
         let user = self.op.migration_user.as_deref();
         let user = user.map(|name| User::find(self.host, name)).transpose()?;
         // The places are not put in, nor shown where they come out: there may be a password in one.
@@ -121,7 +124,8 @@ impl MigrationRunner<'_> {
             let line = hidden(line);
             keep(&mut output, stream.name(), &text::clean(&line, LINE));
             log.info_with(step, line, serde_json::json!({ "stream": stream.name() }));
-        })?;
+        })
+        .map_err(Failure::of_release)?;
         if ended.ok() {
             log.info(step, format!("{} succeeded", text::command(vector)));
             return Ok(());
@@ -130,8 +134,48 @@ impl MigrationRunner<'_> {
         let what = format!("the {step} {} {ended}", text::command(vector));
         Err(Failure {
             error: Error::new(what),
+            kind: CauseKind::Release,
             output,
         })
+    }
+}
+
+impl MigrationRunner<'_> {
+    /// The argument vector with the path of the program, and the places put in.
+    fn given(&self, vector: &[String]) -> Result<Vec<String>> {
+        let Some((program, arguments)) = vector.split_first() else {
+            return Err(Error::new("running a migration: its command is empty"));
+        };
+        let program = self
+            .store
+            .program(self.set, self.manifest, program)
+            .ok_or_else(|| Error::new(format!("running {program}: no component contains it")))?;
+        let mut given = vec![program.display().to_string()];
+        for argument in arguments {
+            let mut argument = argument.clone();
+            for (placeholder, place) in &self.places {
+                argument = argument.replace(placeholder, place);
+            }
+            given.push(argument);
+        }
+        Ok(given)
+    }
+
+    fn environment(&self, directory: &Path) -> Vec<(String, String)> {
+        let version = |set: &Installed| {
+            let version = set.version.as_ref().map(ToString::to_string);
+            version.unwrap_or_default()
+        };
+        let mut environment = vec![
+            ("QX_UPDATE_FROM".to_owned(), version(self.op.from())),
+            ("QX_UPDATE_TO".to_owned(), version(&self.op.to)),
+            ("QX_UPDATE_SLOT".to_owned(), directory.display().to_string()),
+            (OPERATION.to_owned(), self.op.id.to_string()),
+        ];
+        if self.rehearsal {
+            environment.push(("QX_UPDATE_REHEARSAL".to_owned(), "1".to_owned()));
+        }
+        environment
     }
 }
 

@@ -1,5 +1,200 @@
-//! Data that moves with a release: saved, migrated, restored.
+//! Data that moves with a release. A copy of it is migrated, and exchanged for the live data by renames; going back is the
+//! exchange backwards. Until the exchange nothing has happened, and after it the old data is whole.
+//!
+//! The order, and what each step is for: [`begin`] notes that there are copies; [`copy`] makes them; the migration changes
+//! them ([`migrate`]); [`check`] asks whether they can be used; [`sync`] brings them to the medium; [`exchange`] makes them
+//! live, or takes them back. What is not live afterwards is kept for a while ([`keep`], [`tidy`]).
 
+mod aside;
+mod command;
+mod copy;
+mod exchange;
+mod files;
+mod kept;
 pub mod migrate;
-pub mod protect;
-pub mod snapshot;
+mod place;
+mod rehearse;
+mod verbs;
+
+use crate::model::dataplan::DataChange;
+use crate::model::dataset::{DataSet, Side};
+use crate::model::id::OperationId;
+use crate::model::operation::Operation;
+use crate::store::Store;
+use crate::system::host::Host;
+use crate::system::log::Log;
+use crate::system::space;
+use qx_release::error::{Context, Error, ErrorKind, Result};
+use qx_release::manifest::placeholder;
+
+pub use aside::Aside;
+pub use kept::{
+    begin, drop_kept, drop_open, keep_replaced, keep_set_aside, leftovers, taken, tidy,
+};
+pub use rehearse::rehearse;
+
+/// What is left free, in bytes, beside what copies take.
+const ROOM: u64 = 64 << 20;
+
+/// The data sets of an operation, with where their copies are.
+fn sets<'a>(
+    host: &'a Host,
+    store: &'a Store,
+    op: &'a Operation,
+) -> impl Iterator<Item = Aside<'a>> {
+    asides(host, store, &op.data, op.copy().id)
+}
+
+fn asides<'a>(
+    host: &'a Host,
+    store: &'a Store,
+    data: &'a [DataSet],
+    id: OperationId,
+) -> impl Iterator<Item = Aside<'a>> {
+    data.iter().map(move |set| Aside {
+        host,
+        store,
+        set,
+        id,
+    })
+}
+
+/// The most bytes that the copies of these data sets, and a migration that rewrites all of them, take in the data directory.
+///
+/// # Errors
+/// [`ErrorKind::NotEligible`] for data that is larger than it may be; [`ErrorKind::NoSpace`] if it does not fit on another
+/// file system, where it lies.
+pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
+    let mut bytes = 0_u64;
+    for aside in asides(host, store, data, OperationId::new(0)) {
+        let size = aside.size().doing(|| "planning the migration")?;
+        let needed = size.with_migration();
+        match size.free {
+            None => bytes = bytes.saturating_add(needed),
+            Some(free) if free >= needed => {}
+            Some(free) => {
+                return Err(Error::with(
+                    ErrorKind::NoSpace,
+                    format!(
+                        "planning the migration: a copy of {} and its migration take up to {needed} bytes beside it, and \
+                         {free} are free",
+                        aside.set.name
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Whether there is room for what an operation does to the data.
+///
+/// # Errors
+/// [`ErrorKind::NoSpace`], and as [`space`].
+pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
+    if !matches!(op.change, DataChange::Migrate | DataChange::Down) || op.data.is_empty() {
+        return Ok(());
+    }
+    let needed = space(host, store, &op.data)?;
+    let free = space::free_space(&store.path("update"))?.0;
+    match needed <= free {
+        true => Ok(()),
+        false => Err(Error::with(
+            ErrorKind::NoSpace,
+            format!(
+                "before anything is stopped: copies of the data and their migration take up to {needed} bytes in {}, and \
+                 {free} are free",
+                store.path("").display()
+            ),
+        )),
+    }
+}
+
+/// Copies all data sets of an operation to a side.
+pub fn copy(
+    host: &Host,
+    store: &Store,
+    op: &Operation,
+    side: Side,
+    log: &mut Log,
+) -> Result<Vec<u64>> {
+    sets(host, store, op)
+        .map(|aside| aside.copy(side, log))
+        .collect()
+}
+
+/// Whether the live data is what it was when it was copied: nobody may have written to it since.
+pub fn unchanged(host: &Host, store: &Store, op: &Operation, found: &[u64]) -> Result<()> {
+    let mut all = sets(host, store, op).zip(found);
+    all.try_for_each(|(aside, found)| aside.unchanged(*found))
+}
+
+/// Whether a migration that took no more than was planned found no room.
+pub fn starved(host: &Host, store: &Store, op: &Operation) -> Result<bool> {
+    for aside in sets(host, store, op) {
+        if aside.starved()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Nothing is to become the live data.
+pub fn begin_empty(host: &Host, store: &Store, op: &Operation) -> Result<()> {
+    sets(host, store, op).try_for_each(|aside| aside.begin_empty())
+}
+
+/// The places at which a migration finds the data, by what stands for them in its arguments.
+pub fn places(
+    host: &Host,
+    store: &Store,
+    op: &Operation,
+    copy: Option<Side>,
+) -> Result<Vec<(String, String)>> {
+    let pair = |aside: Aside| {
+        let place = match copy {
+            Some(side) => aside.place_of_copy(side)?,
+            None => aside.live_place()?,
+        };
+        Ok((placeholder(&aside.set.name), place))
+    };
+    sets(host, store, op).map(pair).collect()
+}
+
+/// Others may go through to the copies, to migrate them; or no longer.
+pub fn open_to_others(host: &Host, store: &Store, op: &Operation, open: bool) -> Result<()> {
+    sets(host, store, op).try_for_each(|aside| aside.open_to_others(open))
+}
+
+/// Asks the data sets' own checks about copies, or about the live data.
+pub fn check(
+    host: &Host,
+    store: &Store,
+    op: &Operation,
+    copy: Option<Side>,
+    log: &mut Log,
+) -> Result<()> {
+    sets(host, store, op).try_for_each(|aside| {
+        let place = match copy {
+            Some(side) => aside.place_of_copy(side)?,
+            None => aside.live_place()?,
+        };
+        aside.check(&place, log)
+    })
+}
+
+/// Everything that was written to the data, and to its copies, is on the medium.
+pub fn sync(host: &Host, store: &Store, op: &Operation) -> Result<()> {
+    sets(host, store, op).try_for_each(|aside| aside.sync())
+}
+
+/// Makes what lies on a side the live data. Durable, and done again after a cut it comes to the same end.
+pub fn exchange(
+    host: &Host,
+    store: &Store,
+    op: &Operation,
+    from: Side,
+    log: &mut Log,
+) -> Result<()> {
+    sets(host, store, op).try_for_each(|aside| aside.exchange(from, log))
+}

@@ -30,7 +30,7 @@ const MAX_AGE: u64 = 3_153_600_000;
 const MANY: u64 = 1_000_000;
 
 /// What is ours, or leads there, in the data directory.
-const OURS: [&str; 6] = ["update", "slots", "rehearsal", "current", "bin", "share"];
+const OURS: [&str; 6] = ["update", "slots", "copies", "current", "bin", "share"];
 /// What is the image's, the kernel's, or what an update is decided by.
 const IMAGES: [&str; 9] = [
     "usr",
@@ -271,8 +271,8 @@ pub struct Limits {
     pub trial_boots: u32,
     /// Seconds after which a trial is too old for its data to be restored unasked. A day.
     pub trial_max_age_s: u64,
-    /// The most bytes of data that is kept aside after releases that failed. 1 GiB.
-    pub discarded_bytes: u64,
+    /// Seconds for which data is kept that an update replaced, or a failed release wrote. 7 days.
+    pub keep_data_s: u64,
     /// What a repository's metadata may ask for.
     pub trust: trust::Limits,
 }
@@ -289,7 +289,7 @@ impl Default for Limits {
             service_timeout_s: 60,
             trial_boots: 3,
             trial_max_age_s: 86_400,
-            discarded_bytes: 1 << 30,
+            keep_data_s: 7 * 86_400,
             trust: trust::Limits::default(),
         }
     }
@@ -414,7 +414,7 @@ impl Limits {
             ("service_timeout_s", self.service_timeout_s, SECONDS),
             ("trial_boots", self.trial_boots.into(), 1..=MANY),
             ("trial_max_age_s", self.trial_max_age_s, 0..=MAX_AGE),
-            ("discarded_bytes", self.discarded_bytes, 0..=MAX_SIZE),
+            ("keep_data_s", self.keep_data_s, 0..=MAX_AGE),
         ]
     }
 }
@@ -583,7 +583,7 @@ mod tests {
             "service_timeout_s",
             "trial_boots",
             "trial_max_age_s",
-            "discarded_bytes",
+            "keep_data_s",
             "trust.root_bytes",
             "trust.timestamp_bytes",
             "trust.snapshot_bytes",
@@ -639,7 +639,7 @@ mod tests {
             "/data/slots/a/share/db",
             "/data/current/share",
             "/data/bin",
-            "/data/rehearsal/x",
+            "/data/copies/x",
             "/data",
             "/usr",
             "/usr/share/db",

@@ -3,10 +3,12 @@
 pub mod changes;
 pub mod choice;
 pub mod config;
+pub mod dataplan;
 pub mod dataset;
 pub mod fit;
 pub mod id;
 pub mod idle;
+pub mod kept;
 pub mod moment;
 pub mod operation;
 pub mod phase;

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::config::{Config, Limits, Services};
-use crate::model::dataset::{DataChange, DataPlan, DataSet};
+use crate::model::dataplan::{DataChange, DataPlan};
+use crate::model::dataset::{DataSet, Side};
 use crate::model::id::OperationId;
 use crate::model::idle::Idle;
+use crate::model::kept::KeptCopy;
 use crate::model::slot::{Installed, Set};
 use qx_release::error::{ErrorKind, Exit};
 use qx_release::manifest::{Check, MAX_SECONDS, Name, Service};
@@ -57,7 +59,7 @@ pub struct Operation {
     pub trial_boots: u32,
     /// Seconds after which its trial's data is not restored unasked.
     pub trial_max_age_s: u64,
-    /// The data sets that it changes, and how each is saved and restored.
+    /// The data sets that it changes, and how each is copied and exchanged.
     #[serde(default)]
     pub data: Vec<DataSet>,
     /// How it changes them.
@@ -69,9 +71,12 @@ pub struct Operation {
     /// The user that the migration runs as. Absent: root.
     #[serde(default)]
     pub migration_user: Option<String>,
-    /// When the data sets were saved (RFC 3339).
+    /// The data that becomes live again, if it was kept. Else it is what this operation makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptCopy>,
+    /// When the data was exchanged (RFC 3339).
     #[serde(default)]
-    pub saved_at: Option<String>,
+    pub exchanged_at: Option<String>,
     /// The data that was set aside on the way back.
     #[serde(default)]
     pub discarded: Option<Discarded>,
@@ -81,19 +86,16 @@ pub struct Operation {
     /// The services that did not run before the switch: they stay so, and nothing is proved of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idle: Vec<Name>,
-    /// The most bytes of discarded data that are kept.
-    #[serde(default)]
-    pub discarded_bytes: u64,
 }
 
-/// Data that was written after a snapshot, and is not in use any more.
+/// Data that was written by what was left again, and is not in use any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discarded {
-    /// From when on it was written (RFC 3339): the snapshot's time.
+    /// From when on it was written (RFC 3339).
     pub from: String,
     /// Until when (RFC 3339).
     pub to: String,
-    /// Where it is kept; nothing if it was more than may be kept.
+    /// As what it is kept: `qx-update data list` has it, as long as it is.
     #[serde(default)]
     pub kept: Option<String>,
 }
@@ -125,11 +127,11 @@ impl Operation {
             change: DataChange::None,
             schemas: BTreeMap::new(),
             migration_user: None,
-            saved_at: None,
+            kept: None,
+            exchanged_at: None,
             discarded: None,
             failed_before: Vec::new(),
             idle: Vec::new(),
-            discarded_bytes: limits.discarded_bytes,
         }
     }
 
@@ -142,7 +144,6 @@ impl Operation {
             trial_boots: limits.trial_boots,
             trial_max_age_s: limits.trial_max_age_s,
             migration_user: config.migration_user.clone(),
-            discarded_bytes: limits.discarded_bytes,
             ..self
         }
     }
@@ -153,8 +154,17 @@ impl Operation {
             change: to.change,
             data: to.data,
             schemas: to.schemas,
+            kept: to.kept,
             ..self
         }
+    }
+
+    /// Where the data lies that becomes live: of which operation, and on which side.
+    pub fn copy(&self) -> KeptCopy {
+        self.kept.unwrap_or(KeptCopy {
+            id: self.id,
+            side: Side::Next,
+        })
     }
 
     /// Whether a service is stopped because of the data.

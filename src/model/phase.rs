@@ -57,15 +57,15 @@ pub enum Phase {
     },
 }
 
-/// Whether data that a migration touches was saved, or restored.
+/// How far an operation's change of the data is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataState {
-    /// Nothing was saved: nothing is to be restored.
+    /// The live data is what it was; of copies there may be some.
     Untouched,
-    /// A complete snapshot under this operation's id exists.
-    Saved,
-    /// The snapshot was restored: never restore again.
+    /// It may have been exchanged: going back means to exchange it back, however far that came.
+    Exchanged,
+    /// It was exchanged back: never again.
     Restored,
 }
 

@@ -296,6 +296,7 @@ mod tests {
             &include_bytes!("../../tests/golden/state-1-trial.json")[..],
             include_bytes!("../../tests/golden/state-1-trial-data.json"),
             include_bytes!("../../tests/golden/state-1-trial-method.json"),
+            include_bytes!("../../tests/golden/state-1-trial-exchange.json"),
         ] {
             let (sequence, record) = decode(golden).unwrap();
             assert_eq!(sequence, 12);

@@ -27,7 +27,7 @@ impl Record {
         match &self.phase {
             Phase::Trial {
                 op,
-                data: DataState::Saved,
+                data: DataState::Exchanged,
                 lasted: Some(lasted),
                 ..
             } => lasted.until(now).seconds > op.trial_max_age_s,
@@ -119,17 +119,17 @@ impl Record {
         Ok(self.with(Phase::Switching { op, data }))
     }
 
-    /// A complete snapshot of the data exists. Only now may the data change.
-    pub fn data_saved(&self, op: Operation) -> Result<Record> {
+    /// The data is about to be exchanged for what lies ready, complete and on the medium.
+    pub fn begin_exchange(&self, op: Operation) -> Result<Record> {
         match &self.phase {
             Phase::Switching {
                 op: open,
                 data: DataState::Untouched,
             } if open.id == op.id => {
-                let data = DataState::Saved;
+                let data = DataState::Exchanged;
                 Ok(self.with(Phase::Switching { op, data }))
             }
-            _ => Err(self.out_of_turn("the data is saved", &op)),
+            _ => Err(self.out_of_turn("the data is exchanged", &op)),
         }
     }
 
@@ -185,12 +185,12 @@ impl Record {
         }
     }
 
-    /// What had been saved is what the data is again. It is never restored twice.
+    /// What was exchanged is exchanged back. It is never done twice.
     pub fn data_restored(&self, op: Operation) -> Result<Record> {
         match &self.phase {
             Phase::Reverting {
                 op: open,
-                data: DataState::Saved,
+                data: DataState::Exchanged,
                 cause,
             } if open.id == op.id => Ok(self.with(Phase::Reverting {
                 op,
@@ -227,7 +227,7 @@ impl Record {
         }
     }
 
-    /// The operation has ended, and how. Saved data that is still to be restored allows no end.
+    /// The operation has ended, and how. Data that is still to be exchanged back allows no end.
     pub fn ended(&self, idle: Idle, attempt: Attempt) -> Result<Record> {
         match &self.phase {
             Phase::Staging { op }
@@ -346,7 +346,11 @@ mod tests {
             ("staging", Phase::Staging { op: op() }),
             ("staged", Phase::Staged { op: op() }),
         ];
-        for data in [DataState::Untouched, DataState::Saved, DataState::Restored] {
+        for data in [
+            DataState::Untouched,
+            DataState::Exchanged,
+            DataState::Restored,
+        ] {
             let (op, cause) = (op(), cause());
             if data != DataState::Restored {
                 phases.push((
@@ -382,7 +386,7 @@ mod tests {
         ("begin_staging", |record, op| record.begin_staging(op)),
         ("staged", |record, op| record.staged(op)),
         ("begin_switch", |record, op| record.begin_switch(op)),
-        ("data_saved", |record, op| record.data_saved(op)),
+        ("begin_exchange", |record, op| record.begin_exchange(op)),
         ("begin_trial", |record, op| {
             record.begin_trial(op, NOW, Some(&now()))
         }),
@@ -405,16 +409,20 @@ mod tests {
         ("begin_staging", "staged untouched", "staging untouched"),
         ("staged", "staging untouched", "staged untouched"),
         ("begin_switch", "staged untouched", "switching untouched"),
-        ("data_saved", "switching untouched", "switching saved"),
+        (
+            "begin_exchange",
+            "switching untouched",
+            "switching exchanged",
+        ),
         ("begin_trial", "switching untouched", "trial untouched"),
-        ("begin_trial", "switching saved", "trial saved"),
+        ("begin_trial", "switching exchanged", "trial exchanged"),
         ("trial_goes_on", "trial untouched", "trial untouched"),
-        ("trial_goes_on", "trial saved", "trial saved"),
+        ("trial_goes_on", "trial exchanged", "trial exchanged"),
         ("begin_revert", "switching untouched", "reverting untouched"),
-        ("begin_revert", "switching saved", "reverting saved"),
+        ("begin_revert", "switching exchanged", "reverting exchanged"),
         ("begin_revert", "trial untouched", "reverting untouched"),
-        ("begin_revert", "trial saved", "reverting saved"),
-        ("data_restored", "reverting saved", "reverting restored"),
+        ("begin_revert", "trial exchanged", "reverting exchanged"),
+        ("data_restored", "reverting exchanged", "reverting restored"),
         ("staged_again", "staged untouched", "staged untouched"),
         ("staged_again", "switching untouched", "staged untouched"),
         ("settled", "idle untouched", "idle untouched"),
@@ -424,7 +432,7 @@ mod tests {
         ("ended", "staging untouched", "idle untouched"),
         ("ended", "staged untouched", "idle untouched"),
         ("ended", "trial untouched", "idle untouched"),
-        ("ended", "trial saved", "idle untouched"),
+        ("ended", "trial exchanged", "idle untouched"),
         ("ended", "reverting untouched", "idle untouched"),
     ];
 

@@ -104,10 +104,12 @@ fn descriptors(host: &Host, config: &Config) -> Result<()> {
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     for set in config.data.iter().filter(|set| set.method == Method::Files) {
         let place = host.path(&set.place)?;
-        let depth = depth(&place);
+        // What is copied, what is read of it, and the copy.
+        let depth = depth(&place).saturating_mul(3);
         if depth.saturating_add(DESCRIPTORS) > most {
             return Err(Error::new(format!(
-                "using the data {}: {} is {depth} directories deep, and only {most} files may be open (RLIMIT_NOFILE)",
+                "using the data {}: {} is so deep that copying it takes {depth} open files, and only {most} are allowed \
+                 (RLIMIT_NOFILE)",
                 set.name,
                 place.display()
             )));
@@ -157,16 +159,22 @@ fn commands(how: &Services) -> Result<()> {
     Ok(())
 }
 
-/// The commands of data sets: without them, services would be stopped before it is known that nothing can be saved.
+/// The commands of data sets: without them, services would be stopped before it is known that nothing can be copied.
 fn data_commands(config: &Config) -> Result<()> {
     for set in &config.data {
-        for (field, vector) in [
-            ("save", &set.save),
-            ("restore", &set.restore),
+        let mut vectors = vec![
+            ("copy_in_use", &set.copy_in_use),
             ("check", &set.check),
-            ("clone", &set.clone),
-            ("drop_copy", &set.drop_copy),
-        ] {
+            ("schema", &set.schema),
+        ];
+        if let Method::Command(all) = &set.method {
+            vectors.extend([
+                ("copy", &all.copy),
+                ("exchange", &all.exchange),
+                ("drop", &all.drop),
+            ]);
+        }
+        for (field, vector) in vectors {
             if let Some(program) = vector.first()
                 && !is_program(program)
             {

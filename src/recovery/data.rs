@@ -3,7 +3,7 @@
 //! set which runs does not accept. It calls no service manager: a runlevel is being started.
 
 use crate::model::config::Config;
-use crate::model::dataset::DataPlan;
+use crate::model::dataplan::DataPlan;
 use crate::model::fit::Fit;
 use crate::model::idle::Idle;
 use crate::model::operation::{Operation, OperationKind};
@@ -65,7 +65,7 @@ impl DataStage<'_> {
     fn bring_in_order(&mut self, record: Record) -> Result<Record> {
         match record.phase() {
             Phase::Reverting { op, .. } => {
-                Switch::new(self.host, self.store, self.log, op.clone()).restore(&record)
+                Switch::new(self.host, self.store, self.log, op.clone()).take_back(&record)
             }
             Phase::Idle(idle) => {
                 let Some(config) = self.config else {
@@ -93,15 +93,16 @@ impl DataStage<'_> {
             }
             Phase::Reverting {
                 op,
-                data: DataState::Saved,
+                data: DataState::Exchanged,
                 ..
-            } => Err(format!("the data from before {} is not restored", op.to)),
+            } => Err(format!(
+                "the data from before {} is not in its place",
+                op.to
+            )),
             Phase::Idle(Idle {
                 trouble: Some(trouble),
                 ..
-            }) if trouble.needs_person && self.store.path("update/snapshot").exists() => {
-                Err(trouble.what.clone())
-            }
+            }) if trouble.needs_person && self.store.has_open_data() => Err(trouble.what.clone()),
             _ => match sets::fit(self.store, shown, record.schemas_now()).obstacle() {
                 Some(why) => Err(format!("the {shown} is to run, but {why}")),
                 None => Ok(()),

@@ -39,8 +39,8 @@ pub struct Observed<'a> {
     pub moment: &'a Moment,
     /// Whether the record can be written.
     pub writable: bool,
-    /// Whether a data snapshot exists.
-    pub snapshot: bool,
+    /// Whether data may be in the middle of an exchange.
+    pub open_data: bool,
     /// The date, RFC 3339: for people, nothing depends on it.
     pub now: &'a str,
 }
@@ -342,13 +342,14 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
         Link::Foreign(target) => Err(format!("the priority link points to {target}")),
     };
     let (active, what, needs_person) = match linked {
-        Ok(active) if !observed.snapshot => {
+        Ok(active) if !observed.open_data => {
             let what = format!("{what}; rebuilt from what is installed: {active}");
             (active, what, false)
         }
         Ok(active) => {
-            let what =
-                format!("{what}, and saved data exists that no record explains; {active} runs");
+            let what = format!(
+                "{what}, and there are copies of data that no record explains; {active} runs"
+            );
             (active, what, true)
         }
         Err(why) => {
@@ -364,7 +365,7 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
         }),
         ..Idle::on(active, fallback, observed.now)
     };
-    let schemas = match observed.snapshot {
+    let schemas = match observed.open_data {
         true => BTreeMap::new(),
         false => (observed.leaves)(idle.active.set),
     };
@@ -496,7 +497,11 @@ mod tests {
             Phase::Staging { op: op() },
             Phase::Staged { op: op() },
         ];
-        for data in [DataState::Untouched, DataState::Saved, DataState::Restored] {
+        for data in [
+            DataState::Untouched,
+            DataState::Exchanged,
+            DataState::Restored,
+        ] {
             for attempts in [0, MAX_ATTEMPTS - 1] {
                 phases.push(Phase::Switching {
                     op: Operation { attempts, ..op() },
@@ -581,7 +586,7 @@ mod tests {
                 factory_boot: self.factory_boot,
                 moment: &self.moment,
                 writable: self.writable,
-                snapshot: self.snapshot,
+                open_data: self.snapshot,
                 now: self.now,
             })
         }
@@ -748,7 +753,7 @@ mod tests {
             ),
             (
                 "switching, data saved",
-                switching(Saved, 0),
+                switching(Exchanged, 0),
                 a(),
                 "reverting",
                 Set::A,
@@ -959,7 +964,7 @@ mod tests {
         for (schema, show) in [(2, Set::B), (1, Set::Factory)] {
             let phase = Phase::Reverting {
                 op: op.clone(),
-                data: DataState::Saved,
+                data: DataState::Exchanged,
                 cause: Cause::new(CauseKind::Release, "it crashed"),
             };
             let decision = at_schema(phase, schema, Link::To(Slot::A)).decide();
@@ -978,7 +983,7 @@ mod tests {
             ..
         } = &mut trial
         {
-            *data = DataState::Saved;
+            *data = DataState::Exchanged;
             *s = since.to_owned();
             *lasted = Some(Lasted { seconds, until });
         }
@@ -1083,7 +1088,7 @@ mod tests {
             match value {
                 serde_json::Value::Object(inner) => self::date(inner, date),
                 serde_json::Value::String(text)
-                    if ["since", "started", "saved_at"].contains(&name.as_str()) =>
+                    if ["since", "started", "exchanged_at"].contains(&name.as_str()) =>
                 {
                     *text = date.to_owned();
                 }
@@ -1128,7 +1133,7 @@ mod tests {
         op.to = factory();
         for (data, phase) in [
             (DataState::Untouched, "idle"),
-            (DataState::Saved, "reverting"),
+            (DataState::Exchanged, "reverting"),
         ] {
             let op = op.clone();
             let decision = Case::new(Phase::Switching { op, data }, Link::Absent).decide();
@@ -1158,20 +1163,22 @@ mod tests {
     fn the_golden_trial_is_this_trial() {
         let mut phase = trial(1, "an earlier boot");
         if let Phase::Trial { op, data, .. } = &mut phase {
-            *data = DataState::Saved;
-            op.saved_at = Some(NOW.into());
-            op.change = crate::model::dataset::DataChange::Migrate;
+            *data = DataState::Exchanged;
+            op.exchanged_at = Some(NOW.into());
+            op.change = crate::model::dataplan::DataChange::Migrate;
             op.schemas = [("inventory".parse().unwrap(), 2)].into();
             let set = r#"{"name":"inventory","method":"files","place":"/data/inventory.db"}"#;
             op.data.push(serde_json::from_str(set).unwrap());
         }
         let record = Record::idle(factory(), None, NOW).in_phase(phase);
-        let former = include_bytes!("../../tests/golden/state-1-trial-data.json");
-        assert_eq!(
-            crate::model::record::decode(former).unwrap(),
-            (12, record.clone())
-        );
-        let golden = include_str!("../../tests/golden/state-1-trial-method.json");
+        for former in [
+            &include_bytes!("../../tests/golden/state-1-trial-data.json")[..],
+            include_bytes!("../../tests/golden/state-1-trial-method.json"),
+        ] {
+            let read = crate::model::record::decode(former).unwrap();
+            assert_eq!(read, (12, record.clone()));
+        }
+        let golden = include_str!("../../tests/golden/state-1-trial-exchange.json");
         let written =
             String::from_utf8(crate::model::record::encode(&record, 12).unwrap()).unwrap();
         assert_eq!(written, golden);

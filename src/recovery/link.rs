@@ -7,7 +7,7 @@ use crate::system::host::FACTORY_BOOT;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::model::idle::Idle;
+use crate::model::kept::{Kept, KeptReason};
 use crate::model::operation::Operation;
 use crate::model::phase::Phase;
 use crate::model::record::Record;
@@ -85,6 +85,9 @@ impl LinkStage<'_> {
             let record = (**record).clone();
             return Ok(self.outcome(record, Set::Factory, None));
         }
+        if !matches!(found.loaded, Loaded::Record(_)) {
+            self.leave_data_unexplained();
+        }
         let decision = self.decide_durably(&found);
         for note in &decision.notes {
             self.log.warning("recover", note.clone());
@@ -152,6 +155,22 @@ impl LinkStage<'_> {
         }
     }
 
+    /// The record is lost, and nobody can tell any more whose data an operation has left: a person has to.
+    fn leave_data_unexplained(&mut self) {
+        let noted = self.store.kept_data().and_then(|all| {
+            let open = all
+                .into_iter()
+                .filter(|kept| kept.reason == KeptReason::Open);
+            open.into_iter().try_for_each(|kept| {
+                let reason = KeptReason::Unexplained;
+                self.store.note_kept(&Kept { reason, ..kept })
+            })
+        });
+        if let Err(e) = noted {
+            self.tell(e);
+        }
+    }
+
     /// The slot that this boot's first run had to hide.
     fn hidden_before(&mut self) -> Option<Slot> {
         match self.store.boot_note() {
@@ -185,7 +204,7 @@ impl LinkStage<'_> {
             factory_boot: host.kernel_argument(FACTORY_BOOT),
             moment: &host.moment(),
             writable,
-            snapshot: store.has_snapshot(),
+            open_data: store.has_open_data(),
             now: &self.now,
         })
     }
@@ -287,11 +306,6 @@ fn drop_leftovers(decision: &Decision, store: &Store) -> Result<()> {
     store.drop_scratch()?;
     if !decision.drop_leftovers {
         return Ok(());
-    }
-    let kept = matches!(decision.record.phase(), Phase::Idle(Idle { trouble: Some(t), .. }) if t.needs_person);
-    // A person may still want saved data that no record explains.
-    if !kept {
-        store.drop_snapshot()?;
     }
     store.drop_leftovers()
 }

@@ -316,19 +316,19 @@ fn trouble(record: &Record) -> Option<&Trouble> {
 fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
     if let Phase::Reverting {
         op,
-        data: DataState::Saved,
+        data: DataState::Exchanged,
         ..
     } = record.phase()
     {
         return Some(format!(
-            "the data from before {} is not restored yet",
+            "the data from before {} is not in its place yet",
             op.to
         ));
     }
     if record.is_stale_trial(&host.moment()) {
         return Some(
             "the trial is too old to restore the data automatically: `qx-update confirm` proves the release, \
-             `qx-update confirm --force` keeps it, `qx-update rollback --discard-data` goes back"
+             `qx-update confirm --force` keeps it, `qx-update rollback --set-aside-data` goes back"
                 .into(),
         );
     }

@@ -142,12 +142,12 @@ impl Page {
         }
         if let Some(Discarded { from, to, kept }) = &last.discarded {
             let kept = match kept {
-                Some(place) => format!("it is kept in {place}"),
-                None => "it is not kept".into(),
+                Some(id) => format!(" as {id}: see `qx-update data list`"),
+                None => String::new(),
             };
             self.add(
                 "data",
-                format!("what was written from {from} to {to} was dropped; {kept}"),
+                format!("what was written from {from} to {to} was set aside{kept}"),
             );
         }
     }

@@ -1,6 +1,7 @@
 //! What lies under the data directory: the record, the lock, the links, the slots and their seals, the releases that
 //! are not tried again. Every change is durable when a function returns.
 
+mod kept;
 mod link;
 mod lock;
 mod notes;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use crate::model::id::OperationId;
+use crate::model::kept::{Kept, KeptReason};
 use crate::model::record::{self, Loaded, Record};
 use crate::model::slot::{Installed, Set, Slot};
 use crate::system::host::Host;
@@ -61,7 +62,7 @@ impl Store {
             sequence: Cell::new(0),
         };
         // Components, and data that is kept, may have links of their own: they lie deeper.
-        for (below, depth) in [("slots", 3), ("update", 4), ("rehearsal", 1)] {
+        for (below, depth) in [("slots", 3), ("update", 4), ("copies", 1)] {
             no_links(&store.path(below), depth)?;
         }
         Ok(store)
@@ -230,13 +231,10 @@ impl Store {
         Slot::BOTH.iter().any(|slot| !is_absent(&self.slot(*slot)))
     }
 
-    /// Whether there is saved data; a place that cannot be looked into may have some.
-    pub fn has_snapshot(&self) -> bool {
-        let place = self.path("update/snapshot");
-        match fs::read_dir(&place) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(_) => !is_absent(&place),
-        }
+    /// Whether the data of an operation may be in the middle of an exchange; where nobody can tell it may.
+    pub fn has_open_data(&self) -> bool {
+        let open = |kept: &Kept| matches!(kept.reason, KeptReason::Open | KeptReason::Unexplained);
+        self.kept_data().map_or(true, |all| all.iter().any(open))
     }
 
     /// Whoever asks must be allowed to read what the answer comes from: what may not be read is not absent.
@@ -310,28 +308,13 @@ impl Store {
         !self.users(&[directory.to_owned()]).is_empty()
     }
 
-    /// Where an operation's snapshot of the data is.
-    pub fn snapshot(&self, op: OperationId) -> PathBuf {
-        self.path("update/snapshot").join(op.to_string())
-    }
-
-    /// Deletes every snapshot: what they would be restored for has ended.
-    pub fn drop_snapshot(&self) -> Result<()> {
-        durable::remove_tree(&self.path("update/snapshot"))
-    }
-
-    /// Deletes the clones of a rehearsal.
-    pub fn drop_rehearsal(&self) -> Result<()> {
-        durable::remove_tree(&self.path("rehearsal"))
-    }
-
     /// Deletes what a process that was killed was working with.
     pub fn drop_scratch(&self) -> Result<()> {
         let reserve = self.path("update/.reserve");
-        if reserve.exists() {
-            durable::remove(&reserve)?;
+        match reserve.exists() {
+            true => durable::remove(&reserve),
+            false => Ok(()),
         }
-        self.drop_rehearsal()
     }
 
     /// A set's manifest, and its digest. For the factory set `None`, if the image has no manifest.

@@ -4,10 +4,10 @@ use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::services::Stop;
 use super::{Side, Switch, sides};
-use crate::model::dataset::DataChange;
+use crate::data;
 use crate::model::idle::{Idle, Trouble};
 use crate::model::operation::{Attempt, Cause, CauseKind, EarlyFailure, OperationKind, return_to};
-use crate::model::phase::DataState;
+use crate::model::phase::{DataState, Phase};
 use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};
@@ -34,7 +34,7 @@ impl Switch<'_> {
                 ErrorKind::NeedsPerson,
                 format!(
                     "{} is not proved healthy: {message}; its trial is too old to restore the data automatically: \
-                     `qx-update rollback --discard-data` goes back, `qx-update confirm --force` stays",
+                     `qx-update rollback --set-aside-data` goes back, `qx-update confirm --force` stays",
                     self.op.to
                 ),
             )),
@@ -54,10 +54,10 @@ impl Switch<'_> {
             ..op.attempt(Exit::Done, None, &now)
         };
         let mut done = record.ended(idle, ended)?;
+        // What is known of data that was changed is what the operation says, and nothing else.
+        done.schemas
+            .retain(|name, _| !op.data.iter().any(|set| set.name == *name));
         done.schemas.extend(op.schemas.clone());
-        if op.change == DataChange::Discard {
-            done.schemas.retain(|name, _| op.schemas.contains_key(name));
-        }
         let listed = match op.kind {
             OperationKind::Install | OperationKind::Image => op
                 .to
@@ -74,6 +74,11 @@ impl Switch<'_> {
             // A damaged list is no reason to give up a set that is healthy.
             self.log.error("done", e.chain());
         }
+        // Without this note what was replaced would be deleted.
+        let kept = data::keep_replaced(self.host, self.store, op, record, self.log);
+        if let Err(e) = kept {
+            self.log.error("done", e.chain());
+        }
         // Without the record the trial is still open, and the next `confirm` ends it.
         self.store
             .save(&done)
@@ -85,8 +90,7 @@ impl Switch<'_> {
         self.log.info("done", what);
         let tidied = self
             .store
-            .drop_snapshot()
-            .and_then(|()| self.store.drop_downloads())
+            .drop_downloads()
             .and_then(|()| self.store.drop_leftovers())
             .and_then(|()| self.store.prune_seals());
         if let Err(e) = tidied {
@@ -99,10 +103,12 @@ impl Switch<'_> {
     pub fn revert(mut self, cause: Cause, record: &Record) -> Result<Exit> {
         let what = format!("giving up {}: {}", self.op.to, cause.message);
         self.log.error("revert", what);
+        // It is for these records that it was held.
+        self.reserve = None;
         let data = record.data();
         let reverting = record.begin_revert(self.op.clone(), cause.clone())?;
         if let Err(e) = self.store.save(&reverting) {
-            if data == DataState::Saved {
+            if data == DataState::Exchanged {
                 // Restored under the older record, the data would meet the new set at the next boot.
                 return Err(self.leave_to_a_person(e, record));
             }
@@ -110,6 +116,27 @@ impl Switch<'_> {
             self.log.error("revert", e.chain());
         }
         self.conclude_revert(&cause, &reverting)
+    }
+
+    /// A person gives the operation up in a boot that uses the factory set: the data goes back, and the link stays. What
+    /// used it meanwhile is started again, if it may be.
+    pub fn give_up(mut self, record: &Record) -> Result<Record> {
+        let reverting = match record.phase() {
+            Phase::Reverting { .. } => record.clone(),
+            _ => {
+                let cause = Cause::new(CauseKind::Person, "a person gave it up");
+                record.begin_revert(self.op.clone(), cause)?
+            }
+        };
+        self.store.save(&reverting)?;
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        self.stop_for(Set::Factory, Stop::Always, &manager)?;
+        let restored = self.take_back(&reverting)?;
+        if let Err(why) = self.run_again(Set::Factory, &restored) {
+            self.log.warning("rollback", why);
+        }
+        Ok(restored)
     }
 
     /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
@@ -148,7 +175,7 @@ impl Switch<'_> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         let selected = self.store.selected().selects(chosen.set);
-        let saved = record.data() == DataState::Saved;
+        let saved = record.data() == DataState::Exchanged;
         let when = match selected && !saved {
             true => Stop::IfWrong,
             false => Stop::Always,
@@ -160,7 +187,7 @@ impl Switch<'_> {
         // Data is not restored under those who use it.
         let restored = match stopped {
             Err(e) if saved => Err(e),
-            _ => self.restore(record),
+            _ => self.take_back(record),
         };
         if !selected && let Err(e) = self.store.select(chosen.set) {
             // Better the services of a set that is not proved than none; but none on data that is not theirs.
@@ -248,11 +275,11 @@ impl Switch<'_> {
         };
         let recorded = refused
             .and_then(|()| record.ended(idle, ended))
-            .and_then(|ended| self.store.save(&ended))
-            .and_then(|()| self.store.drop_snapshot());
-        if let Err(e) = recorded {
+            .and_then(|ended| self.store.save(&ended));
+        match recorded {
+            Ok(()) => self.drop_copies(),
             // The set runs all the same; the next boot or `confirm` comes to the same end.
-            self.log.error("revert", e.chain());
+            Err(e) => self.log.error("revert", e.chain()),
         }
         self.log.info("revert", format!("{chosen} runs again"));
         Ok(exit)

@@ -1,25 +1,25 @@
-//! The step that changes the data, and its undoing: what has been saved before is restored, by the same record.
+//! The step that changes the data, and its undoing: a copy is exchanged for the live data, and exchanged back.
 
-use super::{Side, Switch, WAY_BACK};
+use super::{Side, Switch};
+use crate::data;
 use crate::data::migrate::{self, Failure, MigrationRunner};
-use crate::data::protect;
-use crate::model::dataset::DataChange;
+use crate::model::dataplan::DataChange;
+use crate::model::dataset;
 use crate::model::operation::{Cause, CauseKind, Operation};
 use crate::model::phase::DataState;
 use crate::model::record::Record;
 use crate::store::Store;
 use crate::system::host::Host;
-use crate::system::space::Reserve;
-use qx_release::error::{Error, Result};
+use qx_release::error::{Context, Error, Result};
 use qx_release::manifest::Migrate;
 
 impl Switch<'_> {
-    /// Step 6: the migration is tried on a clone of the data, while the old services run.
-    pub(super) fn rehearse(&mut self) -> Result<(), Failure> {
+    /// Step 6: the migration is tried on a copy of the data, while the old services run.
+    pub(super) fn rehearse(&mut self, record: &Record) -> Result<(), Failure> {
         if self.op.change != DataChange::Migrate || self.op.data.is_empty() {
             return Ok(());
         }
-        let (tool, migrate) = tool(self.host, self.store, &self.op, &self.to)?;
+        let (runner, migrate) = runner(self.host, self.store, &self.op, &self.to)?;
         if !migrate.rehearse {
             self.log.info(
                 "rehearsal",
@@ -27,90 +27,179 @@ impl Switch<'_> {
             );
             return Ok(());
         }
-        let skipped = protect::rehearse(tool, migrate, self.log)?;
+        data::begin(self.host, self.store, &self.op, record)?;
+        let skipped = data::rehearse(runner, migrate, self.log)?;
         match skipped {
             Some(why) => self
                 .log
                 .warning("rehearsal", format!("no rehearsal: {why}")),
-            None => self.log.info(
-                "rehearsal",
-                "the migration succeeded on a clone of the data",
-            ),
+            None => self
+                .log
+                .info("rehearsal", "the migration succeeded on a copy of the data"),
         }
         Ok(())
     }
 
-    /// Step 7: saves the data, records that, and only then changes it.
-    pub(super) fn change_data(&mut self, reached: &mut Record) -> Result<(), Cause> {
-        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
-        if !self.op.data.is_empty() {
-            protect::save(self.host, self.store, &self.op, self.log).map_err(appliance)?;
-            let space = protect::space(self.host, self.store, &self.op.data).map_err(appliance)?;
-            // The snapshot is the half of it that is written.
-            self.reserve = None;
-            let bytes = WAY_BACK.saturating_add(space / 2);
-            let reserve = Reserve::new(&self.store.path("update"), bytes).map_err(appliance)?;
-            self.reserve = Some(reserve);
-            self.op.saved_at = Some(self.host.timestamp());
-            let saved = reached.data_saved(self.op.clone()).map_err(appliance)?;
-            self.store.save(&saved).map_err(appliance)?;
-            *reached = saved;
-        }
-        let release = |failure: Failure| Cause {
-            output: failure.output,
-            ..Cause::new(CauseKind::Release, failure.error.chain())
-        };
-        let side = match self.op.change {
-            DataChange::Migrate => &self.to,
-            DataChange::Down => &self.home,
-            DataChange::None => return Ok(()),
-            DataChange::Discard => {
-                let aside = protect::set_aside(self.host, self.store, &self.op, self.log);
-                return aside.map_err(appliance);
-            }
-        };
-        let tool = tool(self.host, self.store, &self.op, side).map_err(Failure::from);
-        let migrated = tool.and_then(|(tool, migrate)| {
-            let vector = match self.op.change {
-                DataChange::Down => &migrate.down,
-                _ => &migrate.run,
-            };
-            tool.run("migrate", vector, None, self.log)
-        });
-        // Whatever outlived it would go on changing the data.
-        let ended =
-            migrate::end_orphans(self.op.id, self.host.proc(), self.log).map_err(Failure::from);
-        migrated.and(ended).map_err(release)
+    /// Before anything is stopped: whether there is room for what follows.
+    pub(super) fn has_room(&self) -> Result<()> {
+        data::room(self.host, self.store, &self.op)
     }
 
-    /// What has been saved is restored, durably, before anything else: the record that it returns says so. The data's users
-    /// are down.
-    pub fn restore(&mut self, record: &Record) -> Result<Record> {
-        if record.data() != DataState::Saved {
+    /// What was copied of the data for an operation that changed nothing goes; the next one sees to what cannot.
+    pub(super) fn drop_copies(&mut self) {
+        let dropped = data::drop_open(self.host, self.store, self.op.id, self.log);
+        if let Err(e) = dropped {
+            self.log.warning("data", e.chain());
+        }
+    }
+
+    /// Step 7: what is to become the live data is made ready; that is recorded; and only then is it exchanged.
+    pub(super) fn change_data(&mut self, reached: &mut Record) -> Result<(), Cause> {
+        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
+        if self.op.data.is_empty() {
+            // What it changes is declared nowhere: it is not undone.
+            return match self.op.change {
+                DataChange::Migrate | DataChange::Down => self.migrate(None),
+                DataChange::None | DataChange::Kept | DataChange::Empty => Ok(()),
+            };
+        }
+        data::begin(self.host, self.store, &self.op, reached).map_err(appliance)?;
+        if self.in_place() {
+            return self.migrate_in_place(reached);
+        }
+        let found = self.make_ready()?;
+        data::unchanged(self.host, self.store, &self.op, &found).map_err(appliance)?;
+        self.begin_exchange(reached).map_err(appliance)?;
+        let from = self.op.copy().side;
+        data::exchange(self.host, self.store, &self.op, from, self.log).map_err(appliance)
+    }
+
+    /// What is to become the live data lies complete on the medium afterwards. Returns what the live data was like.
+    fn make_ready(&mut self) -> Result<Vec<u64>, Cause> {
+        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
+        let next = dataset::Side::Next;
+        match self.op.change {
+            DataChange::None | DataChange::Kept => Ok(Vec::new()),
+            DataChange::Empty => {
+                data::begin_empty(self.host, self.store, &self.op).map_err(appliance)?;
+                Ok(Vec::new())
+            }
+            DataChange::Migrate | DataChange::Down => {
+                let copied = data::copy(self.host, self.store, &self.op, next, self.log);
+                let found = copied.map_err(appliance)?;
+                let open = |open| data::open_to_others(self.host, self.store, &self.op, open);
+                open(true).map_err(appliance)?;
+                self.migrate(Some(next))?;
+                data::open_to_others(self.host, self.store, &self.op, false).map_err(appliance)?;
+                data::sync(self.host, self.store, &self.op).map_err(appliance)?;
+                Ok(found)
+            }
+        }
+    }
+
+    /// A migration that insists on the live data: the copy is what is kept, and exchanged for it on the way back.
+    fn migrate_in_place(&mut self, reached: &mut Record) -> Result<(), Cause> {
+        let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
+        let previous = dataset::Side::Previous;
+        data::copy(self.host, self.store, &self.op, previous, self.log).map_err(appliance)?;
+        data::sync(self.host, self.store, &self.op).map_err(appliance)?;
+        self.begin_exchange(reached).map_err(appliance)?;
+        self.migrate(None)?;
+        data::sync(self.host, self.store, &self.op).map_err(appliance)
+    }
+
+    /// From here on going back means to exchange the data back.
+    fn begin_exchange(&mut self, reached: &mut Record) -> Result<()> {
+        self.op.exchanged_at = Some(self.host.timestamp());
+        let exchanging = reached.begin_exchange(self.op.clone())?;
+        self.store.save(&exchanging)?;
+        *reached = exchanging;
+        Ok(())
+    }
+
+    /// The side whose program changes the data.
+    fn migrates(&self) -> &Side {
+        match self.op.change {
+            DataChange::Down => &self.home,
+            _ => &self.to,
+        }
+    }
+
+    fn in_place(&self) -> bool {
+        let migrates = matches!(self.op.change, DataChange::Migrate | DataChange::Down);
+        let manifest = self.migrates().manifest.as_ref();
+        let migrate = manifest.and_then(|manifest| manifest.migrate.as_ref());
+        migrates && migrate.is_some_and(|migrate| migrate.in_place)
+    }
+
+    /// Runs the migration on the copies on a side, or on the live data, and asks whether the result can be used.
+    fn migrate(&mut self, copy: Option<dataset::Side>) -> Result<(), Cause> {
+        let migrated = self.run_migration(copy);
+        // Whatever outlived it would go on changing the data.
+        let ended = migrate::end_orphans(self.op.id, self.host.proc(), self.log);
+        let failed = match (migrated, ended) {
+            (Ok(()), Ok(())) => return Ok(()),
+            (Err(failure), _) => failure,
+            (Ok(()), Err(e)) => Failure::of_release(e),
+        };
+        // One that took no more than it was given, and met a full disk, is not to blame.
+        let starved = data::starved(self.host, self.store, &self.op).unwrap_or(false);
+        let kind = match starved {
+            true => CauseKind::Appliance,
+            false => failed.kind,
+        };
+        Err(Cause {
+            kind,
+            ..failed.into()
+        })
+    }
+
+    fn run_migration(&mut self, copy: Option<dataset::Side>) -> Result<(), Failure> {
+        let side = match self.op.change {
+            DataChange::Down => &self.home,
+            _ => &self.to,
+        };
+        let (mut runner, migrate) = runner(self.host, self.store, &self.op, side)?;
+        runner.places = data::places(self.host, self.store, &self.op, copy)?;
+        let (vector, check): (_, &[String]) = match self.op.change {
+            DataChange::Down => (&migrate.down, &[]),
+            _ => (&migrate.run, &migrate.check),
+        };
+        runner.run("migrate", vector, None, self.log)?;
+        data::check(self.host, self.store, &self.op, copy, self.log)
+            .map_err(Failure::of_release)?;
+        match check.is_empty() {
+            true => Ok(()),
+            false => runner.run("migrate", check, None, self.log),
+        }
+    }
+
+    /// What was exchanged is exchanged back, durably, before anything else: the record that it returns says so. The data's
+    /// users are down.
+    pub fn take_back(&mut self, record: &Record) -> Result<Record> {
+        if record.data() != DataState::Exchanged {
             return Ok(record.clone());
         }
         self.reserve = None;
         migrate::end_orphans(self.op.id, self.host.proc(), self.log)?;
-        let discarded = protect::restore(self.host, self.store, &self.op, self.log)?;
+        let from = self.op.copy().side.other();
+        data::exchange(self.host, self.store, &self.op, from, self.log)
+            .doing(|| "taking the data back")?;
+        let aside = data::keep_set_aside(self.host, self.store, &self.op)?;
         let what = format!(
-            "the data is what it was before the migration; what was written from {} to {} is {}",
-            discarded.from,
-            discarded.to,
-            match &discarded.kept {
-                Some(place) => format!("kept in {place}"),
-                None => "not kept".to_owned(),
-            }
+            "the data is what it was before; what was written from {} to {} is kept: `qx-update data list` shows it",
+            aside.from, aside.to
         );
         self.log.warning("data", what);
-        self.op.discarded = Some(discarded);
+        self.op.discarded = Some(aside);
         let restored = record.data_restored(self.op.clone())?;
         self.store.save(&restored)?;
         Ok(restored)
     }
 }
 
-/// How a side's programs are run on the data itself, and what it says of its migration.
-fn tool<'t>(
+/// How a side's programs are run, and what it says of its migration.
+fn runner<'t>(
     host: &'t Host,
     store: &'t Store,
     op: &'t Operation,
@@ -124,14 +213,15 @@ fn tool<'t>(
             side.set
         ))
     })?;
-    let tool = MigrationRunner {
+    let runner = MigrationRunner {
         host,
         store,
         op,
         set: side.set,
         manifest,
-        places: protect::places(host, &op.data)?,
+        places: Vec::new(),
         timeout_s: migrate.timeout_s,
+        rehearsal: false,
     };
-    Ok((tool, migrate))
+    Ok((runner, migrate))
 }

@@ -4,9 +4,9 @@
 //! | step | done | undone |
 //! |---|---|---|
 //! | services stop and start | `services::stop_services`, `start_services` | `services::stop_for`, `start_services` |
-//! | the data changes | `data::change_data` | `data::restore` |
+//! | the data changes | `data::change_data` | `data::take_back` |
 //! | the link selects | `CommitPoint::select` of the new set | `CommitPoint::select` of the old one |
-//! | the record says so | `begin_switch`, `data_saved`, `begin_trial` | `begin_revert`, `data_restored`, `ended` |
+//! | the record says so | `begin_switch`, `begin_exchange`, `begin_trial` | `begin_revert`, `data_restored`, `ended` |
 
 mod conclude;
 mod data;
@@ -39,7 +39,7 @@ pub struct Switch<'a> {
     /// Where the way back leads: what ran before, or the factory set if that no longer verifies.
     home: Side,
     to: Side,
-    /// Held for the way back of the data until the trial has ended.
+    /// Held for the records of the way back until the trial has ended.
     reserve: Option<Reserve>,
 }
 
@@ -98,8 +98,9 @@ impl<'a> Switch<'a> {
 
     /// Goes over to the new set and proves it, or comes back.
     pub fn run(mut self, record: &Record) -> Result<Exit> {
-        if let Err(failure) = self.rehearse() {
-            return self.reject(&failure, record);
+        self.has_room()?;
+        if let Err(failure) = self.rehearse(record) {
+            return self.reject(failure, record);
         }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
@@ -115,7 +116,11 @@ impl<'a> Switch<'a> {
     }
 
     /// The release failed before anything was stopped.
-    fn reject(self, failure: &Failure, record: &Record) -> Result<Exit> {
+    fn reject(mut self, failure: Failure, record: &Record) -> Result<Exit> {
+        // What the appliance lacks says nothing about the release.
+        if failure.kind != CauseKind::Release {
+            return Err(failure.error);
+        }
         let message = failure.error.chain();
         self.log.error(
             "rehearsal",
@@ -124,10 +129,11 @@ impl<'a> Switch<'a> {
         let now = self.host.timestamp();
         self.refuse(&self.op.to, RefusalKind::Quarantined, &message, &now)?;
         let ended = Attempt {
-            output: failure.output.clone(),
+            output: failure.output,
             ..self.op.attempt(Exit::Failed, Some(message), &now)
         };
         self.store.save(&record.ended(self.op.back(), ended)?)?;
+        self.drop_copies();
         Ok(Exit::Failed)
     }
 
@@ -140,6 +146,7 @@ impl<'a> Switch<'a> {
 
     /// The data and the link, with the services down.
     fn move_over(&mut self, reached: &mut Record) -> Result<(), Cause> {
+        // Asked for while there is nothing to undo.
         let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
         let boot_id = self.host.boot_id().map_err(appliance)?;
         self.change_data(reached)?;
@@ -158,10 +165,11 @@ impl<'a> Switch<'a> {
     }
 
     /// Steps 7 and 8 at boot: nothing that uses the data has been started, and services are left to the runlevel. Returns
-    /// the record, in `Trial`, or in `Reverting` with the data restored.
+    /// the record, in `Trial`, or in `Reverting` with the data as it was.
     pub fn at_boot(mut self, record: &Record) -> Result<Record> {
         let what = format!("{} takes over, and migrates the data", self.op.to);
         self.log.info("data", what);
+        self.has_room()?;
         let mut reached = record.begin_switch(self.op.clone())?;
         self.store.save(&reached)?;
         let Err(cause) = self.move_over(&mut reached) else {
@@ -173,7 +181,7 @@ impl<'a> Switch<'a> {
         );
         let reverting = reached.begin_revert(self.op.clone(), cause.clone())?;
         self.store.save(&reverting)?;
-        let restored = self.restore(&reverting)?;
+        let restored = self.take_back(&reverting)?;
         self.store.select(self.op.from().set)?;
         Ok(restored)
     }

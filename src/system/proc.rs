@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -322,6 +323,14 @@ impl Proc {
             }));
         }
         found
+    }
+
+    /// The mount that an open file of this process is on.
+    pub fn mount_id(&self, file: &fs::File) -> Option<u64> {
+        let info = self.root.join(format!("self/fdinfo/{}", file.as_raw_fd()));
+        let info = fs::read_to_string(info).ok()?;
+        let line = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        line?.trim().parse().ok()
     }
 
     /// `id parent major:minor root point …`, in which a space is written as `\040`.

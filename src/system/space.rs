@@ -21,6 +21,14 @@ pub fn free_space(path: &Path) -> Result<(u64, u64)> {
     Ok((stat.f_bavail.saturating_mul(stat.f_frsize), inodes))
 }
 
+/// Free bytes, and how many there are at all.
+pub fn free_and_total(path: &Path) -> Result<(u64, u64)> {
+    let stat = rustix::fs::statvfs(path)
+        .doing(|| format!("asking for the free space of {}", path.display()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+}
+
 /// Bytes and inodes taken below a directory, as far as they can be seen.
 pub fn used(path: &Path) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;

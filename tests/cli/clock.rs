@@ -283,14 +283,14 @@ fn no_clock_makes_an_old_trial_young() {
     });
     for (number, time) in [NO_BATTERY, TODAY, OVERFLOWN].into_iter().enumerate() {
         at(&appliance, time, &["status"]).says(&["too old"]);
-        at(&appliance, time, &["rollback"]).refused(10, &["--discard-data"]);
+        at(&appliance, time, &["rollback"]).refused(10, &["--set-aside-data"]);
         assert_eq!(data(&appliance), "new\n");
         boot(&appliance, number, time);
         assert_eq!(appliance.phase(), "trial");
     }
     at(&appliance, NO_BATTERY, &["confirm"]).refused(10, &["too old"]);
     assert_eq!(data(&appliance), "new\n");
-    at(&appliance, NO_BATTERY, &["rollback", "--discard-data"]).code(0);
+    at(&appliance, NO_BATTERY, &["rollback", "--set-aside-data"]).code(0);
     appliance.runs("1.1.0");
     assert_eq!(data(&appliance), "rows");
 }

@@ -1,4 +1,4 @@
-//! Data that moves with the release: saved before its migration, and what it was before if the release fails.
+//! Data that moves with the release: a copy is migrated and exchanged for it, and exchanged back if the release fails.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -87,18 +87,52 @@ fn schema(appliance: &Appliance) -> Value {
     newest["record"]["schemas"]["db"].clone()
 }
 
-/// Neither a snapshot nor a clone is left.
+/// Where copies of an operation's data set are.
+fn copies(appliance: &Appliance, id: &str) -> PathBuf {
+    appliance.data().join("copies").join(format!("{id}-db"))
+}
+
+/// What is noted of data that is not live: id and reason.
+fn noted(appliance: &Appliance) -> Vec<(String, String)> {
+    let notes = fs::read_dir(appliance.data().join("update/data"));
+    let notes = notes.into_iter().flatten().flatten();
+    let note = |entry: fs::DirEntry| {
+        let note: Value = serde_json::from_str(&text(&entry.path())).unwrap();
+        let field = |name: &str| note[name].as_str().unwrap().to_owned();
+        (field("id"), field("reason"))
+    };
+    notes.map(note).collect()
+}
+
+/// No copy is left but what is kept on purpose, and nothing of what was held.
 #[track_caller]
 fn tidy(appliance: &Appliance) {
-    for below in ["update/snapshot", "rehearsal", "update/.reserve"] {
-        let path = appliance.data().join(below);
-        assert!(
-            !path.exists(),
-            "{} is left\n{}",
-            path.display(),
-            appliance.tree()
-        );
+    let noted = noted(appliance);
+    assert!(
+        noted.iter().all(|(_, reason)| reason != "open"),
+        "{noted:?}"
+    );
+    let mut kept: Vec<PathBuf> = noted.iter().map(|(id, _)| copies(appliance, id)).collect();
+    let found = fs::read_dir(appliance.data().join("copies"));
+    let found = found.into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = found.map(|entry| entry.path()).collect();
+    kept.sort();
+    found.sort();
+    assert_eq!(found, kept, "{}", appliance.tree());
+    for copies in found {
+        let sides = fs::read_dir(&copies).unwrap().count();
+        assert_eq!(sides, 1, "{}", appliance.tree());
     }
+    assert!(!appliance.data().join("update/.reserve").exists());
+}
+
+/// The data is what it was, and no copy is left.
+#[track_caller]
+fn untouched(appliance: &Appliance) {
+    assert_eq!(found(appliance), old(), "{}", appliance.tree());
+    assert_eq!(schema(appliance), 1);
+    assert_eq!(noted(appliance), []);
+    tidy(appliance);
 }
 
 /// An owner's data is migrated once with the release that needs it, and not again by the next one; the migration runs
@@ -156,19 +190,20 @@ fn restored(appliance: &Appliance, kept: &[(&str, &str)]) {
     assert_eq!(schema(appliance), 1);
     tidy(appliance);
     let last = &appliance.status()["last"];
-    let aside = PathBuf::from(last["discarded"]["kept"].as_str().unwrap());
+    let id = last["discarded"]["kept"].as_str().unwrap();
+    let aside = copies(appliance, id).join("next");
     for (name, content) in kept {
-        assert_eq!(text(&aside.join("db").join(name)), *content);
+        assert_eq!(text(&aside.join(name)), *content);
     }
     let (from, to) = (&last["discarded"]["from"], &last["discarded"]["to"]);
     assert!(from.as_str().unwrap() <= to.as_str().unwrap(), "{last:#}");
     appliance
         .update(&["status"])
-        .says(&["what was written from", aside.to_str().unwrap()]);
+        .says(&["what was written from", id]);
 }
 
-/// A migration that fails half way costs the owner nothing: the data is byte for byte what it was, the old release
-/// runs, and what the migration said, and wrote, is kept for whoever mends it.
+/// A migration that fails half way costs the owner nothing: the data was not touched, the old release runs, and what the
+/// migration said is kept for whoever mends it.
 #[test]
 fn a_failed_migration_leaves_the_data_as_it_was() {
     let appliance = with_data();
@@ -179,7 +214,7 @@ fn a_failed_migration_leaves_the_data_as_it_was() {
         .update(&["apply"])
         .refused(8, &["migrate", "exited 3", "the second of three fails"]);
     appliance.runs("1.1.0");
-    restored(&appliance, &[("db", "migrated\n"), ("db-journal", "new\n")]);
+    untouched(&appliance);
     let output = appliance.status()["last"]["output"].clone();
     let lines = output.as_array().unwrap();
     assert!(
@@ -215,14 +250,14 @@ fn a_migration_that_hangs_is_undone() {
         .update(&["apply"])
         .refused(8, &["did not end in time"]);
     appliance.runs("1.1.0");
-    restored(&appliance, &[("db", "migrated\n")]);
+    untouched(&appliance);
     // Nor does what it had started in a session of its own.
     let child = text(&child).trim().parse().unwrap();
     assert_eq!(exe(child), None);
 }
 
 /// A release that crashes after its migration takes nothing of the owner's data with it, at a second try as at the
-/// first, and no snapshot of another operation is ever put in the data's place.
+/// first, and no copy of another operation is ever put in the data's place.
 #[test]
 fn a_release_that_fails_its_proof_gives_the_data_back() {
     let appliance = with_data();
@@ -231,18 +266,21 @@ fn a_release_that_fails_its_proof_gives_the_data_back() {
     appliance.update(&["apply"]).refused(8, &["node"]);
     appliance.runs("1.1.0");
     restored(&appliance, &[("db", "migrated\n")]);
-    // Tried again by name it meets its own snapshot only, whatever an older operation left.
-    let foreign = appliance.data().join("update/snapshot/0123456789abcdef/db");
-    crate::common::create_dir(&foreign).unwrap();
-    fs::write(foreign.join("data"), "foreign").unwrap();
+    // Tried again by name it meets its own copies only, whatever an older operation left.
+    let foreign = copies(&appliance, "0123456789abcdef");
+    for side in ["next", "previous"] {
+        crate::common::create_dir(foreign.join(side)).unwrap();
+        fs::write(foreign.join(side).join("db"), "foreign").unwrap();
+    }
     put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
     appliance
         .update(&["apply", "1.2.0", "--retry"])
         .refused(8, &["node"]);
+    fs::remove_dir_all(&foreign).unwrap();
     restored(&appliance, &[("db", "migrated\n")]);
 }
 
-/// A migration that fails on a clone, in its check, or by the space that it takes, rejects the release without touching
+/// A migration that fails on a copy, in its check, or by the space that it takes, rejects the release without touching
 /// the data; where it or its check fails, no service is stopped either.
 #[test]
 fn a_failed_rehearsal_stops_nothing() {
@@ -296,23 +334,25 @@ fn a_failed_rehearsal_stops_nothing() {
     assert!(log.contains("no such column"), "{log}");
 }
 
-/// A rehearsal leaves neither a clone nor a change of the data, and the migration then runs once on the data itself, at
-/// full speed: services wait for it.
+/// A rehearsal leaves neither a copy nor a change of the data, and knows that it is one; the migration then runs once more,
+/// at full speed: services wait for it.
 #[test]
 fn a_rehearsal_that_succeeds_leaves_no_trace() {
     let appliance = with_data();
-    let recipe = migrating(&appliance, "1.2.0", &format!("nice >>$1.nice; {MIGRATE}"));
+    let runs = appliance.temp().join("runs");
+    let script = format!(
+        "echo ${{QX_UPDATE_REHEARSAL:-real}} $(nice) >>{}; {MIGRATE}",
+        path(&runs)
+    );
+    let recipe = migrating(&appliance, "1.2.0", &script);
     appliance.release(&recipe.edit(|json| json["migrate"]["rehearse"] = json!(true)));
     appliance
         .update(&["apply"])
         .code(0)
-        .says(&["succeeded on a clone"]);
+        .says(&["succeeded on a copy"]);
     appliance.runs("1.2.0");
-    assert_eq!(
-        found(&appliance)["db.nice"],
-        "0\n",
-        "run once on the data itself, and not slowly"
-    );
+    assert_eq!(text(&runs), "1 19\nreal 0\n");
+    assert_eq!(found(&appliance)["db"], "migrated\n");
     tidy(&appliance);
 }
 
@@ -335,8 +375,8 @@ fn data_that_does_not_fit_is_refused_before_anything_is_fetched() {
     assert_eq!(found(&appliance), old());
 }
 
-/// A person can go back across a migration by its own way down; without one the data is only set aside, never deleted,
-/// and only if the person says so.
+/// A person can go back across a migration by its own way down; without one to the data from before, which is kept, and only
+/// if the person says so: what is written since is set aside, and told.
 #[test]
 fn a_person_goes_back() {
     let appliance = with_data();
@@ -344,59 +384,185 @@ fn a_person_goes_back() {
     let recipe = migrating(&appliance, "1.2.0", MIGRATE);
     write_script(&recipe.dir.join("migrations/down"), down);
     let downward = json!(["migrations/down", "{data:db}"]);
-    appliance.release(&recipe.edit(|json| json["migrate"]["down"] = downward.clone()));
+    appliance.release(&recipe.edit(|json| {
+        json["migrate"]["down"] = downward.clone();
+        json["data"][0]["schema_down"] = json!(1);
+    }));
     appliance.update(&["apply"]).code(0);
     appliance.update(&["rollback"]).code(0);
     appliance.runs("1.1.0");
     assert_eq!(found(&appliance)["db"], "rows\n", "its own way down");
     assert_eq!(schema(&appliance), 1);
-    // Without a way down the data is only given up if a person says so.
+    // Without a way down what was written since is only given up if a person says so.
     appliance.release(&migrating(&appliance, "1.3.0", MIGRATE));
     appliance.update(&["apply"]).code(0);
+    put(&appliance, &[("db", "a day's work")]);
     let before = appliance.processes();
-    appliance
-        .update(&["rollback"])
-        .refused(10, &["schema is 2", "--discard-data"]);
+    appliance.update(&["rollback"]).refused(
+        10,
+        &["schema is 2", "--set-aside-data", "what was written from"],
+    );
     assert_eq!(appliance.processes(), before);
     appliance
-        .update(&["rollback", "--discard-data"])
+        .update(&["rollback", "--set-aside-data"])
         .code(0)
         .says(&["setting aside the data"]);
     appliance.runs("1.1.0");
-    assert_eq!(found(&appliance), BTreeMap::new());
-    assert_eq!(schema(&appliance), Value::Null, "nobody knows");
+    assert_eq!(found(&appliance)["db"], "rows\n");
+    assert_eq!(schema(&appliance), 1);
     tidy(&appliance);
+    let aside: Vec<String> = noted(&appliance)
+        .into_iter()
+        .filter(|(id, _)| copies(&appliance, id).join("next/db").exists())
+        .map(|(id, reason)| reason + &text(&copies(&appliance, &id).join("next/db")))
+        .collect();
+    assert_eq!(aside, ["set-asidea day's work"]);
 }
 
-/// The updater is killed while it migrates: the data stage restores, and holds nothing any more.
+/// The updater is killed while it migrates: nothing has happened to the data, the release lies staged, and the next `apply`
+/// goes on with it.
 #[test]
-fn what_a_killed_updater_left_is_restored_at_boot() {
+fn a_killed_migration_was_none() {
     let appliance = with_data();
     let begun = appliance.temp().join("begun");
-    let script = format!("{MIGRATE}; touch {}; sleep 1000", path(&begun));
+    let script = format!(
+        "{MIGRATE}; [ -e {begun} ] && exit; touch {begun}; sleep 1000",
+        begun = path(&begun)
+    );
     appliance.release(&migrating(&appliance, "1.2.0", &script));
     let mut apply = appliance.start(&["apply"]);
     wait_until("the migration runs", || begun.exists() || !apply.runs());
     appliance.kill_updater();
     drop(apply);
-    assert_eq!(found(&appliance)["db"], "migrated\n");
+    assert_eq!(found(&appliance), old());
     appliance.update(&["recover", "--stage", "link"]).code(0);
-    assert_eq!(appliance.phase(), "reverting");
-    assert!(appliance.status()["needs_person"].as_bool().unwrap());
-    // What the migration's own processes go on writing would be lost; they are ended first.
+    assert_eq!(appliance.phase(), "staged");
     appliance.update(&["recover", "--stage", "data"]).code(0);
-    assert_eq!(found(&appliance), old(), "{}", appliance.tree());
-    put(&appliance, &[("db", "rows of the old release")]);
     appliance.services("start");
-    appliance.update(&["recover", "--stage", "data"]).code(0);
+    put(&appliance, &[("db", "rows of the old release")]);
+    appliance.update(&["confirm"]).code(0);
+    assert_eq!(found(&appliance)["db"], "rows of the old release");
+    appliance.runs("1.1.0");
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.2.0");
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+    tidy(&appliance);
+}
+
+/// The updater is killed in the trial of a release that is sick: what it exchanged is exchanged back, once.
+#[test]
+fn a_killed_trial_gives_the_data_back() {
+    let appliance = with_data();
+    let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
+    appliance.release(&recipe);
+    let mut apply = appliance.start(&["apply"]);
+    wait_until("the trial", || {
+        appliance.phase() == "trial" || !apply.runs()
+    });
+    appliance.kill_updater();
+    drop(apply);
+    assert_eq!(found(&appliance)["db"], "migrated\n");
     appliance.update(&["confirm"]).code(8);
     appliance.runs("1.1.0");
+    restored(&appliance, &[("db", "migrated\n")]);
+    put(&appliance, &[("db", "rows of the old release")]);
+    appliance.update(&["recover", "--stage", "data"]).code(0);
+    appliance.update(&["confirm"]).code(0);
     assert_eq!(
         found(&appliance)["db"],
         "rows of the old release",
-        "nothing is restored twice"
+        "nothing is taken back twice"
     );
+}
+
+/// A migration that insists on the live place gets it; what was there before is kept, and comes back if it fails.
+#[test]
+fn a_migration_in_place() {
+    let appliance = with_data();
+    let live = place(&appliance, "db");
+    let script = format!("[ $1 = {} ] || exit 9; {MIGRATE}", path(&live));
+    let in_place = |recipe: Recipe| recipe.edit(|json| json["migrate"]["in_place"] = json!(true));
+    appliance.release(&in_place(migrating(
+        &appliance,
+        "1.2.0",
+        &format!("{script}; exit 3"),
+    )));
+    appliance.update(&["apply"]).refused(8, &["exited 3"]);
+    restored(&appliance, &[("db", "migrated\n"), ("db-journal", "new\n")]);
+    appliance.release(&in_place(migrating(&appliance, "1.3.0", &script)));
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.3.0");
+    assert_eq!(found(&appliance)["db"], "migrated\n");
     tidy(&appliance);
+    appliance.update(&["rollback", "--set-aside-data"]).code(0);
+    assert_eq!(found(&appliance), old());
+    assert_eq!(schema(&appliance), 1);
+}
+
+/// A person uses the factory set in a boot while a release is on trial, and stays on it: its data comes with it.
+#[test]
+fn the_rescue_rescues_the_data() {
+    let appliance = with_data();
+    appliance.factory(
+        &appliance
+            .recipe("1.0.0")
+            .edit(|json| json["data"] = schemas(1, 1)),
+    );
+    let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
+    appliance.release(&recipe);
+    let mut apply = appliance.start(&["apply"]);
+    wait_until("the trial", || {
+        appliance.phase() == "trial" || !apply.runs()
+    });
+    appliance.kill_updater();
+    drop(apply);
+    appliance.services("stop");
+    let cmdline = appliance.root.join("proc/cmdline");
+    crate::common::create_dir(cmdline.parent().unwrap()).unwrap();
+    fs::write(&cmdline, "quiet qx.factory\n").unwrap();
+    appliance.update(&["recover", "--stage", "link"]).code(0);
+    // The factory set does not accept what the release has made of the data: who uses it is held until then.
+    appliance
+        .update(&["recover", "--stage", "data"])
+        .refused(10, &["schema is 2"]);
+    appliance.update(&["rollback", "--to", "factory"]).code(0);
+    assert_eq!(found(&appliance), old(), "{}", appliance.tree());
+    assert_eq!(schema(&appliance), 1);
+    tidy(&appliance);
+    appliance.update(&["recover", "--stage", "data"]).code(0);
+    appliance.services("start");
+    let status = appliance.status();
+    assert_eq!(status["running"]["set"], "factory", "{status:#}");
+    assert_eq!(status["needs_person"], false, "{status:#}");
+}
+
+/// The update state is lost in a trial: nobody but a person knows which data is the right one. Its users are held, and a
+/// person can have the data from before.
+#[test]
+fn a_lost_record_loses_no_data() {
+    let appliance = with_data();
+    let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
+    appliance.release(&recipe);
+    let mut apply = appliance.start(&["apply"]);
+    wait_until("the trial", || {
+        appliance.phase() == "trial" || !apply.runs()
+    });
+    appliance.kill_updater();
+    drop(apply);
+    for state in ["state.0", "state.1"] {
+        fs::write(appliance.data().join("update").join(state), "damaged").unwrap();
+    }
+    appliance.update(&["recover", "--stage", "link"]).code(0);
+    appliance
+        .update(&["recover", "--stage", "data"])
+        .refused(10, &["copies of data"]);
+    appliance.update(&["confirm"]).code(10);
+    let noted = noted(&appliance);
+    let [(id, reason)] = &noted[..] else {
+        panic!("{noted:?}");
+    };
+    assert_eq!(reason, "unexplained");
+    assert_eq!(text(&copies(&appliance, id).join("previous/db")), "rows");
 }
 
 /// A slot that is damaged, and a factory set that does not accept what the lost release left: its users are held, and the

@@ -184,7 +184,7 @@ fn a_service_manager_that_is_not_there() {
     appliance.update(&["apply"]).code(0);
 }
 
-/// Commands of a data set that cannot be run: with the services down, its data could neither be saved nor brought back.
+/// Commands of a data set that cannot be run: with the services down, its data could neither be copied nor brought back.
 #[test]
 fn commands_of_data_that_are_not_there() {
     let appliance = Appliance::new();
@@ -192,12 +192,13 @@ fn commands_of_data_that_are_not_there() {
     let plain = appliance.root.join("srv/dump");
     crate::common::create_dir(plain.parent().unwrap()).unwrap();
     fs::write(&plain, "not to be run").unwrap();
-    for field in ["save", "restore", "check", "clone", "drop_copy"] {
+    for field in ["copy", "exchange", "drop", "check", "schema", "copy_in_use"] {
         for program in ["/nowhere/dump", "qx-nowhere", path(&plain)] {
             appliance.edit_config(|config| {
                 config["data"] = json!([{
-                    "name": "db", "method": "command", "place": "app", "clone_place": "copy",
-                    "save": ["true"], "restore": ["true"], "check": ["true"], "clone": ["true"], "drop_copy": ["true"],
+                    "name": "db", "method": "command", "place": "app", "copy_place": "app_{id}",
+                    "copy": ["true"], "exchange": ["true"], "drop": ["true"], "check": ["true"], "schema": ["true"],
+                    "copy_in_use": ["true"],
                 }]);
                 config["data"][0][field][0] = json!(program);
             });
@@ -234,7 +235,7 @@ fn data_that_is_too_deep() {
             .arg("apply");
         appliance.spawn(command).wait()
     };
-    limited("128:128").refused(1, &["201 directories deep", "RLIMIT_NOFILE"]);
+    limited("128:128").refused(1, &["takes 603 open files", "RLIMIT_NOFILE"]);
     // What it is entitled to, it takes.
     limited("128:1024").code(0);
 }
@@ -281,11 +282,20 @@ fn noise(megabytes: u32, seed: u32) -> Vec<u8> {
 fn leftovers_go_before_there_is_no_space() {
     let appliance = Appliance::new();
     let small = Mounted::small(&appliance);
-    let discarded = appliance.data().join("update/discarded");
-    for (number, megabytes) in [("1-aaaaaaaaaaaaaaaa", 20), ("2-bbbbbbbbbbbbbbbb", 20)] {
-        let place = discarded.join(number);
-        crate::common::create_dir(&place).unwrap();
-        fs::write(place.join("db"), vec![7; megabytes << 20]).unwrap();
+    let notes = appliance.data().join("update/data");
+    crate::common::create_dir(&notes).unwrap();
+    let ids = ["ffffffffffffffff", "aaaaaaaaaaaaaaaa"];
+    let copies = ids.map(|id| appliance.data().join("copies").join(format!("{id}-db")));
+    for (number, id) in ids.iter().enumerate() {
+        crate::common::create_dir(copies[number].join("next")).unwrap();
+        fs::write(copies[number].join("next/db"), vec![7; 20 << 20]).unwrap();
+        let note = json!({
+            "format": 1, "id": id, "side": "next", "number": number, "reason": "set-aside",
+            "release": {"set": "b", "version": "1.0.1", "manifest": null},
+            "data": [{"name": "db", "method": "files", "place": "/data/db/db"}],
+            "schemas": {"db": 2}, "until": "2026-01-01T00:00:00Z",
+        });
+        fs::write(notes.join(format!("{id}.json")), note.to_string()).unwrap();
     }
     let recipe = appliance.recipe("1.1.0");
     fs::write(recipe.dir.join("www/large"), noise(24, 0)).unwrap();
@@ -293,12 +303,12 @@ fn leftovers_go_before_there_is_no_space() {
     appliance
         .update(&["apply", "--dry-run"])
         .code(0)
-        .says(&["1-aaaaaaaaaaaaaaaa to make room"]);
-    assert_eq!(fs::read_dir(&discarded).unwrap().count(), 2);
+        .says(&["deleting kept data ffffffffffffffff (of 1.0.1 (slot b), until 2026-01-01T00:00:00Z) to make room"]);
+    assert!(copies.iter().all(|copy| copy.exists()));
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.1.0");
-    assert!(!discarded.join("1-aaaaaaaaaaaaaaaa").exists());
-    assert!(discarded.join("2-bbbbbbbbbbbbbbbb").exists());
+    assert!(!copies[0].exists() && copies[1].exists());
+    assert_eq!(fs::read_dir(&notes).unwrap().count(), 1);
     let status: Value = appliance.status();
     assert_eq!(status["failure"], Value::Null);
     appliance.services("stop");

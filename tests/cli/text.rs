@@ -141,8 +141,10 @@ fn places_and_urls_with_secrets() {
     appliance.edit_config(|config| {
         config["data"] = json!([{
             "name": "db", "method": "command", "place": format!("postgres://app:{SECRET}@db/app"),
-            "save": ["sh", "-c", "echo saved; echo from {place} >&2"],
-            "restore": ["sh", "-c", "cat >/dev/null; echo into {place} >&2"],
+            "copy_place": format!("postgres://app:{SECRET}@db/app_{{id}}"),
+            "copy": ["sh", "-c", "echo from {place} to {copy} >&2"],
+            "exchange": ["sh", "-c", "echo {copy} is {place}, which is {kept}"],
+            "drop": ["sh", "-c", "echo no {copy}"],
         }]);
     });
     let schemas = |number: u64| json!([{"name": "db", "accepts_from": number, "accepts_to": number, "schema_after": number}]);
@@ -169,13 +171,13 @@ fn places_and_urls_with_secrets() {
     tells_no_secret(&appliance, &[&good, &plan, &apply]);
     let output = appliance.status()["last"]["output"].to_string();
     assert!(
-        output.contains("cannot open postgres://…@db/app"),
+        output.contains("cannot open postgres://…@db/app_"),
         "{output}"
     );
     let log = appliance.update(&["log"]);
     log.says(&[
         "running migrations/run {data:db}",
-        "from postgres://…@db/app",
+        "from postgres://…@db/app to postgres://…@db/app_",
     ]);
 
     let broken = appliance

@@ -71,7 +71,7 @@ impl Place {
             ],
             "services": [{"name": "quantix-controlplane", "runs": "bin/qx-controlplane", "uses": ["dashboard"]}],
             "data": [{"name": "main", "accepts_from": 1, "accepts_to": 2, "schema_after": 2}],
-            "migrate": {"run": ["migrations/migrate", "up"], "timeout_s": 60, "touches": ["main"]},
+            "migrate": {"run": ["migrations/migrate", "up", "{data:main}"], "timeout_s": 60, "touches": ["main"]},
             "health": [{"type": "http", "url": "http://127.0.0.1:8080/health", "json": {"pointer": "/version", "equals": version}}],
         });
         change(&mut recipe);
@@ -252,7 +252,7 @@ fn a_release_arrives_as_it_was_described() {
     assert_eq!(manifest.services[0].name.as_str(), "quantix-controlplane");
     assert_eq!(
         manifest.migrate.as_ref().unwrap().run,
-        ["migrations/migrate", "up"]
+        ["migrations/migrate", "up", "{data:main}"]
     );
     let program = elf(62, b"control plane");
     let bin = manifest
@@ -477,7 +477,7 @@ fn no_partial_or_unfit_set_is_published() {
             p.file("src/dashboard/a\nb", b"", 0o644);
         }),
         ("migrations", "No such file", |_, r| {
-            r["migrate"]["run"] = json!(["migrations/other"])
+            r["migrate"]["run"] = json!(["migrations/other", "{data:main}"])
         }),
         ("migrations", "not executable", |p, _| {
             p.file("src/migrations/migrate", b"#!/bin/sh\n", 0o644);
@@ -536,7 +536,13 @@ fn a_wrong_recipe_is_named_with_its_field() {
             r["services"][0]["runs"] = json!("bin/other")
         }),
         ("in no component", |r| {
-            r["migrate"]["run"] = json!(["bin/other"])
+            r["migrate"]["run"] = json!(["bin/other", "{data:main}"])
+        }),
+        ("it has no {data:main}", |r| {
+            r["migrate"]["run"] = json!(["migrations/migrate"])
+        }),
+        ("migrate.down needs `schema_down`", |r| {
+            r["migrate"]["down"] = json!(["migrations/migrate", "{data:main}"])
         }),
         ("is for other", |r| r["product"] = json!("other")),
         ("release_notes: the placeholder '{verison}'", |r| {
@@ -591,6 +597,7 @@ fn the_version_stands_where_the_recipe_leaves_room_for_it() {
     let recipe = |version: &str| {
         place.recipe(version, |r| {
             r["release_notes"] = json!("{version}, or { 1, 2 } {} {2,3} {version");
+            r["data"][0]["schema_down"] = json!(1);
             r["migrate"] = json!({
                 "run": ["migrations/migrate", "--to={version}", "{data:main}", "awk '{print $1}'"],
                 "check": ["migrations/migrate", "{version}"],

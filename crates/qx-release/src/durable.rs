@@ -78,6 +78,13 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         .doing(|| format!("removing {}", path.display()))
 }
 
+/// Removes a directory in which nothing is.
+pub fn remove_empty(path: &Path) -> Result<()> {
+    fs::remove_dir(path)
+        .and_then(|()| sync_directory(parent(path)))
+        .doing(|| format!("removing the directory {}", path.display()))
+}
+
 /// Creates a directory, and those above it, with these permission bits; there already is fine.
 pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
     if path.is_dir() {

@@ -96,9 +96,15 @@ pub struct Data {
     pub accepts_to: u64,
     /// The schema number after the migration.
     pub schema_after: u64,
+    /// The lowest schema number that the migration can begin with. Absent: it can begin with any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrates_from: Option<u64>,
+    /// The schema number after `migrate.down`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_down: Option<u64>,
 }
 
-/// What stands for the place of a data set, or of its clone, in a release's argument vectors.
+/// What stands for the place of a data set, or of its copy, in a release's argument vectors.
 pub fn placeholder(name: &Name) -> String {
     format!("{{data:{name}}}")
 }
@@ -107,22 +113,25 @@ pub fn placeholder(name: &Name) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Migrate {
     /// Argument vector; the first is a path inside the slot. Never a shell string. `{data:NAME}` stands for the place of
-    /// a data set, or of its clone.
+    /// the copy of a data set that it is to migrate.
     pub run: Vec<String>,
     /// Seconds until its whole process group is killed; of `check` and `down` likewise.
     pub timeout_s: u64,
     /// The data sets that it changes.
     #[serde(default)]
     pub touches: Vec<Name>,
-    /// Whether it is tried on a clone of the data first, while the old services run.
+    /// Whether it is tried on a copy of the data first, while the old services run.
     #[serde(default)]
     pub rehearse: bool,
-    /// Argument vector like `run`, which exits 0 if this release can use the data; asked after a rehearsal. Empty: nothing
-    /// is asked.
+    /// Whether it must be run on the live data itself: then the copy is what is kept for the way back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
+    /// Argument vector like `run`, which exits 0 if this release can use the data; asked after each migration, before the
+    /// data is used. Empty: nothing is asked.
     #[serde(default)]
     pub check: Vec<String>,
-    /// Argument vector like `run`, which takes the data back to the schema of the release before. Empty: going back needs
-    /// the snapshot.
+    /// Argument vector like `run`, which takes the data back to the schemas that `schema_down` names. Empty: going back
+    /// needs the data from before.
     #[serde(default)]
     pub down: Vec<String>,
 }

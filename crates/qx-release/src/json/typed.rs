@@ -227,11 +227,12 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
 }
 
 /// Members that had another name once, and how they are called now: what was written under the former name stays readable.
-const FORMER: [(&str, &str); 6] = [
-    ("drop", "drop_copy"),
+const FORMER: [(&str, &str); 7] = [
     ("factory", "factory_manifest"),
     ("leaves", "schema_after"),
     ("protect", "method"),
+    ("saved", "exchanged"),
+    ("saved_at", "exchanged_at"),
     ("slowest_bytes_per_s", "min_bytes_per_s"),
     ("users", "services"),
 ];

@@ -140,9 +140,20 @@ impl Manifest {
                 return Err(format!("migrate.touches: {name} is not in data"));
             }
             let place = placeholder(name);
-            if migrate.rehearse && !migrate.run.iter().any(|argument| argument.contains(&place)) {
+            let on_a_copy = !migrate.in_place || migrate.rehearse;
+            if on_a_copy && !migrate.run.iter().any(|argument| argument.contains(&place)) {
                 return Err(format!(
-                    "migrate.rehearse: run has no {place}: it could not be pointed at a clone"
+                    "migrate.run: it has no {place}, so it could not be pointed at a copy of the data; a migration that \
+                     insists on the live place needs `in_place`"
+                ));
+            }
+        }
+        for data in &self.data {
+            let down = !migrate.down.is_empty() && migrate.touches.contains(&data.name);
+            if down && data.schema_down.is_none() {
+                return Err(format!(
+                    "data: {}: migrate.down needs `schema_down`, the schema that it leaves",
+                    data.name
                 ));
             }
         }

@@ -1,0 +1,154 @@
+//! One data set in one operation, and how its own commands are run.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::migrate::OPERATION;
+use crate::model::dataset::{DataSet, with_places};
+use crate::model::id::OperationId;
+use crate::store::Store;
+use crate::system::host::Host;
+use crate::system::log::Log;
+use crate::system::process::{Ended, Program, User};
+use qx_release::error::{Error, ErrorKind, Result};
+use qx_release::text;
+
+/// What the log calls this.
+pub(super) const STEP: &str = "data";
+
+/// One data set in one operation.
+#[derive(Clone, Copy)]
+pub struct Aside<'a> {
+    /// The machine.
+    pub host: &'a Host,
+    /// Where most copies lie.
+    pub store: &'a Store,
+    /// Which.
+    pub set: &'a DataSet,
+    /// The operation.
+    pub id: OperationId,
+}
+
+/// What a data set takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    /// The most bytes that a copy takes on a disk, if it shares nothing with the original.
+    pub bytes: u64,
+    /// Whether a copy shares the blocks of the original, and so takes next to nothing until one of them is changed.
+    pub shares: bool,
+    /// What is free where copies lie, if that is not the data directory's file system.
+    pub free: Option<u64>,
+}
+
+impl Size {
+    /// What a copy takes, and a migration that rewrites all of it.
+    pub fn with_migration(&self) -> u64 {
+        match self.shares {
+            true => self.bytes,
+            false => self.bytes.saturating_mul(2),
+        }
+    }
+}
+
+impl Aside<'_> {
+    /// Asks the data set's own check about the data at a place.
+    pub fn check(&self, place: &str, log: &mut Log) -> Result<()> {
+        if self.set.check.is_empty() {
+            return Ok(());
+        }
+        self.run("checking", &self.set.check, [place, "", ""], log)
+    }
+
+    /// Runs one of the data set's commands; its output goes to the log. The places are those of `{place}`, `{copy}`,
+    /// `{kept}`.
+    pub(super) fn run(
+        &self,
+        doing: &str,
+        vector: &[String],
+        places: [&str; 3],
+        log: &mut Log,
+    ) -> Result<()> {
+        let ended = self.program(vector, places, &mut |line| log.info(STEP, line))?;
+        self.ended(doing, vector, places, &ended)
+    }
+
+    /// The same; each line of its output, without the places, goes to `on_line`.
+    fn program(
+        &self,
+        vector: &[String],
+        places: [&str; 3],
+        on_line: &mut dyn FnMut(String),
+    ) -> Result<Ended> {
+        let user = self.set.user.as_deref();
+        let user = user.map(|name| User::find(self.host, name)).transpose()?;
+        let given = with_places(vector, places[0], places[1], places[2]);
+        // So that whoever comes next knows what is left of it, and ends it.
+        let environment = [(OPERATION.to_owned(), self.id.to_string())];
+        Program {
+            user: user.as_ref(),
+            environment: &environment,
+            directory: Path::new("/"),
+            ..Program::new(&given, Duration::from_secs(self.set.timeout_s))
+        }
+        .run(&mut |_, line| on_line(hidden(line, places)))
+    }
+
+    /// The places are not put in: there may be a password in one.
+    fn ended(
+        &self,
+        doing: &str,
+        vector: &[String],
+        places: [&str; 3],
+        ended: &Ended,
+    ) -> Result<()> {
+        match ended.ok() {
+            true => Ok(()),
+            false => Err(Error::new(format!(
+                "{doing} the data set {}: {} {}",
+                self.set.name,
+                text::command(vector),
+                hidden(&ended.describe(), places)
+            ))),
+        }
+    }
+
+    /// Asks the data at a place for its schema; `None` if there is no way to ask.
+    pub fn schema(&self, place: &str) -> Result<Option<u64>> {
+        if self.set.schema.is_empty() {
+            return Ok(None);
+        }
+        let mut last = String::new();
+        let places = [place, "", ""];
+        let ended = self.program(&self.set.schema, places, &mut |line| last = line)?;
+        self.ended("asking for the schema of", &self.set.schema, places, &ended)?;
+        let schema = last.trim().parse();
+        schema.map(Some).map_err(|_| {
+            Error::new(format!(
+                "asking for the schema of the data set {}: {} printed '{}' instead of a number",
+                self.set.name,
+                text::command(&self.set.schema),
+                text::line(&last)
+            ))
+        })
+    }
+
+    /// Whether the data is no larger than it may be.
+    pub(super) fn within(&self, bytes: u64) -> Result<()> {
+        match bytes <= self.set.limit_bytes {
+            true => Ok(()),
+            false => Err(Error::with(
+                ErrorKind::NotEligible,
+                format!(
+                    "the data set {} is larger than its limit_bytes, {}",
+                    self.set.name, self.set.limit_bytes
+                ),
+            )),
+        }
+    }
+}
+
+/// What a command says, without the places that it was told.
+fn hidden(line: &str, places: [&str; 3]) -> String {
+    let places = places.into_iter().filter(|place| !place.is_empty());
+    places.fold(line.to_owned(), |line, place| text::hiding(&line, place))
+}

@@ -1,0 +1,212 @@
+//! What is kept of data that is not live, and for how long.
+
+use crate::data::asides;
+use crate::model::dataplan::DataChange;
+use crate::model::dataset::Side;
+use crate::model::id::OperationId;
+use crate::model::idle::Idle;
+use crate::model::kept::{FORMAT, Kept, KeptReason};
+use crate::model::moment::Lasted;
+use crate::model::operation::{Discarded, Operation};
+use crate::model::phase::Phase;
+use crate::model::record::Record;
+use crate::store::Store;
+use crate::system::host::Host;
+use crate::system::log::Log;
+use crate::system::space;
+use qx_release::error::Result;
+
+/// So large a part of the file system is to be free: below it what is kept goes, the oldest first.
+const FREE_PART: u64 = 20;
+
+/// Notes, before there are any, that an operation has copies of its data: what is kept of them if it succeeds.
+pub fn begin(host: &Host, store: &Store, op: &Operation, record: &Record) -> Result<()> {
+    // What was kept already is noted.
+    if op.data.is_empty() || op.change == DataChange::Kept {
+        return Ok(());
+    }
+    let mut schemas = record.schemas.clone();
+    schemas.retain(|name, _| op.data.iter().any(|set| set.name == *name));
+    store.note_kept(&Kept {
+        format: FORMAT,
+        id: op.id,
+        side: Side::Previous,
+        number: next_number(store)?,
+        reason: KeptReason::Open,
+        release: op.from().clone(),
+        data: op.data.clone(),
+        schemas,
+        since: Some(op.before.since.clone()),
+        until: host.timestamp(),
+        lasted: None,
+    })
+}
+
+fn next_number(store: &Store) -> Result<u64> {
+    let all = store.kept_data()?;
+    Ok(all.last().map_or(1, |last| last.number.saturating_add(1)))
+}
+
+/// The operation has succeeded: what was live before it is kept. What an earlier update replaced goes.
+pub fn keep_replaced(
+    host: &Host,
+    store: &Store,
+    op: &Operation,
+    record: &Record,
+    log: &mut Log,
+) -> Result<()> {
+    if op.data.is_empty() {
+        return Ok(());
+    }
+    let copy = op.copy();
+    let all = store.kept_data()?;
+    let noted = all.iter().find(|kept| kept.id == copy.id).cloned();
+    let mut schemas = record.schemas.clone();
+    schemas.retain(|name, _| op.data.iter().any(|set| set.name == *name));
+    let until = op.exchanged_at.clone().unwrap_or_else(|| host.timestamp());
+    store.note_kept(&Kept {
+        format: FORMAT,
+        id: copy.id,
+        side: copy.side.other(),
+        number: next_number(store)?,
+        reason: match op.change {
+            DataChange::Migrate => KeptReason::Replaced,
+            _ => KeptReason::SetAside,
+        },
+        release: op.from().clone(),
+        data: op.data.clone(),
+        schemas,
+        since: match op.change {
+            // Since it had come in the place of what is live again.
+            DataChange::Kept => noted.map(|kept| kept.until),
+            _ => Some(op.before.since.clone()),
+        },
+        until,
+        lasted: Some(Lasted::since(&host.moment())),
+    })?;
+    let replaced = |kept: &&Kept| {
+        kept.reason == KeptReason::Replaced
+            && kept.id != copy.id
+            && kept
+                .data
+                .iter()
+                .all(|set| op.data.iter().any(|own| own.name == set.name))
+    };
+    for kept in all.iter().filter(replaced) {
+        log.info("data", format!("deleting {}: newer data is kept", kept));
+        drop_kept(host, store, kept, log)?;
+    }
+    Ok(())
+}
+
+/// The operation was undone: what was written under it is kept. Absent if it had changed nothing.
+pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Discarded> {
+    let (since, until) = (op.exchanged_at.clone(), host.timestamp());
+    let mut schemas = op.schemas.clone();
+    schemas.retain(|name, _| op.data.iter().any(|set| set.name == *name));
+    // What had been kept lies where it lay, with what was written since.
+    if op.change != DataChange::Kept {
+        store.note_kept(&Kept {
+            format: FORMAT,
+            id: op.id,
+            side: Side::Next,
+            number: next_number(store)?,
+            reason: KeptReason::SetAside,
+            release: op.to.clone(),
+            data: op.data.clone(),
+            schemas,
+            since: since.clone(),
+            until: until.clone(),
+            lasted: Some(Lasted::since(&host.moment())),
+        })?;
+    }
+    Ok(Discarded {
+        from: since.unwrap_or_default(),
+        to: until,
+        kept: Some(op.copy().id.to_string()),
+    })
+}
+
+/// Deletes data that is kept.
+pub fn drop_kept(host: &Host, store: &Store, kept: &Kept, log: &mut Log) -> Result<()> {
+    asides(host, store, &kept.data, kept.id).try_for_each(|aside| aside.remove(log))?;
+    store.forget_kept(kept.id)
+}
+
+/// What may go where space is short, the oldest first.
+pub fn leftovers(store: &Store, record: &Record) -> Result<Vec<Kept>> {
+    let mut all = store.kept_data()?;
+    all.retain(|kept| {
+        !in_use(kept, record) && matches!(kept.reason, KeptReason::Replaced | KeptReason::SetAside)
+    });
+    Ok(all)
+}
+
+/// Whether an operation that is open has a part in it.
+fn in_use(kept: &Kept, record: &Record) -> bool {
+    let of = |op: &Operation| [op.id, op.copy().id].contains(&kept.id);
+    record.operation().is_some_and(of)
+}
+
+/// Deletes what an operation that came to nothing has left, what has been kept for longer than `keep_s`, and, the oldest
+/// first, what the disk needs.
+pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut Log) -> Result<()> {
+    // Whoever lost the record does not know what is whose.
+    if let Phase::Idle(Idle {
+        trouble: Some(trouble),
+        ..
+    }) = record.phase()
+        && trouble.needs_person
+    {
+        return Ok(());
+    }
+    let now = host.moment();
+    for kept in store.kept_data()? {
+        if in_use(&kept, record) {
+            continue;
+        }
+        let lasted = match &kept.lasted {
+            Some(lasted) => lasted.until(&now),
+            None => Lasted::since(&now),
+        };
+        let why = match kept.reason {
+            KeptReason::Unexplained => continue,
+            KeptReason::Open => "what it was for has ended",
+            _ if lasted.seconds > keep_s => "it was kept for limits.keep_data_s",
+            _ => {
+                store.note_kept(&Kept {
+                    lasted: Some(lasted),
+                    ..kept
+                })?;
+                continue;
+            }
+        };
+        log.info("data", format!("deleting {}: {why}", kept));
+        drop_kept(host, store, &kept, log)?;
+    }
+    for kept in leftovers(store, record)? {
+        let (free, total) = space::free_and_total(&store.path("update"))?;
+        if free >= total / FREE_PART {
+            break;
+        }
+        let what = format!("deleting {}: the disk is nearly full", kept);
+        log.warning("data", what);
+        drop_kept(host, store, &kept, log)?;
+    }
+    Ok(())
+}
+
+/// Deletes the copies of an operation that was undone before it had exchanged anything.
+pub fn drop_open(host: &Host, store: &Store, id: OperationId, log: &mut Log) -> Result<()> {
+    let all = store.kept_data()?;
+    let mut open = all
+        .iter()
+        .filter(|kept| kept.id == id && kept.reason == KeptReason::Open);
+    open.try_for_each(|kept| drop_kept(host, store, kept, log))
+}
+
+/// What kept data takes in the data directory's file system, bytes and inodes, as far as it can be seen.
+pub fn taken(host: &Host, store: &Store, kept: &Kept) -> (u64, u64) {
+    let each = asides(host, store, &kept.data, kept.id).map(|aside| aside.used());
+    each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}

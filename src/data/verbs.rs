@@ -1,0 +1,143 @@
+//! Whatever data is made of, it has the same few verbs: copy, exchange, remove.
+
+use super::aside::{Aside, STEP, Size};
+use super::{command, files};
+use crate::model::dataset::{Method, Side};
+use crate::system::log::Log;
+use qx_release::error::{Context, Error, Result};
+
+impl Aside<'_> {
+    /// What a copy takes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotEligible`] for data that is larger than it may be; what cannot be copied.
+    pub fn size(&self) -> Result<Size> {
+        match &self.set.method {
+            Method::Files => files::size(self),
+            // What its server keeps is not ours to measure.
+            Method::Command(_) => Ok(Size {
+                bytes: self.set.limit_bytes,
+                ..Size::default()
+            }),
+        }
+        .doing(|| format!("measuring the data set {}", self.set.name))
+    }
+
+    /// Copies the live data to a side. Nobody writes to it meanwhile; if somebody did, it is an error. Returns what tells
+    /// whether it is still the same.
+    pub fn copy(&self, side: Side, log: &mut Log) -> Result<u64> {
+        log.info(STEP, format!("copying {}", self.set.name));
+        match &self.set.method {
+            Method::Files => files::copy(self, side, log),
+            Method::Command(commands) => command::copy(self, commands, side, log).map(|()| 0),
+        }
+        .doing(|| format!("copying the data set {}", self.set.name))
+    }
+
+    /// Whether the live data is what it was when it was copied, as far as that can be told.
+    pub fn unchanged(&self, found: u64) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::unchanged(self, found),
+            Method::Command(_) => Ok(()),
+        }
+        .doing(|| format!("exchanging the data set {}", self.set.name))
+    }
+
+    /// Whether no room is left for a copy that has taken no more than was planned.
+    pub fn starved(&self) -> Result<bool> {
+        match &self.set.method {
+            Method::Files => files::starved(self),
+            Method::Command(_) => Ok(false),
+        }
+    }
+
+    /// Copies the data to a side while it is in use. Returns why there is no copy, if there is none.
+    pub fn copy_in_use(&self, side: Side, log: &mut Log) -> Result<Option<String>> {
+        log.info(
+            STEP,
+            format!("copying {} while it is in use", self.set.name),
+        );
+        match &self.set.method {
+            Method::Files => files::copy_in_use(self, side, log),
+            Method::Command(commands) => command::copy_in_use(self, commands, side, log),
+        }
+        .doing(|| format!("copying the data set {}", self.set.name))
+    }
+
+    /// Nothing is to become the live data.
+    ///
+    /// # Errors
+    /// The data is no files: only its own commands know what nothing is.
+    pub fn begin_empty(&self) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::begin_empty(self),
+            Method::Command(_) => Err(Error::new(
+                "it has commands of its own, so it cannot start empty",
+            )),
+        }
+        .doing(|| format!("setting the data set {} aside", self.set.name))
+    }
+
+    /// Others may go through to a side, to migrate it; or no longer.
+    pub fn open_to_others(&self, open: bool) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::open_to_others(self, open),
+            Method::Command(_) => Ok(()),
+        }
+    }
+
+    /// Makes what lies on a side the live data, durably; what was live is on the other side afterwards. Done again after a
+    /// cut, or the other way round, it comes to the same end.
+    pub fn exchange(&self, from: Side, log: &mut Log) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::exchange(self, from, log),
+            Method::Command(commands) => command::exchange(self, commands, from, log),
+        }
+        .doing(|| format!("exchanging the data set {}", self.set.name))
+    }
+
+    /// Removes both sides; nothing there is fine.
+    pub fn remove(&self, log: &mut Log) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::remove(self),
+            Method::Command(commands) => command::remove(self, commands, log),
+        }
+        .doing(|| format!("removing the copies of the data set {}", self.set.name))
+    }
+
+    /// The place of a copy, as commands and migrations are to be told.
+    pub fn place_of_copy(&self, side: Side) -> Result<String> {
+        match &self.set.method {
+            Method::Files => files::place_of_copy(self, side),
+            Method::Command(commands) => Ok(commands.copy(self.id, side)),
+        }
+    }
+
+    /// The place of the live data, as commands and migrations are to be told.
+    ///
+    /// # Errors
+    /// Files that are reached through a link that somebody else could have laid.
+    pub fn live_place(&self) -> Result<String> {
+        match &self.set.method {
+            Method::Files => files::live_place(self),
+            Method::Command(_) => Ok(self.set.place.clone()),
+        }
+    }
+
+    /// Syncs what is written to a copy.
+    pub fn sync(&self) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::sync(self),
+            // What its commands wrote is theirs to sync.
+            Method::Command(_) => Ok(()),
+        }
+    }
+
+    /// What both sides take, bytes and inodes, as far as it can be seen.
+    pub(super) fn used(&self) -> (u64, u64) {
+        match &self.set.method {
+            Method::Files => files::used(self),
+            Method::Command(_) => (0, 0),
+        }
+    }
+}

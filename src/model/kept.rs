@@ -1,0 +1,92 @@
+//! Data that is kept aside: what it is, whose, and for how long.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::dataset::{DataSet, Side};
+use crate::model::id::OperationId;
+use crate::model::moment::Lasted;
+use crate::model::slot::Installed;
+use qx_release::manifest::Name;
+
+/// The only format of a note of what is kept.
+pub const FORMAT: u32 = 1;
+
+/// Where kept data is: of which operation, and on which side of its exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptCopy {
+    /// The operation.
+    pub id: OperationId,
+    /// The side.
+    pub side: Side,
+}
+
+/// Data that is kept aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Of which operation it is.
+    pub id: OperationId,
+    /// On which side of its exchange it lies.
+    pub side: Side,
+    /// Grows with each: dates may be wrong.
+    pub number: u64,
+    /// How it came to be kept.
+    pub reason: KeptReason,
+    /// The release that used it last.
+    pub release: Installed,
+    /// The data sets.
+    pub data: Vec<DataSet>,
+    /// The schema of each, where it is known.
+    pub schemas: BTreeMap<Name, u64>,
+    /// From when on it was the live data, for people; absent where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Until when.
+    pub until: String,
+    /// For how long it has been kept. Absent until the first boot that sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasted: Option<Lasted>,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "kept data {} (of {}, until {})",
+            self.id, self.release, self.until
+        )
+    }
+}
+
+impl Kept {
+    /// Where it is.
+    pub fn copy(&self) -> KeptCopy {
+        KeptCopy {
+            id: self.id,
+            side: self.side,
+        }
+    }
+
+    /// Whether it has data of this set.
+    pub fn has(&self, name: &Name) -> bool {
+        self.data.iter().any(|set| set.name == *name)
+    }
+}
+
+/// How data came to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeptReason {
+    /// An operation is open, or was cut short, that has copies of it.
+    Open,
+    /// The same, but the update state was lost meanwhile: only a person can say which data is the right one.
+    Unexplained,
+    /// It was the live data until a release came that needed another schema.
+    Replaced,
+    /// It is what was written under a release that was left.
+    SetAside,
+}
