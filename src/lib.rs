@@ -21,17 +21,18 @@
 //!    ([`model::record`]; which phase follows which is [`model::transition`]).
 //! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`acquire::stage`],
 //!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
-//! 6. **Rehearse** the migration on a clone of the data, while everything runs ([`data::protect`]); a release that fails
+//! 6. **Rehearse** the migration on a copy of the data, while everything runs ([`data::rehearse`]); a release that fails
 //!    here is rejected without downtime.
 //! 7. **Stop.** Leave the caller's session and control group; record `Switching` with the services that ran; stop them
-//!    ([`switch`], [`system::service`]); save the data ([`data::snapshot`]) and record that; run the migration
-//!    ([`data::migrate`]). If anything fails here, the link has not moved.
-//! 8. **Switch.** Rename the link. Record `Trial`. Start the services that ran.
+//!    ([`switch`], [`system::service`]); copy the data, migrate the copy ([`data::migrate`]), check it, sync it. If
+//!    anything fails up to here, neither the data nor the link has changed.
+//! 8. **Switch.** Record that the data is exchanged; exchange the copy for the live data, by renames; rename the link.
+//!    Record `Trial`. Start the services that ran.
 //! 9. **Prove.** Each service's own process ([`proof::observe`], over [`system::proc`]) runs the installed file and goes
 //!    on doing so, nothing runs the old one, what answers belongs to the services, and the health checks pass for as
 //!    long as the release asks ([`proof::prove`], [`proof::health`]).
-//! 10. **Confirm**: record `Idle` on the new set, drop the snapshot. **Or go back**: record `Reverting`, stop, set the
-//!     data aside and restore it, record that, link back, start, prove the old set, quarantine the release with its
+//! 10. **Confirm**: note that the old data is kept, record `Idle` on the new set. **Or go back**: record `Reverting`, stop,
+//!     exchange the data back, record that, link back, start, prove the old set, quarantine the release with its
 //!     reason, record `Idle`.
 //!
 //! At boot the order is: `qx-update recover --stage link` before anything is started (files only); `qx-update recover
@@ -50,7 +51,7 @@
 //! | [`store`] | what lies under `/data`: lock, record, link, slots, seals |
 //! | [`fetch`] | bytes: web servers, directories, bundles, mirrors |
 //! | [`repository`] | what is published, and whom to believe it |
-//! | [`data`] | data that moves with a release: saved, migrated, restored |
+//! | [`data`] | data that moves with a release: copied, migrated, exchanged, kept |
 //! | [`proof`] | what runs, and whether it is healthy |
 //! | [`acquire`] | from a repository to a verified slot |
 //! | [`switch`] | from one set to another, and back |

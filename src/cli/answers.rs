@@ -81,6 +81,21 @@ pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
     Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
 }
 
+/// The data that is kept, the oldest first.
+#[cfg(feature = "update")]
+pub(super) fn kept_data(host: &Host, config: Option<&str>) -> Result<Exit> {
+    let (store, _, _) = open_store(host, config)?;
+    store.may_read()?;
+    let all = store.kept_data()?;
+    if all.is_empty() {
+        return answer("no data is kept\n");
+    }
+    for kept in all {
+        answer(&format!("{}\n", text::line(&kept.describe())))?;
+    }
+    Ok(Exit::Done)
+}
+
 /// What `[ -x /data/bin/NAME ]` decides, and the factory's file otherwise.
 pub(super) fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exit> {
     let (store, _, _) = open_store(host, config)?;

@@ -1,6 +1,7 @@
 //! Commands that change something. They run in a process of their own, the worker, which outlives whoever asked for it if it has
 //! to; this process only follows it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -15,6 +16,7 @@ use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
 use crate::command::{Appliance, Apply, Back};
 use crate::model::dataplan::NewerData;
+use crate::model::id::OperationId;
 use crate::model::source::SourceAddress;
 use crate::recovery::data::DataStage;
 use crate::store::Store;
@@ -106,6 +108,61 @@ pub(super) struct RollbackArguments {
 #[argh(subcommand, name = "reset")]
 pub(super) struct ResetArguments {}
 
+/// List data that is kept, make it live again, write it to a file, or delete it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "data")]
+pub(super) struct DataArguments {
+    #[argh(subcommand)]
+    pub(super) command: DataCommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub(super) enum DataCommand {
+    List(ListArguments),
+    Restore(RestoreArguments),
+    Export(ExportArguments),
+    Drop(DropArguments),
+}
+
+/// List the data that is kept, the oldest first.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "list")]
+pub(super) struct ListArguments {}
+
+/// Make kept data live again, for the set that runs; what is live now is kept.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "restore")]
+pub(super) struct RestoreArguments {
+    /// as `data list` shows it
+    #[argh(positional)]
+    id: OperationId,
+    /// wait until no other process is at work
+    #[argh(switch)]
+    wait: bool,
+}
+
+/// Write kept data to a new tar archive.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "export")]
+pub(super) struct ExportArguments {
+    /// as `data list` shows it
+    #[argh(positional)]
+    id: OperationId,
+    /// the archive, which must not exist
+    #[argh(positional)]
+    file: PathBuf,
+}
+
+/// Delete kept data.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "drop")]
+pub(super) struct DropArguments {
+    /// as `data list` shows it
+    #[argh(positional)]
+    id: OperationId,
+}
+
 fn back(text: &str) -> Result<Back, String> {
     match text {
         "previous" => Ok(Back::Previous),
@@ -147,6 +204,9 @@ fn settings(command: &Subcommand) -> (Option<Progress>, bool) {
         Subcommand::Apply(a) => (a.progress, a.wait),
         Subcommand::Confirm(a) => (a.progress, a.wait),
         Subcommand::Rollback(a) => (a.progress, a.wait),
+        Subcommand::Data(DataArguments {
+            command: DataCommand::Restore(a),
+        }) => (None, a.wait),
         _ => (None, false),
     }
 }
@@ -161,6 +221,7 @@ pub(super) fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> R
 }
 
 fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
+    let here = std::env::current_dir().unwrap_or_default();
     surroundings::leave_directory();
     // It may be restarting whoever holds its terminal; SIGPIPE is ignored by Rust's runtime already.
     signal_hook::flag::register(
@@ -188,6 +249,12 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             appliance.rollback(a.to, newer)
         }
         Subcommand::Reset(_) => appliance.reset(),
+        Subcommand::Data(a) => match &a.command {
+            DataCommand::Restore(a) => appliance.restore_data(a.id),
+            DataCommand::Drop(a) => appliance.drop_data(a.id),
+            DataCommand::Export(a) => appliance.export_data(a.id, &here.join(&a.file)),
+            DataCommand::List(_) => Err(Error::new("running the command: it has no worker")),
+        },
         Subcommand::Status(_)
         | Subcommand::Recover(_)
         | Subcommand::Verify(_)

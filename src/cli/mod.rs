@@ -65,6 +65,8 @@ enum Subcommand {
     Which(WhichArguments),
     Log(LogArguments),
     #[cfg(feature = "update")]
+    Data(change::DataArguments),
+    #[cfg(feature = "update")]
     Reset(change::ResetArguments),
 }
 
@@ -223,6 +225,10 @@ fn dispatch(arguments: &Arguments, command: &Subcommand) -> Result<Exit> {
             #[cfg(feature = "update")]
             Stage::Data => change::recover_data(&host, config),
         },
+        #[cfg(feature = "update")]
+        Subcommand::Data(change::DataArguments {
+            command: change::DataCommand::List(_),
+        }) => answers::kept_data(&host, config),
         #[cfg(feature = "update")]
         command if arguments.worker => change::work(&host, config, command),
         #[cfg(feature = "update")]

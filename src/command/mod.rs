@@ -4,6 +4,7 @@
 mod apply;
 mod back;
 mod confirm;
+mod data;
 mod source;
 
 use std::fs;
@@ -15,7 +16,7 @@ use semver::Version;
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name};
 
-use crate::data::{self, migrate};
+use crate::data::migrate;
 use crate::model::config::{Config, Services};
 use crate::model::dataplan::DataPlan;
 use crate::model::idle::Idle;
@@ -122,7 +123,7 @@ impl Appliance {
     /// Deletes data that was kept long enough, or that the disk needs.
     fn tidy_data(&mut self, record: &Record) {
         let keep_s = self.config.limits.keep_data_s;
-        let tidied = data::tidy(&self.host, &self.store, record, keep_s, &mut self.log);
+        let tidied = crate::data::tidy(&self.host, &self.store, record, keep_s, &mut self.log);
         if let Err(e) = tidied {
             self.log.warning("data", e.chain());
         }

@@ -357,6 +357,16 @@ pub(super) fn remove(aside: &Aside) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn export(aside: &Aside, side: Side, archive: &mut tar::Builder<File>) -> Result<()> {
+    let place = Place::of(aside.host, aside.set)?;
+    let sides = Sides::find(aside, place.as_ref())?;
+    let sides = sides.ok_or_else(|| Error::new("its copies are missing"))?;
+    let from = sides.held.join(side.name());
+    archive
+        .append_dir_all(aside.set.name.as_str(), &from)
+        .doing(|| format!("reading {}", sides.path.join(side.name()).display()))
+}
+
 pub(super) fn sync(aside: &Aside) -> Result<()> {
     let place = Place::of(aside.host, aside.set)?;
     match Sides::find(aside, place.as_ref())? {

@@ -1,5 +1,9 @@
 //! What is kept of data that is not live, and for how long.
 
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
 use crate::data::asides;
 use crate::model::dataplan::DataChange;
 use crate::model::dataset::Side;
@@ -14,7 +18,8 @@ use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::space;
-use qx_release::error::Result;
+use qx_release::durable;
+use qx_release::error::{Context, Result};
 
 /// So large a part of the file system is to be free: below it what is kept goes, the oldest first.
 const FREE_PART: u64 = 20;
@@ -137,13 +142,14 @@ pub fn drop_kept(host: &Host, store: &Store, kept: &Kept, log: &mut Log) -> Resu
 pub fn leftovers(store: &Store, record: &Record) -> Result<Vec<Kept>> {
     let mut all = store.kept_data()?;
     all.retain(|kept| {
-        !in_use(kept, record) && matches!(kept.reason, KeptReason::Replaced | KeptReason::SetAside)
+        !is_in_use(kept, record)
+            && matches!(kept.reason, KeptReason::Replaced | KeptReason::SetAside)
     });
     Ok(all)
 }
 
 /// Whether an operation that is open has a part in it.
-fn in_use(kept: &Kept, record: &Record) -> bool {
+pub fn is_in_use(kept: &Kept, record: &Record) -> bool {
     let of = |op: &Operation| [op.id, op.copy().id].contains(&kept.id);
     record.operation().is_some_and(of)
 }
@@ -162,7 +168,7 @@ pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut 
     }
     let now = host.moment();
     for kept in store.kept_data()? {
-        if in_use(&kept, record) {
+        if is_in_use(&kept, record) {
             continue;
         }
         let lasted = match &kept.lasted {
@@ -203,6 +209,30 @@ pub fn drop_open(host: &Host, store: &Store, id: OperationId, log: &mut Log) -> 
         .iter()
         .filter(|kept| kept.id == id && kept.reason == KeptReason::Open);
     open.try_for_each(|kept| drop_kept(host, store, kept, log))
+}
+
+/// Writes the files of kept data to a new tar archive.
+///
+/// # Errors
+/// Some of it is no files: only its own commands can read it.
+pub fn export(host: &Host, store: &Store, kept: &Kept, file: &Path) -> Result<()> {
+    let doing = || format!("writing {}", file.display());
+    let made = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .doing(doing)?;
+    let mut archive = tar::Builder::new(made);
+    archive.follow_symlinks(false);
+    let written = || {
+        for aside in asides(host, store, &kept.data, kept.id) {
+            aside.export(kept.side, &mut archive)?;
+        }
+        let made = archive.into_inner().doing(doing)?;
+        durable::sync_file(&made, file)
+    };
+    written().inspect_err(|_| drop(fs::remove_file(file)))
 }
 
 /// What kept data takes in the data directory's file system, bytes and inodes, as far as it can be seen.

@@ -29,7 +29,8 @@ use qx_release::manifest::placeholder;
 
 pub use aside::Aside;
 pub use kept::{
-    begin, drop_kept, drop_open, keep_replaced, keep_set_aside, leftovers, taken, tidy,
+    begin, drop_kept, drop_open, export, is_in_use, keep_replaced, keep_set_aside, leftovers,
+    taken, tidy,
 };
 pub use rehearse::rehearse;
 

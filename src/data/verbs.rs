@@ -1,10 +1,13 @@
 //! Whatever data is made of, it has the same few verbs: copy, exchange, remove.
 
+use std::fs::File;
+
 use super::aside::{Aside, STEP, Size};
 use super::{command, files};
 use crate::model::dataset::{Method, Side};
 use crate::system::log::Log;
 use qx_release::error::{Context, Error, Result};
+use qx_release::text;
 
 impl Aside<'_> {
     /// What a copy takes.
@@ -94,6 +97,21 @@ impl Aside<'_> {
             Method::Command(commands) => command::exchange(self, commands, from, log),
         }
         .doing(|| format!("exchanging the data set {}", self.set.name))
+    }
+
+    /// Appends the files of a side to an archive, below the name of the data set.
+    ///
+    /// # Errors
+    /// The data is no files.
+    pub fn export(&self, side: Side, archive: &mut tar::Builder<File>) -> Result<()> {
+        match &self.set.method {
+            Method::Files => files::export(self, side, archive),
+            Method::Command(_) => Err(Error::new(format!(
+                "it has commands of its own: its data is at {}",
+                text::place(&self.place_of_copy(side)?)
+            ))),
+        }
+        .doing(|| format!("exporting the data set {}", self.set.name))
     }
 
     /// Removes both sides; nothing there is fine.

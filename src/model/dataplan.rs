@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::dataset::{DataSet, Method};
-use crate::model::fit::Fit;
+use crate::model::fit::{Fit, cannot_begin_with};
 use crate::model::kept::{Kept, KeptCopy};
 use qx_release::manifest::{Data, Manifest, Name};
 
@@ -62,7 +62,7 @@ impl DataPlan {
     /// To a set whose migration brings the data to its schema. Data that is there already is not touched.
     ///
     /// # Errors
-    /// It touches data that this appliance does not declare.
+    /// It touches data that this appliance does not declare, or cannot begin with data as it is.
     pub fn forward(
         to: &Manifest,
         schemas: &BTreeMap<Name, u64>,
@@ -82,6 +82,16 @@ impl DataPlan {
             after.extend(schemas.clone());
             return Ok(DataPlan::stay(&after));
         };
+        for data in to
+            .data
+            .iter()
+            .filter(|data| migrate.touches.contains(&data.name))
+        {
+            let now = schemas.get(&data.name);
+            if let Some(why) = now.and_then(|now| cannot_begin_with(data, *now)) {
+                return Err(why);
+            }
+        }
         let untouched = schemas
             .iter()
             .filter(|(name, _)| !migrate.touches.contains(name));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use qx_release::manifest::{Manifest, Migrate, Name};
+use qx_release::manifest::{Data, Manifest, Migrate, Name};
 
 /// Whether a set can run on data with certain schemas.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,15 @@ pub enum Fit {
     Migrated(String),
     /// Not at all; why.
     Never(String),
+}
+
+/// Why a release's migration cannot begin with data at this schema, if so.
+pub fn cannot_begin_with(data: &Data, schema: u64) -> Option<String> {
+    let from = data.migrates_from.filter(|from| schema < *from)?;
+    Some(format!(
+        "its migration begins with schema {from} of {}, whose schema is {schema}: a release between them has to come first",
+        data.name
+    ))
 }
 
 impl Fit {
@@ -32,6 +41,9 @@ impl Fit {
             );
             let touches = |migrate: &Migrate| migrate.touches.contains(&data.name);
             if *schema > data.schema_after || !manifest.migrate.as_ref().is_some_and(touches) {
+                return Fit::Never(why);
+            }
+            if let Some(why) = cannot_begin_with(data, *schema) {
                 return Fit::Never(why);
             }
             fit = Fit::Migrated(why);

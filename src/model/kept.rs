@@ -71,6 +71,35 @@ impl Kept {
         }
     }
 
+    /// One line for people: what it is, whose, from when, and why it is kept.
+    pub fn describe(&self) -> String {
+        let set = |set: &DataSet| match self.schemas.get(&set.name) {
+            Some(schema) => format!("{} at schema {schema}", set.name),
+            None => format!("{} at an unknown schema", set.name),
+        };
+        let sets: Vec<String> = self.data.iter().map(set).collect();
+        let why = match self.reason {
+            KeptReason::Open => "belongs to the operation that is open",
+            KeptReason::Unexplained => {
+                "the update state was lost while it was exchanged: `data restore` makes it live, `data drop` stays with \
+                 what is live"
+            }
+            KeptReason::Replaced => "was live before an update",
+            KeptReason::SetAside => "was written under a release that was left",
+        };
+        let since = match &self.since {
+            Some(since) => format!("from {since} "),
+            None => String::new(),
+        };
+        format!(
+            "{}  {}: used by {} {since}until {}; {why}",
+            self.id,
+            sets.join(", "),
+            self.release,
+            self.until
+        )
+    }
+
     /// Whether it has data of this set.
     pub fn has(&self, name: &Name) -> bool {
         self.data.iter().any(|set| set.name == *name)

@@ -26,6 +26,8 @@ pub enum OperationKind {
     Factory,
     /// A newer image's factory set takes over, and migrates the data.
     Image,
+    /// A person makes data that was kept live again, for the set that runs.
+    Data,
 }
 
 /// One install or rollback, with all that its undoing needs: recovery depends on no configuration.

@@ -1,6 +1,7 @@
 //! What to do now, a sentence each.
 
 use super::Status;
+use crate::model::kept::{Kept, KeptReason};
 use crate::model::operation::{Attempt, EarlyFailure};
 use crate::model::refusal::Refusal;
 use crate::store::Freshness;
@@ -16,6 +17,14 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
         )];
     }
     let mut advice = about_what_is_open(status);
+    let unexplained = |kept: &&Kept| kept.reason == KeptReason::Unexplained;
+    if let Some(kept) = status.kept_data.iter().find(unexplained) {
+        advice.push(format!(
+            "nobody knows which data is the right one: look at it (`qx-update data export {id} FILE`), then make it live with \
+             `qx-update data restore {id}`, or stay with what is live with `qx-update data drop {id}`",
+            id = kept.id
+        ));
+    }
     if status.needs_person {
         advice.push(
             "a person is needed: see the problem above; when it is dealt with, `qx-update reset`"

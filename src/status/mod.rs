@@ -14,6 +14,7 @@ use crate::model::config::{Config, Services};
 use crate::model::fit::Fit;
 use crate::model::id::OperationId;
 use crate::model::idle::{Idle, Trouble};
+use crate::model::kept::Kept;
 use crate::model::operation::{Attempt, EarlyFailure, OperationKind};
 use crate::model::phase::{DataState, Phase};
 use crate::model::record::{Loaded, Record};
@@ -67,6 +68,8 @@ pub struct Status {
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation.
     pub failure: Option<EarlyFailure>,
+    /// The data that is kept, the oldest first.
+    pub kept_data: Vec<Kept>,
     /// The last refresh of trust that succeeded, and whether it could tell what is fresh.
     pub refreshed: Option<Refreshed>,
     /// The running set's services.
@@ -145,6 +148,10 @@ impl Status {
         let trouble = record.and_then(trouble);
         let held = record.and_then(|record| held(record, &found, host));
         let mut problems = problems(&loaded, store, config);
+        let kept_data = store.kept_data().unwrap_or_else(|e| {
+            problems.push(e.chain());
+            Vec::new()
+        });
         problems.extend(found.problems(store));
         problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
@@ -176,6 +183,7 @@ impl Status {
             lost: record.and_then(lost),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
+            kept_data,
             refreshed,
             services,
             elsewhere,

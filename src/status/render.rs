@@ -39,6 +39,9 @@ pub fn for_people(status: &Status) -> String {
     for refusal in &status.refused {
         page.refusal(refusal);
     }
+    for kept in &status.kept_data {
+        page.add("kept", kept.describe());
+    }
     for problem in &status.problems {
         page.add("problem", problem.clone());
     }
@@ -202,6 +205,7 @@ fn verb(kind: OperationKind) -> &'static str {
         OperationKind::Rollback => "rollback",
         OperationKind::Factory => "return",
         OperationKind::Image => "take-over by the image,",
+        OperationKind::Data => "exchange of the data,",
     }
 }
 

@@ -47,8 +47,16 @@ impl Switch<'_> {
     pub fn confirmed(self, record: &Record, remarks: &[String]) -> Result<Exit> {
         let op = &self.op;
         let now = self.host.timestamp();
-        let fallback = (op.to.set != Set::Factory).then(|| op.from().clone());
-        let idle = Idle::on(op.to.clone(), fallback, &now);
+        let idle = match op.kind {
+            OperationKind::Data => Idle {
+                trouble: None,
+                ..op.back()
+            },
+            _ => {
+                let fallback = (op.to.set != Set::Factory).then(|| op.from().clone());
+                Idle::on(op.to.clone(), fallback, &now)
+            }
+        };
         let ended = Attempt {
             unproved: remarks.to_vec(),
             ..op.attempt(Exit::Done, None, &now)
@@ -63,6 +71,7 @@ impl Switch<'_> {
                 .to
                 .manifest
                 .map_or(Ok(()), |digest| self.store.forget_refusal(digest)),
+            OperationKind::Data => Ok(()),
             OperationKind::Rollback | OperationKind::Factory => self.refuse(
                 op.from(),
                 RefusalKind::Held,
@@ -317,9 +326,10 @@ impl Switch<'_> {
                 .iter()
                 .filter(|s| self.concerns(&s.name))
                 .collect();
-            let old = self
-                .programs(other)
-                .into_iter()
+            // Where only the data changes what ran before is what is to run.
+            let old = self.programs(other).into_iter();
+            let old = old
+                .filter(|_| other.set != set)
                 .map(|(_, file, path)| (file, path))
                 .collect();
             let expected = Expectation {

@@ -253,7 +253,10 @@ impl<'a> Switch<'a> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         let (mine, other) = sides(set, &self.to, &self.home);
-        let programs = self.programs(other);
+        let mut programs = self.programs(other);
+        if other.set == set {
+            programs.clear();
+        }
         let old = |own: &[Identity]| {
             let file = |process: &Identity| self.host.proc().file(process.pid);
             own.iter()
