@@ -72,8 +72,7 @@ fn failing(name: &str, version: &str, rehearse: bool) -> Release {
             std::fs::write(sql.join(file), text).unwrap();
         }
         as_version(dir, version);
-        recipe["data"][0] =
-            json!({"name": "inventory", "accepts_from": 3, "accepts_to": 3, "schema_after": 3});
+        recipe["data"][0] = json!({"name": "inventory", "accepts_from": 3, "accepts_to": 3, "schema_after": 3, "schema_down": 2});
         recipe["migrate"]["rehearse"] = json!(rehearse);
     })
 }
