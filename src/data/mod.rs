@@ -1,9 +1,9 @@
 //! Data that moves with a release. A copy of it is migrated, and exchanged for the live data by renames; going back is the
 //! exchange backwards. Until the exchange nothing has happened, and after it the old data is whole.
 //!
-//! The order, and what each step is for: [`begin`] notes that there are copies; [`copy`] makes them; the migration changes
-//! them ([`migrate`]); [`check`] asks whether they can be used; [`sync`] brings them to the medium; [`exchange`] makes them
-//! live, or takes them back. What is not live afterwards is kept for a while ([`keep`], [`tidy`]).
+//! The order, and what each step is for: [`begin`] notes that there are copies; [`copy()`] makes them; the migration changes
+//! them ([`migrate`]); [`check`] asks whether they can be used; [`sync`] brings them to the medium; [`exchange()`] makes them
+//! live, or takes them back. What is not live afterwards is kept for a while ([`keep_replaced`], [`tidy`]).
 
 mod aside;
 mod command;
@@ -91,7 +91,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
 /// Whether there is room for what an operation does to the data.
 ///
 /// # Errors
-/// [`ErrorKind::NoSpace`], and as [`space`].
+/// [`ErrorKind::NoSpace`], and as [`space()`].
 pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     if !matches!(op.change, DataChange::Migrate | DataChange::Down) || op.data.is_empty() {
         return Ok(());

@@ -13,7 +13,7 @@ impl Aside<'_> {
     /// What a copy takes.
     ///
     /// # Errors
-    /// [`ErrorKind::NotEligible`] for data that is larger than it may be; what cannot be copied.
+    /// [`qx_release::error::ErrorKind::NotEligible`] for data that is larger than it may be; what cannot be copied.
     pub fn size(&self) -> Result<Size> {
         match &self.set.method {
             Method::Files => files::size(self),
