@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Appliance, Recipe, exe, path, text, wait_until, write_executable, write_script,
+    Appliance, Mounted, Recipe, UPDATE, exe, path, text, wait_until, write_executable, write_script,
 };
 
 /// An appliance that runs 1.1.0, whose data set `db` is a file with what SQLite keeps beside it, at schema 1.
@@ -628,6 +628,151 @@ fn a_person_sees_to_what_is_kept() {
     appliance.update(&["data", "drop", id]).code(0);
     assert_eq!(list(), "no data is kept\n");
     tidy(&appliance);
+}
+
+/// Something that is no service writes to the data while a copy is migrated: what it wrote would be lost, so nothing is
+/// exchanged; the release is not to blame.
+#[test]
+fn what_writes_meanwhile_is_noticed() {
+    let appliance = with_data();
+    let live = place(&appliance, "db");
+    let script = format!("{MIGRATE}; echo more >>{}", path(&live));
+    appliance.release(&migrating(&appliance, "1.2.0", &script));
+    appliance
+        .update(&["apply"])
+        .refused(8, &["was written to meanwhile", "something else uses it"]);
+    appliance.runs("1.1.0");
+    assert_eq!(found(&appliance)["db"], "rowsmore\n");
+    assert_eq!(schema(&appliance), 1);
+    assert_eq!(appliance.status()["refused"], json!([]));
+    tidy(&appliance);
+}
+
+/// What the migration wrote is on the medium before it becomes the live data, whatever the migration syncs itself.
+#[test]
+fn what_is_migrated_is_on_the_medium_first() {
+    let appliance = with_data();
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    let calls = appliance.temp().join("calls");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-e", "trace=execve,syncfs,rename,renameat,renameat2"]);
+    command.args([
+        "-o",
+        path(&calls),
+        UPDATE,
+        "--root",
+        path(&appliance.root),
+        "apply",
+    ]);
+    // It goes on with the services that it has seen started.
+    let mut strace = appliance.spawn(command);
+    wait_until("the update", || {
+        !strace.runs() || appliance.status()["last"]["to"]["version"] == "1.2.0"
+    });
+    drop(strace);
+    let calls = text(&calls);
+    let place = |words: &[&str]| {
+        let mut lines = calls.lines();
+        lines
+            .position(|line| words.iter().all(|word| line.contains(word)))
+            .unwrap_or_else(|| panic!("no {words:?} in\n{calls}"))
+    };
+    let migrated = place(&["execve", "migrations/run"]);
+    let exchanged = place(&["rename", "/next\"", "/next.emptying\""]);
+    let mut between = calls.lines().skip(migrated).take(exchanged - migrated);
+    let synced = |line: &str| line.contains("syncfs") && line.ends_with("= 0");
+    assert!(migrated < exchanged && between.any(synced), "{calls}");
+}
+
+/// What is kept goes when it was kept for long enough, and not before.
+#[test]
+fn what_is_kept_goes_in_time() {
+    let appliance = with_data();
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    appliance.update(&["apply"]).code(0);
+    let list = || appliance.update(&["data", "list"]).code(0).stdout.clone();
+    appliance.update(&["confirm"]).code(0);
+    assert!(list().contains("was live before"), "{}", list());
+    appliance.edit_config(|config| config["limits"]["keep_data_s"] = json!(0));
+    wait_until("it has been kept for more than nothing", || {
+        appliance.update(&["confirm"]).code(0);
+        list() == "no data is kept\n"
+    });
+    tidy(&appliance);
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+}
+
+/// A disk that is full when a copy is migrated: if it was the migration that filled it the release is to blame, else it is
+/// not. The data is not touched, and the old release runs.
+#[test]
+fn a_disk_that_is_full() {
+    for (own, script) in [
+        (true, "head -c 100000000 /dev/zero >>$1"),
+        (
+            false,
+            "head -c 100000000 /dev/zero >filler; echo more >>$1 && head -c 9000000 /dev/zero >>$1",
+        ),
+    ] {
+        let appliance = Appliance::new();
+        appliance.edit_config(|config| {
+            config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
+        });
+        let small = Mounted::small(&appliance);
+        crate::common::create_dir(appliance.data().join("db")).unwrap();
+        put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
+        let recipe = appliance.recipe("1.1.0");
+        appliance.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
+        appliance.update(&["apply"]).code(0);
+        let filler = appliance.data().join("filler");
+        let script = script.replace("filler", path(&filler));
+        appliance.release(&migrating(&appliance, "1.2.0", &script));
+        appliance.update(&["apply"]).refused(8, &["exited 1"]);
+        appliance.runs("1.1.0");
+        untouched(&appliance);
+        let refused = appliance.status()["refused"].to_string();
+        assert_eq!(refused.contains("quarantined"), own, "{refused}");
+        let _ = fs::remove_file(&filler);
+        appliance.services("stop");
+        drop(small);
+    }
+}
+
+/// Data on a file system of its own: its copies lie beside it, and are exchanged there.
+#[test]
+fn data_that_is_on_another_file_system() {
+    let appliance = Appliance::new();
+    appliance.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/srv/own/db"}]);
+    });
+    let own = appliance.root.join("srv/own");
+    crate::common::create_dir(&own).unwrap();
+    let mounted = Mounted::over(&own, &["-t", "tmpfs", "-o", "size=16m,mode=755", "none"]);
+    fs::write(own.join("db"), "rows").unwrap();
+    let recipe = appliance.recipe("1.1.0");
+    appliance.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
+    appliance.update(&["apply"]).code(0);
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    appliance.update(&["apply"]).code(0);
+    assert_eq!(text(&own.join("db")), "migrated\n");
+    let beside = |id: &str| own.join(format!(".qx-update-{id}-db"));
+    let [(id, _)] = &noted(&appliance)[..] else {
+        panic!("{}", appliance.tree());
+    };
+    assert_eq!(text(&beside(id).join("previous/db")), "rows");
+    appliance.update(&["rollback", "--set-aside-data"]).code(0);
+    assert_eq!(text(&own.join("db")), "rows");
+    appliance.update(&["data", "drop", id]).code(0);
+    assert!(!beside(id).exists());
+    // It is its own room that counts.
+    fs::write(own.join("large"), vec![7; 10 << 20]).unwrap();
+    fs::write(own.join("db"), vec![7; 4 << 20]).unwrap();
+    appliance.release(&migrating(&appliance, "1.3.0", MIGRATE));
+    let before = appliance.processes();
+    appliance
+        .update(&["apply"])
+        .refused(7, &["copy of db", "are free"]);
+    assert_eq!(appliance.processes(), before);
+    drop(mounted);
 }
 
 /// A release whose migration cannot begin with the data as it is waits for the one between them, which is taken first.

@@ -7,41 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::{Appliance, UPDATE, copy_executable, path, wait_until};
-
-/// A file system over a directory of the appliance; taken away when dropped.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    fn over(place: &Path, arguments: &[&str]) -> Mounted {
-        let mount = Command::new("mount").args(arguments).arg(place).output();
-        let mount = mount.unwrap();
-        assert!(mount.status.success(), "{mount:?}");
-        Mounted(place.to_owned())
-    }
-
-    /// A data partition of 64 MB, in the place of the one that was there.
-    fn small(appliance: &Appliance) -> Mounted {
-        appliance.services("stop");
-        let image = appliance.temp().join("image");
-        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        let mkfs = Command::new("mkfs.ext4")
-            .args(["-q", "-m", "0"])
-            .arg(&image)
-            .output();
-        assert!(mkfs.unwrap().status.success());
-        let small = Mounted::over(&appliance.data(), &["-o", "loop", path(&image)]);
-        appliance.update(&["recover"]).code(0);
-        appliance.services("start");
-        small
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
+use crate::common::{Appliance, Mounted, UPDATE, copy_executable, path, wait_until};
 
 /// All three say so, no service was told anything, and the release is not refused.
 #[track_caller]

@@ -46,6 +46,40 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A file system over a directory of the appliance; taken away when dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    pub fn over(place: &Path, arguments: &[&str]) -> Mounted {
+        let mount = Command::new("mount").args(arguments).arg(place).output();
+        let mount = mount.unwrap();
+        assert!(mount.status.success(), "{mount:?}");
+        Mounted(place.to_owned())
+    }
+
+    /// A data partition of 64 MB, in the place of the one that was there.
+    pub fn small(appliance: &Appliance) -> Mounted {
+        appliance.services("stop");
+        let image = appliance.temp().join("image");
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let mkfs = Command::new("mkfs.ext4")
+            .args(["-q", "-m", "0"])
+            .arg(&image)
+            .output();
+        assert!(mkfs.unwrap().status.success());
+        let small = Mounted::over(&appliance.data(), &["-o", "loop", path(&image)]);
+        appliance.update(&["recover"]).code(0);
+        appliance.services("start");
+        small
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 /// A directory as an operator has it, whatever the umask is: nobody else can write into it. Those above it are made, too.
 pub fn create_dir(path: impl AsRef<Path>) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
