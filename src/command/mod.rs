@@ -117,6 +117,12 @@ impl Appliance {
         if record.stopped.take().is_some() {
             self.store.save(&record)?;
         }
+        // In the middle of an operation its data may be in two places.
+        if record.operation().is_none() {
+            let declared = &self.config.data;
+            let (host, store, log) = (&self.host, &self.store, &mut self.log);
+            record.schemas = crate::data::schemas(host, store, declared, &record.schemas, log);
+        }
         Ok((lock, record))
     }
 

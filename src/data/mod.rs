@@ -16,6 +16,8 @@ mod place;
 mod rehearse;
 mod verbs;
 
+use std::collections::BTreeMap;
+
 use crate::model::dataplan::DataChange;
 use crate::model::dataset::{DataSet, Side};
 use crate::model::id::OperationId;
@@ -25,7 +27,7 @@ use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::space;
 use qx_release::error::{Context, Error, ErrorKind, Result};
-use qx_release::manifest::placeholder;
+use qx_release::manifest::{Name, placeholder};
 
 pub use aside::Aside;
 pub use kept::{
@@ -109,6 +111,35 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
             ),
         )),
     }
+}
+
+/// The schemas that are recorded, but for data that can be asked itself: what that says counts. Where it cannot be asked, or does
+/// not answer, what is recorded counts.
+pub fn schemas(
+    host: &Host,
+    store: &Store,
+    declared: &[DataSet],
+    recorded: &BTreeMap<Name, u64>,
+    log: &mut Log,
+) -> BTreeMap<Name, u64> {
+    let mut schemas = recorded.clone();
+    for aside in asides(host, store, declared, OperationId::new(0)) {
+        let asked = aside.live_place().and_then(|place| aside.schema(&place));
+        let name = &aside.set.name;
+        match asked {
+            Ok(None) => {}
+            Ok(Some(schema)) => {
+                let recorded = schemas.insert(name.clone(), schema);
+                if let Some(recorded) = recorded.filter(|recorded| *recorded != schema) {
+                    let what =
+                        format!("{name} is at schema {schema}, and not at {recorded}, as recorded");
+                    log.warning("data", what);
+                }
+            }
+            Err(e) => log.warning("data", format!("going by the record: {}", e.chain())),
+        }
+    }
+    schemas
 }
 
 /// Copies all data sets of an operation to a side.

@@ -2,6 +2,7 @@
 //! interrupted way back has to, lets a newer image's factory set migrate the data, and holds the users of data that the
 //! set which runs does not accept. It calls no service manager: a runlevel is being started.
 
+use crate::data;
 use crate::model::config::Config;
 use crate::model::dataplan::DataPlan;
 use crate::model::fit::Fit;
@@ -57,6 +58,11 @@ impl DataStage<'_> {
         };
         if _lock.is_some() {
             record = self.bring_in_order(record).map_err(|e| held(e.chain()))?;
+        }
+        if let (None, Some(config)) = (record.operation(), self.config) {
+            let declared = &config.data;
+            record.schemas =
+                data::schemas(self.host, self.store, declared, &record.schemas, self.log);
         }
         self.judge(&record).map_err(held)?;
         Ok(Exit::Done)

@@ -684,6 +684,35 @@ fn what_is_migrated_is_on_the_medium_first() {
     assert!(migrated < exchanged && between.any(synced), "{calls}");
 }
 
+/// Data that can be asked for its schema is believed, whatever was recorded: a person has changed it by hand.
+#[test]
+fn the_data_itself_says_its_schema() {
+    let appliance = with_data();
+    // Its lines are counted.
+    appliance.edit_config(|config| {
+        config["data"][0]["schema"] = json!(["grep", "-c", "", "{place}"]);
+    });
+    put(&appliance, &[("db", "one\ntwo\n")]);
+    appliance
+        .update(&["recover", "--stage", "data"])
+        .refused(10, &["schema is 2"]);
+    let recipe = appliance.recipe("1.2.0");
+    appliance.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
+    appliance
+        .update(&["apply"])
+        .refused(5, &["1 to 1 of db, whose schema is 2"]);
+    appliance.release(&migrating(&appliance, "1.3.0", "exit 1"));
+    appliance.update(&["apply"]).code(0);
+    appliance.runs("1.3.0");
+    assert_eq!(schema(&appliance), 2);
+    // One that cannot be asked is at what was recorded.
+    fs::remove_file(place(&appliance, "db")).unwrap();
+    appliance
+        .update(&["apply"])
+        .code(3)
+        .says(&["going by the record"]);
+}
+
 /// What is kept goes when it was kept for long enough, and not before.
 #[test]
 fn what_is_kept_goes_in_time() {
