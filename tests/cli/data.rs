@@ -455,12 +455,7 @@ fn a_killed_trial_gives_the_data_back() {
     let appliance = with_data();
     let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
     appliance.release(&recipe);
-    let mut apply = appliance.start(&["apply"]);
-    wait_until("the trial", || {
-        appliance.phase() == "trial" || !apply.runs()
-    });
-    appliance.kill_updater();
-    drop(apply);
+    kill_in_trial(&appliance);
     assert_eq!(found(&appliance)["db"], "migrated\n");
     appliance.update(&["confirm"]).code(8);
     appliance.runs("1.1.0");
@@ -510,12 +505,7 @@ fn the_rescue_rescues_the_data() {
     );
     let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
     appliance.release(&recipe);
-    let mut apply = appliance.start(&["apply"]);
-    wait_until("the trial", || {
-        appliance.phase() == "trial" || !apply.runs()
-    });
-    appliance.kill_updater();
-    drop(apply);
+    kill_in_trial(&appliance);
     appliance.services("stop");
     let cmdline = appliance.root.join("proc/cmdline");
     crate::common::create_dir(cmdline.parent().unwrap()).unwrap();
@@ -543,12 +533,7 @@ fn a_lost_record_loses_no_data() {
     let appliance = with_data();
     let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
     appliance.release(&recipe);
-    let mut apply = appliance.start(&["apply"]);
-    wait_until("the trial", || {
-        appliance.phase() == "trial" || !apply.runs()
-    });
-    appliance.kill_updater();
-    drop(apply);
+    kill_in_trial(&appliance);
     for state in ["state.0", "state.1"] {
         fs::write(appliance.data().join("update").join(state), "damaged").unwrap();
     }
@@ -826,6 +811,18 @@ fn a_stepping_stone_is_taken() {
         assert_eq!(schema(&appliance), number);
     }
     assert_eq!(found(&appliance)["db"], "rowstwo\nthree\n");
+}
+
+/// Applies what is offered, and kills the updater in its trial.
+#[track_caller]
+fn kill_in_trial(appliance: &Appliance) {
+    let mut apply = appliance.start(&["apply"]);
+    wait_until("the trial", || {
+        appliance.phase() == "trial" || !apply.runs()
+    });
+    appliance.kill_updater();
+    drop(apply);
+    assert_eq!(appliance.phase(), "trial");
 }
 
 /// A slot that is damaged, and a factory set that does not accept what the lost release left: its users are held, and the
