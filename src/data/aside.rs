@@ -1,6 +1,5 @@
 //! One data set in one operation, and how its own commands are run.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::migrate::OPERATION;
@@ -10,6 +9,7 @@ use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::process::{Ended, Program, User};
+use crate::system::space;
 use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::text;
 
@@ -87,7 +87,6 @@ impl Aside<'_> {
         Program {
             user: user.as_ref(),
             environment: &environment,
-            directory: Path::new("/"),
             ..Program::new(&given, Duration::from_secs(self.set.timeout_s))
         }
         .run(&mut |_, line| on_line(hidden(line, places)))
@@ -130,6 +129,14 @@ impl Aside<'_> {
                 text::line(&last)
             ))
         })
+    }
+
+    /// What is free where copies lie.
+    pub(super) fn free(&self, size: &Size) -> Result<u64> {
+        match size.free {
+            Some(free) => Ok(free),
+            None => Ok(space::free_space(&self.store.path("update"))?.0),
+        }
     }
 
     /// Whether the data is no larger than it may be.

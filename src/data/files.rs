@@ -141,7 +141,7 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
     let Some(place) = Place::of(aside.host, aside.set)? else {
         return Ok(Size::default());
     };
-    let found = survey(&place)?;
+    let found = survey(&place, ALL)?;
     aside.within(found.bytes)?;
     if let Some(directory) = place.own_directory()?
         && !same_mount(aside.host, &place.directory, &directory)?
@@ -167,20 +167,16 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
     })
 }
 
-/// All of the data.
-fn survey(place: &Place) -> Result<Survey> {
-    let mut survey = Survey::default();
-    for part in place.parts()? {
-        look(&mut survey, &place.directory, &part.name, &part.path)?;
-    }
-    Ok(survey)
-}
+/// Which parts of the data are gone through, by what their names end in.
+type Wanted = fn(&str) -> bool;
+const ALL: Wanted = |_| true;
+/// Without what readers change.
+const IN_USE: Wanted = |suffix| suffix != SHARED_MEMORY;
 
-/// The same without what readers change.
-fn survey_in_use(place: &Place) -> Result<Survey> {
+fn survey(place: &Place, wanted: Wanted) -> Result<Survey> {
     let mut survey = Survey::default();
     for part in place.parts()? {
-        if part.suffix != SHARED_MEMORY {
+        if wanted(part.suffix) {
             look(&mut survey, &place.directory, &part.name, &part.path)?;
         }
     }
@@ -190,9 +186,9 @@ fn survey_in_use(place: &Place) -> Result<Survey> {
 pub(super) fn copy(aside: &Aside, side: Side, log: &mut Log) -> Result<u64> {
     let place = Place::make(aside.host, aside.set)?;
     let sides = Sides::make(aside, &place)?;
-    let before = survey(&place)?;
+    let before = survey(&place, ALL)?;
     aside.within(before.bytes)?;
-    fill(&place, &sides, side, |_| true, log)?;
+    fill(&place, &sides, side, (ALL, before.bytes), log)?;
     unchanged(aside, before.print)?;
     Ok(before.print)
 }
@@ -201,7 +197,7 @@ pub(super) fn unchanged(aside: &Aside, found: u64) -> Result<()> {
     let Some(place) = Place::of(aside.host, aside.set)? else {
         return Ok(());
     };
-    match survey(&place)?.print == found {
+    match survey(&place, ALL)?.print == found {
         true => Ok(()),
         false => Err(Error::new(format!(
             "{} was written to meanwhile, though its services are stopped: something else uses it",
@@ -213,24 +209,20 @@ pub(super) fn unchanged(aside: &Aside, found: u64) -> Result<()> {
 pub(super) fn starved(aside: &Aside) -> Result<bool> {
     const NOTHING: u64 = 1 << 20;
     let size = size(aside)?;
-    let free = match size.free {
-        Some(free) => free,
-        None => space::free_space(&aside.store.path("update"))?.0,
-    };
+    let free = aside.free(&size)?;
     Ok(free < NOTHING && used(aside).0 <= size.with_migration())
 }
 
-/// Copies the parts that are wanted, and makes the directory that they are in as the one around the data is: who could make
+/// Copies the parts that are wanted, so many bytes in total, and makes the directory that they are in as the one around the data is: who could make
 /// files there can make them here.
 fn fill(
     place: &Place,
     sides: &Sides,
     side: Side,
-    wanted: impl Fn(&str) -> bool,
+    (wanted, total): (Wanted, u64),
     log: &mut Log,
 ) -> Result<()> {
     let into = sides.begin(side)?;
-    let total = survey(place)?.bytes;
     let mut done = 0_u64;
     let mut progress = |bytes: u64| {
         done = done.saturating_add(bytes);
@@ -256,16 +248,16 @@ pub(super) fn copy_in_use(aside: &Aside, side: Side, log: &mut Log) -> Result<Op
         if last.is_some() {
             std::thread::sleep(QUIET);
         }
-        let before = survey_in_use(&place)?;
+        let before = survey(&place, IN_USE)?;
         aside.within(before.bytes)?;
         // When a file was written to last says nothing: that may have been under another clock.
         let quiet = last.replace(before.print) == Some(before.print);
         if !quiet {
             continue;
         }
-        let copied = fill(&place, &sides, side, |suffix| suffix != SHARED_MEMORY, log);
+        let copied = fill(&place, &sides, side, (IN_USE, before.bytes), log);
         // What changes may also vanish while it is copied.
-        if survey_in_use(&place).is_ok_and(|after| after == before) {
+        if survey(&place, IN_USE).is_ok_and(|after| after == before) {
             return copied.map(|()| None);
         }
     }

@@ -1,5 +1,6 @@
 //! What is kept of data that is not live, and for how long.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -20,6 +21,7 @@ use crate::system::log::Log;
 use crate::system::space;
 use qx_release::durable;
 use qx_release::error::{Context, Result};
+use qx_release::manifest::Name;
 
 /// So large a part of the file system is to be free: below it what is kept goes, the oldest first.
 const FREE_PART: u64 = 20;
@@ -30,8 +32,6 @@ pub fn begin(host: &Host, store: &Store, op: &Operation, record: &Record) -> Res
     if op.data.is_empty() || op.change == DataChange::Kept {
         return Ok(());
     }
-    let mut schemas = record.schemas.clone();
-    schemas.retain(|name, _| op.data.iter().any(|set| set.name == *name));
     store.note_kept(&Kept {
         format: FORMAT,
         id: op.id,
@@ -40,11 +40,18 @@ pub fn begin(host: &Host, store: &Store, op: &Operation, record: &Record) -> Res
         reason: KeptReason::Open,
         release: op.from().clone(),
         data: op.data.clone(),
-        schemas,
+        schemas: of_its_data(op, &record.schemas),
         since: Some(op.before.since.clone()),
         until: host.timestamp(),
         lasted: None,
     })
+}
+
+/// The schemas of what an operation changes.
+fn of_its_data(op: &Operation, schemas: &BTreeMap<Name, u64>) -> BTreeMap<Name, u64> {
+    let mut schemas = schemas.clone();
+    schemas.retain(|name, _| op.changes(name));
+    schemas
 }
 
 fn next_number(store: &Store) -> Result<u64> {
@@ -66,8 +73,6 @@ pub fn keep_replaced(
     let copy = op.copy();
     let all = store.kept_data()?;
     let noted = all.iter().find(|kept| kept.id == copy.id).cloned();
-    let mut schemas = record.schemas.clone();
-    schemas.retain(|name, _| op.data.iter().any(|set| set.name == *name));
     let until = op.exchanged_at.clone().unwrap_or_else(|| host.timestamp());
     store.note_kept(&Kept {
         format: FORMAT,
@@ -80,7 +85,7 @@ pub fn keep_replaced(
         },
         release: op.from().clone(),
         data: op.data.clone(),
-        schemas,
+        schemas: of_its_data(op, &record.schemas),
         since: match op.change {
             // Since it had come in the place of what is live again.
             DataChange::Kept => noted.map(|kept| kept.until),
@@ -92,10 +97,7 @@ pub fn keep_replaced(
     let replaced = |kept: &&Kept| {
         kept.reason == KeptReason::Replaced
             && kept.id != copy.id
-            && kept
-                .data
-                .iter()
-                .all(|set| op.data.iter().any(|own| own.name == set.name))
+            && kept.data.iter().all(|set| op.changes(&set.name))
     };
     for kept in all.iter().filter(replaced) {
         log.info("data", format!("deleting {}: newer data is kept", kept));
@@ -104,11 +106,9 @@ pub fn keep_replaced(
     Ok(())
 }
 
-/// The operation was undone: what was written under it is kept. Absent if it had changed nothing.
+/// The operation was undone: what was written under it is kept.
 pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Discarded> {
     let (since, until) = (op.exchanged_at.clone(), host.timestamp());
-    let mut schemas = op.schemas.clone();
-    schemas.retain(|name, _| op.data.iter().any(|set| set.name == *name));
     // What had been kept lies where it lay, with what was written since.
     if op.change != DataChange::Kept {
         store.note_kept(&Kept {
@@ -119,7 +119,7 @@ pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Disc
             reason: KeptReason::SetAside,
             release: op.to.clone(),
             data: op.data.clone(),
-            schemas,
+            schemas: of_its_data(op, &op.schemas),
             since: since.clone(),
             until: until.clone(),
             lasted: Some(Lasted::since(&host.moment())),

@@ -176,6 +176,14 @@ pub fn begin_empty(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.begin_empty())
 }
 
+/// The place of a copy, or of the live data.
+fn place_of(aside: &Aside, copy: Option<Side>) -> Result<String> {
+    match copy {
+        Some(side) => aside.place_of_copy(side),
+        None => aside.live_place(),
+    }
+}
+
 /// The places at which a migration finds the data, by what stands for them in its arguments.
 pub fn places(
     host: &Host,
@@ -183,13 +191,7 @@ pub fn places(
     op: &Operation,
     copy: Option<Side>,
 ) -> Result<Vec<(String, String)>> {
-    let pair = |aside: Aside| {
-        let place = match copy {
-            Some(side) => aside.place_of_copy(side)?,
-            None => aside.live_place()?,
-        };
-        Ok((placeholder(&aside.set.name), place))
-    };
+    let pair = |aside: Aside| Ok((placeholder(&aside.set.name), place_of(&aside, copy)?));
     sets(host, store, op).map(pair).collect()
 }
 
@@ -206,13 +208,7 @@ pub fn check(
     copy: Option<Side>,
     log: &mut Log,
 ) -> Result<()> {
-    sets(host, store, op).try_for_each(|aside| {
-        let place = match copy {
-            Some(side) => aside.place_of_copy(side)?,
-            None => aside.live_place()?,
-        };
-        aside.check(&place, log)
-    })
+    sets(host, store, op).try_for_each(|aside| aside.check(&place_of(&aside, copy)?, log))
 }
 
 /// Everything that was written to the data, and to its copies, is on the medium.

@@ -5,7 +5,6 @@ use super::{ROOM, open_to_others, places, sets};
 use crate::model::dataset::Side;
 use crate::system::log::Log;
 use crate::system::process::Nice;
-use crate::system::space;
 use qx_release::error::Result;
 use qx_release::manifest::Migrate;
 
@@ -69,10 +68,7 @@ fn copies(runner: &MigrationRunner, log: &mut Log) -> Result<Option<String>> {
     } = runner;
     for aside in sets(host, store, op) {
         let size = aside.size()?;
-        let free = match size.free {
-            Some(free) => free,
-            None => space::free_space(&store.path("update"))?.0,
-        };
+        let free = aside.free(&size)?;
         // Beside services that need the disk, too.
         if size.with_migration().saturating_add(ROOM) > free {
             return Ok(Some(format!(

@@ -175,6 +175,11 @@ impl Operation {
         all || self.data.iter().any(|set| set.used_by(service))
     }
 
+    /// Whether it changes a data set.
+    pub fn changes(&self, data: &Name) -> bool {
+        self.data.iter().any(|set| set.name == *data)
+    }
+
     /// What ran before.
     pub fn from(&self) -> &Installed {
         &self.before.active

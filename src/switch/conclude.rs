@@ -63,8 +63,7 @@ impl Switch<'_> {
         };
         let mut done = record.ended(idle, ended)?;
         // What is known of data that was changed is what the operation says, and nothing else.
-        done.schemas
-            .retain(|name, _| !op.data.iter().any(|set| set.name == *name));
+        done.schemas.retain(|name, _| !op.changes(name));
         done.schemas.extend(op.schemas.clone());
         let listed = match op.kind {
             OperationKind::Install | OperationKind::Image => op

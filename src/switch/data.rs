@@ -87,8 +87,7 @@ impl Switch<'_> {
             DataChange::Migrate | DataChange::Down => {
                 let copied = data::copy(self.host, self.store, &self.op, next, self.log);
                 let found = copied.map_err(appliance)?;
-                let open = |open| data::open_to_others(self.host, self.store, &self.op, open);
-                open(true).map_err(appliance)?;
+                data::open_to_others(self.host, self.store, &self.op, true).map_err(appliance)?;
                 self.migrate(Some(next))?;
                 data::open_to_others(self.host, self.store, &self.op, false).map_err(appliance)?;
                 data::sync(self.host, self.store, &self.op).map_err(appliance)?;

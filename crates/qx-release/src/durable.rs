@@ -123,18 +123,6 @@ pub fn exchange(one: &Path, other: &Path) -> Result<()> {
         .doing(|| format!("exchanging {} and {}", one.display(), other.display()))
 }
 
-/// Puts what is at `from` in the place of whatever is at `to`, or of nothing, in the same directory; what was there is
-/// gone afterwards. In one step, but what a directory replaces may be left at `from` by a cut.
-pub fn replace(from: &Path, to: &Path) -> Result<()> {
-    let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
-    let there = fs::symlink_metadata(to).is_ok();
-    if !there || !(is_dir(from) || is_dir(to)) {
-        return rename(from, to);
-    }
-    exchange(from, to)?;
-    remove_any(from)
-}
-
 /// Removes a file, a link, or a directory with all below it; nothing there is fine.
 pub fn remove_any(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
@@ -142,18 +130,6 @@ pub fn remove_any(path: &Path) -> Result<()> {
         // Something that cannot be looked at cannot be removed, which says why.
         _ => remove(path),
     }
-}
-
-/// Moves a file or a directory to where nothing is; `false` if that is on another file system.
-pub fn move_within(from: &Path, to: &Path) -> Result<bool> {
-    match fs::rename(from, to) {
-        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => return Ok(false),
-        moved => moved,
-    }
-    .and_then(|()| sync_directory(parent(to)))
-    .and_then(|()| sync_directory(parent(from)))
-    .doing(|| format!("moving {} to {}", from.display(), to.display()))?;
-    Ok(true)
 }
 
 /// Whether a directory's file system has what everything here is built on: symbolic links, and the exchange of two

@@ -430,7 +430,7 @@ fn copy_file(from: &File, size: u64, mode: u32, to: &Path) -> io::Result<()> {
 }
 
 /// Fills an empty file with the `size` bytes of another, in the same blocks if the file system can.
-pub fn copy_content(from: &File, mut to: &File, size: u64) -> io::Result<()> {
+fn copy_content(from: &File, mut to: &File, size: u64) -> io::Result<()> {
     // Whatever the reason why blocks cannot be shared, copying them is always right.
     let copied = match rustix::fs::ioctl_ficlone(to, from) {
         Ok(()) => to.metadata()?.len(),
