@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use super::migrate::OPERATION;
+use super::migrate::{self, OPERATION};
+use crate::model::config::MigrationLimits;
 use crate::model::dataset::{DataSet, with_places};
 use crate::model::id::OperationId;
 use crate::store::Store;
+use crate::system::group::Group;
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::process::{Ended, Program, User};
 use crate::system::space;
-use qx_release::error::{Error, ErrorKind, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
 
 /// What the log calls this.
@@ -56,20 +58,15 @@ impl Aside<'_> {
         if self.set.check.is_empty() {
             return Ok(());
         }
-        self.run("checking", &self.set.check, [place, "", ""], log)
+        self.run(&self.set.check, [place, "", ""], log)
+            .doing(|| format!("checking the data set {}", self.set.name))
     }
 
     /// Runs one of the data set's commands; its output goes to the log. The places are those of `{place}`, `{copy}`,
     /// `{kept}`.
-    pub(super) fn run(
-        &self,
-        doing: &str,
-        vector: &[String],
-        places: [&str; 3],
-        log: &mut Log,
-    ) -> Result<()> {
+    pub(super) fn run(&self, vector: &[String], places: [&str; 3], log: &mut Log) -> Result<()> {
         let ended = self.program(vector, places, &mut |line| log.info(STEP, line))?;
-        self.ended(doing, vector, places, &ended)
+        succeeded(vector, places, &ended)
     }
 
     /// The same; each line of its output, without the places, goes to `on_line`.
@@ -84,31 +81,17 @@ impl Aside<'_> {
         let given = with_places(vector, places[0], places[1], places[2]);
         // So that whoever comes next knows what is left of it, and ends it.
         let environment = [(OPERATION.to_owned(), self.id.to_string())];
-        Program {
+        let name = migrate::commands_group(self.id);
+        let group = Group::make(&name, &MigrationLimits::default())?;
+        let ended = Program {
             user: user.as_ref(),
             environment: &environment,
+            group: Some(&group),
             ..Program::new(&given, Duration::from_secs(self.set.timeout_s))
         }
-        .run(&mut |_, line| on_line(hidden(line, places)))
-    }
-
-    /// The places are not put in: there may be a password in one.
-    fn ended(
-        &self,
-        doing: &str,
-        vector: &[String],
-        places: [&str; 3],
-        ended: &Ended,
-    ) -> Result<()> {
-        match ended.ok() {
-            true => Ok(()),
-            false => Err(Error::new(format!(
-                "{doing} the data set {}: {} {}",
-                self.set.name,
-                text::command(vector),
-                hidden(&ended.describe(), places)
-            ))),
-        }
+        .run(&mut |_, line| on_line(hidden(line, places)));
+        group.remove();
+        ended
     }
 
     /// Asks the data at a place for its schema; `None` if there is no way to ask.
@@ -119,16 +102,18 @@ impl Aside<'_> {
         let mut last = String::new();
         let places = [place, "", ""];
         let ended = self.program(&self.set.schema, places, &mut |line| last = line)?;
-        self.ended("asking for the schema of", &self.set.schema, places, &ended)?;
-        let schema = last.trim().parse();
-        schema.map(Some).map_err(|_| {
-            Error::new(format!(
-                "asking for the schema of the data set {}: {} printed '{}' instead of a number",
-                self.set.name,
-                text::command(&self.set.schema),
-                text::line(&last)
-            ))
-        })
+        let schema = succeeded(&self.set.schema, places, &ended).and_then(|()| {
+            last.trim().parse().map_err(|_| {
+                Error::new(format!(
+                    "{} printed '{}' instead of a number",
+                    text::command(&self.set.schema),
+                    text::line(&last)
+                ))
+            })
+        });
+        schema
+            .map(Some)
+            .doing(|| format!("asking for the schema of the data set {}", self.set.name))
     }
 
     /// What is free where copies lie.
@@ -151,6 +136,18 @@ impl Aside<'_> {
                 ),
             )),
         }
+    }
+}
+
+/// The places are not put in: there may be a password in one.
+fn succeeded(vector: &[String], places: [&str; 3], ended: &Ended) -> Result<()> {
+    match ended.ok() {
+        true => Ok(()),
+        false => Err(Error::new(format!(
+            "{} {}",
+            text::command(vector),
+            hidden(&ended.describe(), places)
+        ))),
     }
 }
 

@@ -33,8 +33,8 @@ fn copy_by(
 ) -> Result<()> {
     let copy = commands.copy(aside.id, side);
     // What an earlier try has left.
-    aside.run("removing a copy of", &commands.drop, ["", &copy, ""], log)?;
-    aside.run("copying", vector, [&aside.set.place, &copy, ""], log)
+    aside.run(&commands.drop, ["", &copy, ""], log)?;
+    aside.run(vector, [&aside.set.place, &copy, ""], log)
 }
 
 pub(super) fn exchange(
@@ -46,13 +46,13 @@ pub(super) fn exchange(
     let copy = commands.copy(aside.id, from);
     let kept = commands.copy(aside.id, from.other());
     let places = [&*aside.set.place, &copy, &kept];
-    aside.run("exchanging", &commands.exchange, places, log)
+    aside.run(&commands.exchange, places, log)
 }
 
 pub(super) fn remove(aside: &Aside, commands: &Commands, log: &mut Log) -> Result<()> {
     for side in [Side::Next, Side::Previous] {
         let copy = commands.copy(aside.id, side);
-        aside.run("removing a copy of", &commands.drop, ["", &copy, ""], log)?;
+        aside.run(&commands.drop, ["", &copy, ""], log)?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::place::{Place, held};
 use crate::model::dataset::Side;
 use crate::system::host::Host;
 use crate::system::log::Log;
+use crate::system::proc::Use;
 use crate::system::process::User;
 use crate::system::space;
 use qx_release::durable;
@@ -193,6 +194,15 @@ pub(super) fn copy(aside: &Aside, side: Side, log: &mut Log) -> Result<u64> {
     Ok(before.print)
 }
 
+/// The processes that use it, at its place or where it is mounted besides.
+pub(super) fn users(aside: &Aside) -> Result<Vec<Use>> {
+    let Some(place) = Place::of(aside.host, aside.set)? else {
+        return Ok(Vec::new());
+    };
+    let parts = place.parts()?.into_iter().map(|part| part.path);
+    Ok(aside.store.users(&parts.collect::<Vec<_>>()))
+}
+
 pub(super) fn unchanged(aside: &Aside, found: u64) -> Result<()> {
     let Some(place) = Place::of(aside.host, aside.set)? else {
         return Ok(());
@@ -290,7 +300,7 @@ fn copy_by_command(
     open_to_others(aside, true)?;
     let places = [aside.live_place()?, aside.place_of_copy(side)?];
     let places = [&*places[0], &*places[1], ""];
-    aside.run("copying", &aside.set.copy_in_use, places, log)?;
+    aside.run(&aside.set.copy_in_use, places, log)?;
     let mut made = Survey::default();
     look(
         &mut made,

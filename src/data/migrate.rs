@@ -8,6 +8,7 @@ use crate::model::id::OperationId;
 use crate::model::operation::{Cause, CauseKind, Operation};
 use crate::model::slot::{Installed, Set};
 use crate::store::Store;
+use crate::system::group::Group;
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::proc::Proc;
@@ -111,6 +112,7 @@ impl MigrationRunner<'_> {
                 text::hiding(&line, place)
             })
         };
+        let group = confine(self.op)?;
         log.info(step, format!("running {}", text::command(vector)));
         let mut output = Vec::new();
         let ended = Program {
@@ -118,6 +120,7 @@ impl MigrationRunner<'_> {
             environment: &environment,
             user: user.as_ref(),
             within,
+            group: Some(&group),
             ..Program::new(&given, Duration::from_secs(self.timeout_s))
         }
         .run(&mut |stream, line| {
@@ -126,6 +129,7 @@ impl MigrationRunner<'_> {
             log.info_with(step, line, serde_json::json!({ "stream": stream.name() }));
         })
         .map_err(Failure::of_release)?;
+        group.remove();
         if ended.ok() {
             log.info(step, format!("{} succeeded", text::command(vector)));
             return Ok(());
@@ -190,14 +194,38 @@ fn keep(output: &mut Vec<String>, stream: &str, line: &str) {
     output.push(format!("{stream}: {line}"));
 }
 
+/// Makes the control group that an operation's migration is to run in.
+pub(super) fn confine(op: &Operation) -> Result<Group> {
+    Group::make(&group(op.id), &op.migration_limits)
+}
+
+/// The control group of an operation's migration.
+fn group(operation: OperationId) -> String {
+    format!("qx-update-{operation}")
+}
+
+/// That of the data sets' own commands, which no limit is meant for.
+pub(super) fn commands_group(operation: OperationId) -> String {
+    format!("qx-update-data-{operation}")
+}
+
 /// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go
-/// on changing the data under the old set, or beside the next migration. Its processes are known by their environment.
+/// on changing the data under the old set, or beside the next migration. Its processes are known by their control group; where
+/// there is none, by their environment.
 pub fn end_orphans(operation: OperationId, proc: &Proc, log: &mut Log) -> Result<()> {
     let mark = format!("{OPERATION}={operation}");
+    let groups = [group(operation), commands_group(operation)].map(|name| Group::named(&name));
     let deadline = Instant::now() + GONE;
     loop {
-        let orphans = proc.marked(&mark);
+        let mut orphans = proc.marked(&mark);
+        let members = groups.iter().flat_map(Group::members);
+        for member in members.filter_map(|pid| proc.identity(pid)) {
+            if !orphans.contains(&member) {
+                orphans.push(member);
+            }
+        }
         if orphans.is_empty() {
+            groups.iter().for_each(Group::remove);
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -214,6 +242,8 @@ pub fn end_orphans(operation: OperationId, proc: &Proc, log: &mut Log) -> Result
             );
             proc.kill(orphan);
         }
+        // Those that were born meanwhile, too.
+        groups.iter().for_each(Group::kill);
         std::thread::sleep(Duration::from_millis(20));
     }
 }

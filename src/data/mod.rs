@@ -17,6 +17,7 @@ mod rehearse;
 mod verbs;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::model::dataplan::DataChange;
 use crate::model::dataset::{DataSet, Side};
@@ -28,6 +29,7 @@ use crate::system::log::Log;
 use crate::system::space;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Name, placeholder};
+use qx_release::text;
 
 pub use aside::Aside;
 pub use kept::{
@@ -35,6 +37,9 @@ pub use kept::{
     taken, tidy,
 };
 pub use rehearse::rehearse;
+
+/// How long the last users of the data may take to end, once their services are stopped.
+const WHILE: Duration = Duration::from_secs(5);
 
 /// What is left free, in bytes, beside what copies take.
 const ROOM: u64 = 64 << 20;
@@ -90,7 +95,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Whether there is room for what an operation does to the data.
+/// Whether there is room for what an operation does to the data, and its migration can be limited as it is to be.
 ///
 /// # Errors
 /// [`ErrorKind::NoSpace`], and as [`space()`].
@@ -98,6 +103,9 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     if !matches!(op.change, DataChange::Migrate | DataChange::Down) || op.data.is_empty() {
         return Ok(());
     }
+    migrate::confine(op)
+        .doing(|| "before anything is stopped")?
+        .remove();
     let needed = space(host, store, &op.data)?;
     let free = space::free_space(&store.path("update"))?.0;
     match needed <= free {
@@ -153,6 +161,31 @@ pub fn copy(
     sets(host, store, op)
         .map(|aside| aside.copy(side, log))
         .collect()
+}
+
+/// Whether nobody uses the live data any more: who has it open would go on with what is set aside. Those that their service
+/// leaves behind get a while to end.
+pub fn released(host: &Host, store: &Store, op: &Operation) -> Result<()> {
+    let deadline = Instant::now() + WHILE;
+    loop {
+        let mut users = Vec::new();
+        for aside in sets(host, store, op) {
+            users.extend(aside.users()?);
+        }
+        let Some(user) = users.first() else {
+            return Ok(());
+        };
+        if Instant::now() >= deadline {
+            let pid = user.process.pid;
+            return Err(Error::new(format!(
+                "changing the data: process {pid} ({}) still uses {}, and belongs to none of the stopped services: end it, or \
+                 name its service in data[].services",
+                host.proc().executable_name(pid),
+                text::path(&user.path)
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Whether the live data is what it was when it was copied: nobody may have written to it since.

@@ -6,6 +6,7 @@ use super::aside::{Aside, STEP, Size};
 use super::{command, files};
 use crate::model::dataset::{Method, Side};
 use crate::system::log::Log;
+use crate::system::proc::Use;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 
@@ -35,6 +36,16 @@ impl Aside<'_> {
             Method::Command(commands) => command::copy(self, commands, side, log).map(|()| 0),
         }
         .doing(|| format!("copying the data set {}", self.set.name))
+    }
+
+    /// The processes that use the live data, as far as that can be seen.
+    pub fn users(&self) -> Result<Vec<Use>> {
+        match &self.set.method {
+            Method::Files => files::users(self),
+            // Its server answers for those.
+            Method::Command(_) => Ok(Vec::new()),
+        }
+        .doing(|| format!("looking for users of the data set {}", self.set.name))
     }
 
     /// Whether the live data is what it was when it was copied, as far as that can be told.

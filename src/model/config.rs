@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::dataset::{DataSet, Method};
 use crate::model::source::SourceAddress;
@@ -140,7 +140,7 @@ pub struct Log {
 }
 
 /// How services are controlled.
-#[derive(Debug, Clone, serde::Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(try_from = "ServicesFields", tag = "manager", rename_all = "lowercase")]
 pub enum Services {
     /// OpenRC, through `rc-service`.
@@ -273,8 +273,35 @@ pub struct Limits {
     pub trial_max_age_s: u64,
     /// Seconds for which data is kept that an update replaced, or a failed release wrote. 7 days.
     pub keep_data_s: u64,
+    /// What a migration may take. Anything.
+    pub migration: MigrationLimits,
     /// What a repository's metadata may ask for.
     pub trust: trust::Limits,
+}
+
+/// What a migration and all that it starts may take together, by its control group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MigrationLimits {
+    /// Memory, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub tasks: Option<u64>,
+}
+
+impl MigrationLimits {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == MigrationLimits::default()
+    }
+
+    fn ranges(&self) -> [Ranged; 2] {
+        let memory = self.memory_bytes.unwrap_or(1 << 20);
+        [
+            ("memory_bytes", memory, 1 << 20..=MAX_SIZE),
+            ("tasks", self.tasks.unwrap_or(1), 1..=MANY),
+        ]
+    }
 }
 
 impl Default for Limits {
@@ -290,6 +317,7 @@ impl Default for Limits {
             trial_boots: 3,
             trial_max_age_s: 86_400,
             keep_data_s: 7 * 86_400,
+            migration: MigrationLimits::default(),
             trust: trust::Limits::default(),
         }
     }
@@ -394,6 +422,7 @@ impl Config {
         ];
         in_ranges("log", log)?;
         in_ranges("limits", self.limits.ranges())?;
+        in_ranges("limits.migration", self.limits.migration.ranges())?;
         in_ranges("limits.trust", trust_ranges(&self.limits.trust))
     }
 }
@@ -584,6 +613,8 @@ mod tests {
             "trial_boots",
             "trial_max_age_s",
             "keep_data_s",
+            "migration.memory_bytes",
+            "migration.tasks",
             "trust.root_bytes",
             "trust.timestamp_bytes",
             "trust.snapshot_bytes",

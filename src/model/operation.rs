@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::config::{Config, Limits, Services};
+use crate::model::config::{Config, Limits, MigrationLimits, Services};
 use crate::model::dataplan::{DataChange, DataPlan};
 use crate::model::dataset::{DataSet, Side};
 use crate::model::id::OperationId;
@@ -73,6 +73,9 @@ pub struct Operation {
     /// The user that the migration runs as. Absent: root.
     #[serde(default)]
     pub migration_user: Option<String>,
+    /// What the migration may take.
+    #[serde(default, skip_serializing_if = "MigrationLimits::is_empty")]
+    pub migration_limits: MigrationLimits,
     /// The data that becomes live again, if it was kept. Else it is what this operation makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptCopy>,
@@ -129,6 +132,7 @@ impl Operation {
             change: DataChange::None,
             schemas: BTreeMap::new(),
             migration_user: None,
+            migration_limits: MigrationLimits::default(),
             kept: None,
             exchanged_at: None,
             discarded: None,
@@ -146,6 +150,7 @@ impl Operation {
             trial_boots: limits.trial_boots,
             trial_max_age_s: limits.trial_max_age_s,
             migration_user: config.migration_user.clone(),
+            migration_limits: limits.migration.clone(),
             ..self
         }
     }

@@ -64,10 +64,12 @@ impl Switch<'_> {
             };
         }
         data::begin(self.host, self.store, &self.op, reached).map_err(appliance)?;
+        data::released(self.host, self.store, &self.op).map_err(appliance)?;
         if self.in_place() {
             return self.migrate_in_place(reached);
         }
         let found = self.make_ready()?;
+        data::released(self.host, self.store, &self.op).map_err(appliance)?;
         data::unchanged(self.host, self.store, &self.op, &found).map_err(appliance)?;
         self.begin_exchange(reached).map_err(appliance)?;
         let from = self.op.copy().side;

@@ -1,6 +1,7 @@
 //! The machine underneath: paths and clock, processes, services, space, the log.
 
 pub mod follower;
+pub mod group;
 pub mod host;
 pub mod log;
 pub mod proc;

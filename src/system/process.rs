@@ -1,7 +1,7 @@
 //! Running programs: under a time limit, in a known environment, as somebody.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::system::group::Group;
 use crate::system::host::Host;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
@@ -82,8 +83,8 @@ impl Ended {
     }
 }
 
-/// A program to run: in a clean environment (`PATH`, `HOME`, `LANG=C`), in a process group of its own, its standard
-/// input empty unless it is given. After `timeout` the whole group is killed.
+/// A program to run: in a clean environment (`PATH`, `HOME`, `LANG=C`), in a process group of its own, with nothing to read
+/// on its standard input. After `timeout` the whole group is killed.
 pub struct Program<'a> {
     /// The argument vector.
     pub vector: &'a [String],
@@ -93,8 +94,8 @@ pub struct Program<'a> {
     pub environment: &'a [(String, String)],
     /// Who it runs as, without supplementary groups and at home in that user's `HOME`. Absent: who we are, and `HOME=/`.
     pub user: Option<&'a User>,
-    /// What it reads on its standard input, from where this file stands.
-    pub input: Option<&'a File>,
+    /// The control group in which it runs, with all that it starts. Absent: ours.
+    pub group: Option<&'a Group>,
     /// How long it may take.
     pub timeout: Duration,
     /// Asked again and again whether it keeps within its space; if not, its group is killed. Absent: any space will do.
@@ -102,60 +103,35 @@ pub struct Program<'a> {
 }
 
 impl<'a> Program<'a> {
-    /// Runs in `/`, as we do, with nothing to read.
+    /// Runs in `/`, as we do.
     pub fn new(vector: &'a [String], timeout: Duration) -> Program<'a> {
         Program {
             vector,
             directory: Path::new("/"),
             environment: &[],
             user: None,
-            input: None,
+            group: None,
             timeout,
             within: None,
         }
-    }
-
-    /// Runs it. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are no text
-    /// replaced. A program that leaves a daemon behind is not waited for longer than itself.
-    pub fn run(&self, on_line: &mut dyn FnMut(Stream, &str)) -> Result<Ended> {
-        self.follow(None, on_line)
-    }
-
-    /// Runs it, and hands the bytes of its standard output to `on_bytes` as they come, complete: if they do not end in
-    /// time (a daemon that it left behind holds them open, say), it did not end in time. An error of `on_bytes` ends
-    /// the whole group, and is returned. `on_line` gets the lines of its standard error.
-    pub fn pipe(
-        &self,
-        on_bytes: &mut TakeBytes,
-        on_line: &mut dyn FnMut(Stream, &str),
-    ) -> Result<Ended> {
-        self.follow(Some(on_bytes), on_line)
     }
 
     /// Runs it with its output thrown away: what it starts may live on and keep writing.
     pub fn run_silently(&self) -> Result<Ended> {
         let child = self.spawn(|| null().map(Stdio::from))?;
         let (_, nothing) = mpsc::sync_channel(0);
-        let mut running = Running::of(child, self, &nothing, false);
-        running
-            .wait(&mut |_| Ok(()))
-            .map(|status| Ended { status, last: None })
+        let status = Running::of(child, self, &nothing).wait(&mut |_| ())?;
+        Ok(Ended { status, last: None })
     }
 
-    fn follow(
-        &self,
-        mut on_bytes: Option<&mut TakeBytes>,
-        on_line: &mut dyn FnMut(Stream, &str),
-    ) -> Result<Ended> {
+    /// Runs it. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are no text
+    /// replaced. A program that leaves a daemon behind is not waited for longer than itself.
+    pub fn run(&self, on_line: &mut dyn FnMut(Stream, &str)) -> Result<Ended> {
         let mut child = self.spawn(|| Ok(Stdio::piped()))?;
         // Bounded: a program that writes faster than its output is taken waits.
-        let (sender, pieces) = mpsc::sync_channel(64);
-        let whole = on_bytes.is_some();
+        let (sender, lines) = mpsc::sync_channel(64);
         if let Some(out) = child.stdout.take() {
-            match whole {
-                true => read_bytes(out, sender.clone()),
-                false => read_lines(out, Stream::Out, sender.clone()),
-            }
+            read_lines(out, Stream::Out, sender.clone());
         }
         if let Some(err) = child.stderr.take() {
             read_lines(err, Stream::Err, sender.clone());
@@ -163,31 +139,20 @@ impl<'a> Program<'a> {
         drop(sender);
         // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
         let (mut out, mut err) = (None, None);
-        let program = self.name();
-        let mut take = |piece: Piece| {
-            match (piece, &mut on_bytes) {
-                (Piece::Line(stream, line), _) => {
-                    on_line(stream, &line);
-                    match stream {
-                        Stream::Out => out = Some(line),
-                        Stream::Err => err = Some(line),
-                    }
-                }
-                (Piece::Bytes(bytes), Some(on_bytes)) => {
-                    on_bytes(&bytes.doing(|| format!("reading what {program} writes"))?)?;
-                }
-                (Piece::Bytes(_), None) => {}
+        let mut take = |(stream, line): Line| {
+            on_line(stream, &line);
+            match stream {
+                Stream::Out => out = Some(line),
+                Stream::Err => err = Some(line),
             }
-            Ok(())
         };
-        let mut running = Running::of(child, self, &pieces, whole);
-        let status = running.wait(&mut take)?;
+        let status = Running::of(child, self, &lines).wait(&mut take)?;
         // What it wrote last; a daemon that keeps the pipe open is not waited for.
         let enough = Instant::now() + LAST_WORDS;
         while Instant::now() < enough
-            && let Ok(piece) = pieces.recv_timeout(Duration::from_millis(300))
+            && let Ok(line) = lines.recv_timeout(Duration::from_millis(300))
         {
-            take(piece)?;
+            take(line);
         }
         Ok(Ended {
             status,
@@ -206,10 +171,6 @@ impl<'a> Program<'a> {
             ));
         };
         let doing = || format!("running {program}");
-        let input: Stdio = match self.input {
-            Some(file) => file.try_clone().doing(doing)?.into(),
-            None => null()?.into(),
-        };
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -219,13 +180,15 @@ impl<'a> Program<'a> {
             .env("HOME", self.user.map_or("/", |user| &user.home))
             .env("LANG", "C")
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
-            .stdin(input)
+            .stdin(null()?)
             .stdout(output()?)
             .stderr(output()?)
             .process_group(0);
         if let Some(user) = self.user {
             command.uid(user.uid).gid(user.gid);
         }
+        // What is started in a group stays in it; who starts it does not.
+        let _within = self.group.map(Group::enter).transpose()?;
         command.spawn().doing(doing)
     }
 }
@@ -242,15 +205,8 @@ pub fn null() -> Result<File> {
     }
 }
 
-/// Takes a program's standard output.
-type TakeBytes<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
-
-/// A part of a program's output.
-enum Piece {
-    Line(Stream, String),
-    /// Of a standard output that is taken whole; none is its end.
-    Bytes(io::Result<Vec<u8>>),
-}
+/// A line of a program's output.
+type Line = (Stream, String);
 
 /// A program that was started.
 struct Running<'a> {
@@ -260,53 +216,34 @@ struct Running<'a> {
     within: Option<&'a dyn Fn() -> bool>,
     /// When that is asked next.
     look: Instant,
-    pieces: &'a mpsc::Receiver<Piece>,
-    /// The end of its standard output is waited for, too.
-    open: bool,
+    lines: &'a mpsc::Receiver<Line>,
 }
 
 impl<'a> Running<'a> {
-    fn of(
-        child: Child,
-        program: &'a Program<'a>,
-        pieces: &'a mpsc::Receiver<Piece>,
-        open: bool,
-    ) -> Running<'a> {
+    fn of(child: Child, program: &'a Program<'a>, lines: &'a mpsc::Receiver<Line>) -> Running<'a> {
         Running {
             child,
             program: program.name(),
             deadline: Instant::now() + program.timeout,
             within: program.within,
             look: Instant::now(),
-            pieces,
-            open,
+            lines,
         }
     }
 
     /// Waits for it, taking its output; `None` if its group had to be killed.
-    fn wait(&mut self, take: &mut dyn FnMut(Piece) -> Result<()>) -> Result<Option<ExitStatus>> {
+    fn wait(&mut self, take: &mut dyn FnMut(Line)) -> Result<Option<ExitStatus>> {
         loop {
-            match self.pieces.recv_timeout(Duration::from_millis(20)) {
-                Ok(piece) => {
-                    self.open &= !matches!(&piece, Piece::Bytes(Ok(bytes)) if bytes.is_empty());
-                    if let Err(e) = take(piece) {
-                        self.kill()?;
-                        return Err(e);
-                    }
-                }
+            match self.lines.recv_timeout(Duration::from_millis(20)) {
+                Ok(line) => take(line),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Both outputs are closed; the program may still run.
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.open = false;
                     std::thread::sleep(Duration::from_millis(20));
                 }
             }
-            if !self.open
-                && let Some(status) = self
-                    .child
-                    .try_wait()
-                    .doing(|| format!("waiting for {}", self.program))?
-            {
+            let ended = self.child.try_wait();
+            if let Some(status) = ended.doing(|| format!("waiting for {}", self.program))? {
                 return Ok(Some(status));
             }
             if Instant::now() >= self.deadline {
@@ -398,24 +335,7 @@ impl Drop for Nice {
     }
 }
 
-/// Sends what comes, piece by piece, and its end or what went wrong.
-fn read_bytes(mut from: impl Read + Send + 'static, to: mpsc::SyncSender<Piece>) {
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 32 * 1024];
-        loop {
-            let got = match from.read(&mut buffer) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                got => got.map(|n| buffer[..n].to_vec()),
-            };
-            let last = got.as_ref().map_or(true, Vec::is_empty);
-            if to.send(Piece::Bytes(got)).is_err() || last {
-                break;
-            }
-        }
-    });
-}
-
-fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSender<Piece>) {
+fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSender<Line>) {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(from);
         let mut line = Vec::new();
@@ -429,7 +349,7 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSe
             let text = text.trim_end_matches(['\n', '\r']).replace('\t', " ");
             let text = text::clean(&text, MAX_LINE);
             line.clear();
-            if to.send(Piece::Line(stream, text)).is_err() {
+            if to.send((stream, text)).is_err() {
                 break;
             }
         }
@@ -469,50 +389,8 @@ mod tests {
         );
     }
 
-    /// Takes all bytes, up to a limit.
-    fn pipe(script: &str, timeout: Duration, limit: usize) -> (Result<Ended>, Vec<u8>) {
-        let mut all = Vec::new();
-        let vector = ["sh", "-c", script].map(str::to_owned);
-        let mut take = |bytes: &[u8]| {
-            all.extend_from_slice(bytes);
-            match all.len() > limit {
-                true => Err(Error::new("too much")),
-                false => Ok(()),
-            }
-        };
-        let ended = Program::new(&vector, timeout).pipe(&mut take, &mut |_, _| {});
-        (ended, all)
-    }
-
     #[test]
-    fn bytes_come_as_they_are_to_their_end() {
-        // The program ends long before the last byte comes.
-        let script = r"printf 'a\0\377\n'; (sleep 1; printf late) & echo why >&2; exit 3";
-        let (ended, all) = pipe(script, LONG, 100);
-        assert_eq!(all, b"a\0\xff\nlate");
-        assert_eq!(ended.unwrap().describe(), "exited 3: why");
-        let (ended, all) = pipe("head -c 10000000 /dev/zero", LONG, usize::MAX);
-        assert!(ended.unwrap().ok() && all.len() == 10_000_000);
-    }
-
-    #[test]
-    fn bytes_that_do_not_end_in_time_are_no_success() {
-        let (ended, all) = pipe("printf part; sleep 1000 &", Duration::from_millis(500), 100);
-        assert_eq!(all, b"part");
-        assert!(ended.unwrap().status.is_none());
-    }
-
-    #[test]
-    fn whoever_takes_the_bytes_can_end_the_program() {
-        let start = Instant::now();
-        let (ended, all) = pipe("yes; sleep 1000", LONG, 1000);
-        assert_eq!(ended.unwrap_err().chain(), "too much");
-        assert!(all.len() > 1000 && start.elapsed() < LONG);
-    }
-
-    #[test]
-    fn a_program_reads_its_input_as_its_user_at_home() {
-        use std::io::Seek;
+    fn a_program_runs_as_its_user_at_home() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
         let me = rustix::process::getuid();
@@ -528,20 +406,16 @@ mod tests {
         let unknown = User::find(&host, "d").unwrap_err().chain();
         assert!(unknown.contains("the user d "), "{unknown}");
         assert!(User::find(&host, "broken").is_err());
-        let mut input = tempfile::tempfile().unwrap();
-        io::Write::write_all(&mut input, b"one\ntwo\n").unwrap();
-        input.seek(io::SeekFrom::Start(4)).unwrap();
-        let vector = ["sh", "-c", "cat; id -u; id -G; echo $HOME"].map(str::to_owned);
+        let vector = ["sh", "-c", "id -u; id -G; echo $HOME"].map(str::to_owned);
         let mut lines = Vec::new();
         let program = Program {
             user: Some(&user),
-            input: Some(&input),
             ..Program::new(&vector, LONG)
         };
         let ended = program.run(&mut |_, line| lines.push(line.to_owned()));
         assert!(ended.unwrap().ok());
         let id = id.to_string();
-        assert_eq!(lines, ["two", &id, &id, "/var/db"], "no other groups");
+        assert_eq!(lines, [&id, &id, "/var/db"], "no other groups");
     }
 
     #[test]

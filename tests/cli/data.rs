@@ -256,6 +256,109 @@ fn a_migration_that_hangs_is_undone() {
     assert_eq!(exe(child), None);
 }
 
+/// Whatever way a migration's child goes out of, and whichever of the three starts it: it does not write to the data of the set
+/// that runs in the end.
+#[test]
+fn what_a_migration_leaves_behind_is_ended() {
+    let appliance = with_data();
+    let left = appliance.root.join("out/left");
+    // Not what another test sleeps for.
+    let seconds = format!("7{:07}", std::process::id());
+    let ways = [
+        "(setsid sleep N &)",
+        "setsid nohup sleep N &",
+        // Only a control group knows these.
+        "setsid env -i /bin/sleep N &",
+        "env -i setsid -f /bin/sleep N",
+    ];
+    let known = if has_control_groups() { 4 } else { 2 };
+    let all = ways[..known].join("\n").replace('N', &seconds);
+    let script = format!(
+        "({all}) >/dev/null 2>&1; sleep 0.5; grep -lzxs '[7]{}' /proc/[0-9]*/cmdline >{}",
+        &seconds[1..],
+        path(&left)
+    );
+    let ended = |what: &str| {
+        let files = text(&left);
+        let pid = |file: &str| file.split('/').nth(2).unwrap().parse().unwrap();
+        let pids: Vec<u32> = files.lines().map(pid).collect();
+        assert_eq!(pids.len(), known, "{what}: {files}");
+        let alive: Vec<&u32> = pids.iter().filter(|pid| exe(**pid).is_some()).collect();
+        assert!(alive.is_empty(), "{what}: {alive:?} of {pids:?}");
+    };
+    appliance.release(&migrating(
+        &appliance,
+        "1.2.0",
+        &format!("{script}; exit 1"),
+    ));
+    appliance.update(&["apply"]).refused(8, &["exited 1"]);
+    ended("a migration that failed");
+    untouched(&appliance);
+    let rehearsed = migrating(&appliance, "1.2.1", &format!("{script}; exit 1"))
+        .edit(|json| json["migrate"]["rehearse"] = json!(true));
+    appliance.release(&rehearsed);
+    appliance.update(&["apply"]).refused(1, &["rehearsal"]);
+    ended("a rehearsal");
+    untouched(&appliance);
+    appliance.release(&migrating(
+        &appliance,
+        "1.2.2",
+        &format!("{script}; {MIGRATE}"),
+    ));
+    appliance.update(&["apply"]).code(0);
+    ended("a migration that succeeded");
+    let left = fs::read_dir("/sys/fs/cgroup/unified").or_else(|_| fs::read_dir("/sys/fs/cgroup"));
+    for group in left.into_iter().flatten().flatten() {
+        let members = fs::read_to_string(group.path().join("cgroup.procs")).unwrap_or_default();
+        let ours = group
+            .file_name()
+            .to_string_lossy()
+            .starts_with("qx-update-");
+        assert!(
+            !ours || !members.is_empty(),
+            "{} is left empty",
+            group.path().display()
+        );
+    }
+}
+
+/// Whether this machine has control groups, and lets us make one.
+fn has_control_groups() -> bool {
+    ["", "unified", "openrc"].iter().any(|hierarchy| {
+        let hierarchy = PathBuf::from("/sys/fs/cgroup").join(hierarchy);
+        let group = hierarchy.join(format!("qx-test-{}", std::process::id()));
+        let made = hierarchy.join("cgroup.procs").exists() && fs::create_dir(&group).is_ok();
+        made && fs::remove_dir(&group).is_ok()
+    })
+}
+
+/// A migration that takes more than the appliance gives it fails, and is the only one that does; where no limit can be set, no
+/// service is stopped for one that would have none.
+#[test]
+fn a_migration_keeps_within_its_limits() {
+    let appliance = with_data();
+    appliance.edit_config(|config| config["limits"]["migration"] = json!({"tasks": 8}));
+    let many = "for n in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; wait";
+    appliance.release(&migrating(&appliance, "1.2.0", many));
+    let before = appliance.processes();
+    let ended = appliance.update(&["apply"]);
+    match ended.stderr.contains("limiting the pids") {
+        // Nothing was stopped.
+        true => {
+            ended.refused(1, &["before anything is stopped"]);
+            assert_eq!(appliance.processes(), before);
+        }
+        false => drop(ended.refused(8, &["migrate", "fork"])),
+    }
+    appliance.runs("1.1.0");
+    untouched(&appliance);
+    appliance.edit_config(|config| config["limits"]["migration"]["tasks"] = json!(50));
+    appliance.release(&migrating(&appliance, "1.2.1", MIGRATE));
+    if has_control_groups() {
+        appliance.update(&["apply"]).code(0);
+    }
+}
+
 /// A release that crashes after its migration takes nothing of the owner's data with it, at a second try as at the
 /// first, and no copy of another operation is ever put in the data's place.
 #[test]
@@ -633,6 +736,53 @@ fn what_writes_meanwhile_is_noticed() {
     tidy(&appliance);
 }
 
+/// Who has the data open without writing to it would go on with what is set aside, and what it writes then would be lost: so
+/// would somebody who sees it at another place. Nothing is exchanged, and the release is not to blame.
+#[test]
+fn who_still_uses_the_data_is_told() {
+    let appliance = with_data();
+    let live = place(&appliance, "db");
+    let wal = place(&appliance, "db-wal");
+    let uses = [
+        format!("exec sleep 1000 <{}", path(&live)),
+        format!("exec sleep 1000 >>{}", path(&wal)),
+        format!("exec tail -f {}", path(&live)),
+        format!(
+            "exec unshare -m sh -c 'touch {to} && mount --bind {from} {to} && exec sleep 1000'",
+            from = path(&live),
+            to = path(&appliance.root.join("out/elsewhere"))
+        ),
+    ];
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    for script in uses {
+        let mut user = Command::new("sh");
+        let mut user = user.args(["-c", &script]).spawn().unwrap();
+        let named = format!("process {} (", user.id());
+        // It has begun.
+        let runs = |name: &str| exe(user.id()).is_some_and(|exe| exe.ends_with(name));
+        wait_until("it uses the data", || runs("sleep") || runs("tail"));
+        appliance
+            .update(&["apply"])
+            .refused(8, &[&named, "still uses"]);
+        assert!(
+            user.try_wait().unwrap().is_none(),
+            "it was killed: {script}"
+        );
+        user.kill().unwrap();
+        user.wait().unwrap();
+        appliance.runs("1.1.0");
+        assert_eq!(found(&appliance), old(), "{script}");
+        assert_eq!(appliance.status()["refused"], json!([]));
+        tidy(&appliance);
+    }
+    // Who ends soon is waited for.
+    let script = format!("exec sleep 3 <{}", path(&live));
+    let mut user = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    appliance.update(&["apply"]).code(0);
+    user.wait().unwrap();
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+}
+
 /// What the migration wrote is on the medium before it becomes the live data, whatever the migration syncs itself.
 #[test]
 fn what_is_migrated_is_on_the_medium_first() {
@@ -815,7 +965,7 @@ fn a_stepping_stone_is_taken() {
 
 /// Applies what is offered, and kills the updater in its trial.
 #[track_caller]
-fn kill_in_trial(appliance: &Appliance) {
+pub(super) fn kill_in_trial(appliance: &Appliance) {
     let mut apply = appliance.start(&["apply"]);
     wait_until("the trial", || {
         appliance.phase() == "trial" || !apply.runs()

@@ -10,6 +10,7 @@ mod failing;
 mod golden;
 mod good;
 mod killed;
+mod postgres;
 mod preflight;
 mod refused;
 mod services;
