@@ -315,7 +315,7 @@ impl<'a> Census<'a> {
         };
         let Some(component) = manifest.at(&service.runs) else {
             return stopped(format!(
-                "{} runs {}, which is not installed",
+                "service {} runs {}, which is not installed",
                 service.name, service.runs
             ));
         };
@@ -354,7 +354,7 @@ impl<'a> Census<'a> {
                 )),
             },
             (None, Some(supervisor)) => stopped(format!(
-                "service {}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no child that runs",
+                "service {}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no running child",
                 service.name, supervisor.pid
             )),
             (None, None) => stopped(format!(

@@ -108,7 +108,7 @@ fn descriptors(host: &Host, config: &Config) -> Result<()> {
         let depth = depth(&place).saturating_mul(3);
         if depth.saturating_add(DESCRIPTORS) > most {
             return Err(Error::new(format!(
-                "using the data {}: {} is so deep that copying it takes {depth} open files, and only {most} are allowed \
+                "using the data {}: {} is nested too deeply: copying it needs {depth} open files, but the limit is {most} \
                  (RLIMIT_NOFILE)",
                 set.name,
                 place.display()
@@ -152,7 +152,7 @@ fn commands(how: &Services) -> Result<()> {
         if !is_program(program) {
             return Err(Error::with(
                 ErrorKind::Usage,
-                format!("using services.{field} of the configuration: {program} is not a program"),
+                format!("using services.{field} of the configuration: {program} is not an executable program"),
             ));
         }
     }
@@ -181,7 +181,7 @@ fn data_commands(config: &Config) -> Result<()> {
                 return Err(Error::with(
                     ErrorKind::Usage,
                     format!(
-                        "using the data {}: {field} of the configuration: {} is not a program",
+                        "using the data {}: {field} of the configuration: {} is not an executable program",
                         set.name,
                         text::clean(program, 200)
                     ),

@@ -69,7 +69,7 @@ pub fn prove(
     log: &mut Log,
 ) -> Result<Vec<String>, String> {
     if !manager.may_look() {
-        let what = "services are not checked: the root is not this system's";
+        let what = "services are not checked: the root directory is not the running system's";
         log.info("prove", what);
         return Ok(vec![what.to_owned()]);
     }
@@ -83,7 +83,7 @@ pub fn prove(
         .iter()
         .map(|name| {
             format!(
-                "service {name} was not running before and stays stopped; nothing is proved about it"
+                "service {name} was not running before and stays stopped; it is not verified"
             )
         })
         .collect();
@@ -351,7 +351,7 @@ fn asks_idle(check: &Check, expected: &Expectation) -> bool {
 fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
     let how = text::clean(how, MAX_HOW);
     if asks_idle(check, expected) {
-        return Some("and what it checks was not running before the switch".into());
+        return Some("but what it checks was not running before the switch either".into());
     }
     let before = expected
         .failed_before
@@ -367,7 +367,7 @@ fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
         && !expected.idle.is_empty()
         && before.clone().any(silent)
     {
-        return Some("and what it checks was not running before the switch".into());
+        return Some("but what it checks was not running before the switch either".into());
     }
     let same = before.into_iter().any(|before| before.check == *check);
     let held = check.required && !expected.way_back;

@@ -102,7 +102,7 @@ impl DataStage<'_> {
                 data: DataState::Exchanged,
                 ..
             } => Err(format!(
-                "the data from before {} is not in its place",
+                "the data from before {} has not been restored",
                 op.to
             )),
             Phase::Idle(Idle {
@@ -110,7 +110,7 @@ impl DataStage<'_> {
                 ..
             }) if trouble.needs_person && self.store.has_open_data() => Err(trouble.what.clone()),
             _ => match sets::fit(self.store, shown, record.schemas_now()).obstacle() {
-                Some(why) => Err(format!("the {shown} is to run, but {why}")),
+                Some(why) => Err(format!("the {shown} cannot run on it: {why}")),
                 None => Ok(()),
             },
         }

@@ -66,7 +66,7 @@ pub fn decide(observed: &Observed) -> Decision {
         Loaded::Record(record) => decide_phase(observed, record).unwrap_or_else(|e| {
             rebuild(
                 observed,
-                &format!("the update state is impossible: {}", e.chain()),
+                &format!("the update state is invalid: {}", e.chain()),
             )
         }),
         Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
@@ -348,7 +348,7 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
         }
         Ok(active) => {
             let what = format!(
-                "{what}, and there are copies of data that no record explains; {active} runs"
+                "{what}, and the origin of existing copies of data is unknown; {active} runs"
             );
             (active, what, true)
         }
@@ -397,9 +397,8 @@ fn choose(
 fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
     Trouble {
         what: format!(
-            "{what}; {chosen} runs, and services that use the data stay stopped: {why}; `qx-update apply --repair`, or a \
-             release \
-             that accepts it, ends that"
+            "{what}; {chosen} runs, but services that use the data stay stopped: {why}. Run `qx-update apply --repair`, \
+             or apply a release that accepts the data"
         ),
         needs_person: true,
     }

@@ -345,7 +345,7 @@ fn show(
     if moved.is_ok() && !selected {
         log.info(
             "recover",
-            format!("the priority link selects {} now", decision.show),
+            format!("the priority link now selects {}", decision.show),
         );
     }
     // A plain directory in the place of a fixed link hides every release by itself.

@@ -224,11 +224,11 @@ impl Found {
             let added = store.added(slot, manifest, digest);
             problems.extend(added.iter().take(MAX_ADDED).map(|path| {
                 let path = text::path(path);
-                format!("{path} does not belong to the release: somebody added it, it is not checked, and the next update \
-                removes it")
+                format!("{path} does not belong to the release: it was added later, is not verified, and the next update \
+                 removes it")
             }));
             if let Some(more) = added.len().checked_sub(MAX_ADDED + 1) {
-                problems.push(format!("{} more were added", more + 1));
+                problems.push(format!("{} more files do not belong to the release", more + 1));
             }
         }
         problems
@@ -300,7 +300,7 @@ fn other_set(record: &Record, found: &Found, factory_boot: bool, store: &Store) 
     let kept = record.idle_when_ended().active;
     if factory_boot && kept.set != Set::Factory {
         return Some(format!(
-            "this boot uses the factory set, because {FACTORY_BOOT} is on the kernel command line; {kept} is kept"
+            "this boot uses the factory set because {FACTORY_BOOT} is on the kernel command line; {kept} stays installed"
         ));
     }
     let (set, _) = recorded(record);
@@ -329,7 +329,7 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
     } = record.phase()
     {
         return Some(format!(
-            "the data from before {} is not in its place yet",
+            "the data from before {} has not been restored yet",
             op.to
         ));
     }
@@ -342,8 +342,8 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
     }
     let why = Fit::of(found.manifest.as_ref()?, record.schemas_now()).obstacle()?;
     Some(format!(
-        "services that use the data stay stopped: {} is to run, but {why}: `qx-update apply --repair`, or a release that \
-         accepts the data, ends that",
+        "services that use the data stay stopped: {} cannot run on it: {why}. Run `qx-update apply --repair`, or apply a \
+         release that accepts the data",
         found.set
     ))
 }
@@ -352,7 +352,7 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
 fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>, String> {
     let mut refused = store.refusals().map_err(|e| {
         format!(
-            "{}; no release is tried until `qx-update reset` clears the list",
+            "{}; updates are blocked until `qx-update reset` clears the list",
             e.chain()
         )
     })?;

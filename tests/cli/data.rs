@@ -199,7 +199,7 @@ fn restored(appliance: &Appliance, kept: &[(&str, &str)]) {
     assert!(from.as_str().unwrap() <= to.as_str().unwrap(), "{last:#}");
     appliance
         .update(&["status"])
-        .says(&["what was written from", id]);
+        .says(&["data written from", id]);
 }
 
 /// A migration that fails half way costs the owner nothing: the data was not touched, the old release runs, and what the

@@ -171,7 +171,7 @@ fn commands_of_data_that_are_not_there() {
             let words = [
                 &format!("the data db: {field}"),
                 program,
-                "is not a program",
+                "is not an executable program",
             ];
             told_before_anything_stops(&appliance, 2, &words);
         }
