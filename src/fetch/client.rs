@@ -83,7 +83,7 @@ impl Client {
                 });
             }
             let Some(location) = &head.location else {
-                return Err(invalid("a redirect without a target"));
+                return Err(invalid("a redirect has no Location"));
             };
             url = url
                 .redirected(location)
@@ -231,7 +231,7 @@ impl Client {
     #[cfg(feature = "https")]
     fn secure(&self, socket: Socket, url: &Url) -> io::Result<Stream> {
         let Some(tls) = &self.tls else {
-            return Err(invalid("https is not asked for here"));
+            return Err(invalid("https is not supported here"));
         };
         let name = url.bare_host().to_owned();
         let name = rustls::pki_types::ServerName::try_from(name).map_err(invalid)?;
@@ -243,7 +243,7 @@ impl Client {
     #[cfg(not(feature = "https"))]
     fn secure(&self, _: Socket, _: &Url) -> io::Result<Stream> {
         Err(invalid(
-            "this build has no TLS, and cannot fetch from https",
+            "this build has no TLS support and cannot fetch https URLs",
         ))
     }
 }
@@ -261,7 +261,7 @@ fn tunnel(mut socket: Socket, url: &Url, proxy: &Proxy) -> io::Result<Socket> {
     match head.status {
         // In TLS it is the client who speaks first.
         200..=299 if reader.buffer().is_empty() => Ok(reader.into_inner()),
-        200..=299 => Err(invalid("it sent data before it was asked")),
+        200..=299 => Err(invalid("it sent data before the TLS handshake")),
         status @ (408 | 425 | 429 | 500..) => {
             Err(io::Error::other(format!("it answered {status}")))
         }

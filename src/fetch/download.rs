@@ -241,8 +241,7 @@ impl Download<'_> {
             _ => Err(Error::with(
                 ErrorKind::Untrusted,
                 format!(
-                    "fetching {}: the server answered with the range '{}' where bytes {have} to the end \
-                     of {} were asked for",
+                    "fetching {}: the server returned the range '{}' instead of bytes {have} to the end of {}",
                     self.url,
                     text::name(given),
                     self.length

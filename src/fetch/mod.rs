@@ -150,11 +150,11 @@ impl Origin {
     fn web(url: &str, options: &Options) -> Result<Origin> {
         let url = Url::parse(url).map_err(|why| Error::with(ErrorKind::Usage, why))?;
         if url.has_query() {
-            let why = format!("'{url}' has a query: no file can be named below it");
+            let why = format!("'{url}' has a query, so no path can be appended to it");
             return Err(Error::with(ErrorKind::Usage, why));
         }
         if url.is_https() && !cfg!(feature = "https") {
-            let why = format!("opening {url}: this build has no TLS, and cannot use https");
+            let why = format!("opening {url}: this build has no TLS support and cannot use https");
             return Err(Error::with(ErrorKind::Usage, why));
         }
         let client = Client {
@@ -244,7 +244,7 @@ impl Source {
         match bytes {
             Some(bytes) if bytes.len() as u64 == length => Ok(Ok(bytes)),
             _ => Err(Error::new(format!(
-                "reading {name}: it became shorter in the meantime"
+                "reading {name}: it was truncated while it was being read"
             ))),
         }
     }
@@ -448,7 +448,7 @@ impl Retries<'_> {
 fn answered(url: &Url, status: u16) -> Error {
     let mut why = format!("fetching {url}: the server answered {status}");
     match status {
-        401 | 403 => why.push_str(" (no right to it, or no such file)"),
+        401 | 403 => why.push_str(" (access denied or no such file)"),
         407 => why.push_str(" (proxy authentication required)"),
         _ => {}
     }

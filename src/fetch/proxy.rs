@@ -95,7 +95,7 @@ fn normal(host: &str) -> String {
 fn parse(from: &str, text: &str) -> Result<Proxy> {
     let bad = || {
         let why = format!(
-            "reading the proxy from {from}: it is not of the form http://[USER:PASSWORD@]HOST[:PORT]"
+            "reading the proxy from {from}: it must have the form http://[USER:PASSWORD@]HOST[:PORT]"
         );
         Error::with(ErrorKind::Usage, why)
     };

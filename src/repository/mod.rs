@@ -240,7 +240,7 @@ impl Repository {
             return Ok(None);
         };
         let file = found.target.file().ok_or_else(|| {
-            let why = format!("looking for {name}: its metadata have no SHA-256");
+            let why = format!("looking for {name}: its metadata contain no SHA-256");
             Error::with(ErrorKind::Publisher, why)
         })?;
         Ok(Some(Target {

@@ -171,7 +171,7 @@ impl Store {
                 return Err(Error::with(
                     ErrorKind::NeedsPerson,
                     format!(
-                        "using {}: it belongs to user {} with mode {:04o}; it must be root's, and not writable for \
+                        "using {}: it is owned by user {} with mode {:04o}; it must be owned by root and not writable by \
                          others (chown root, chmod go-w)",
                         path.display(),
                         meta.uid(),
@@ -380,8 +380,8 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
         return Err(Error::with(
             ErrorKind::NeedsPerson,
             format!(
-                "using {}: it is a symbolic link, so qx-update's files would be elsewhere; replace it with a directory, or \
-                 mount the other place there (data_dir itself may be a link)",
+                "using {}: it is a symbolic link, so qx-update's files would be stored elsewhere; replace it with a \
+                 directory or a mount point (data_dir itself may be a link)",
                 path.display()
             ),
         ));

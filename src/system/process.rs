@@ -318,7 +318,7 @@ impl<'a> Running<'a> {
             {
                 if !within() {
                     self.kill()?;
-                    let what = format!("running {}: it uses more space than it may", self.program);
+                    let what = format!("running {}: it exceeds its space limit", self.program);
                     return Err(Error::new(what));
                 }
                 self.look = Instant::now() + LOOK;

@@ -327,7 +327,7 @@ fn a_failed_rehearsal_stops_nothing() {
     appliance.release(&recipe.edit(|json| json["migrate"]["rehearse"] = json!(true)));
     appliance
         .update(&["apply"])
-        .refused(1, &["rejected", "more space than it may"]);
+        .refused(1, &["rejected", "exceeds its space limit"]);
     assert_eq!(found(&appliance), old());
     tidy(&appliance);
     let log = text(&appliance.data().join("update/log/update.log"));
