@@ -684,7 +684,9 @@ fn a_bomb_is_stopped_at_the_declared_size() {
         let artifact = gz(&archive);
         let error = install(&a_tree(10, 3), &artifact, dir.path()).expect_err(what);
         assert!(
-            error.chain().contains("more data than the manifest declares"),
+            error
+                .chain()
+                .contains("more data than the manifest declares"),
             "{what}: {}",
             error.chain()
         );

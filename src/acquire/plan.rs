@@ -224,7 +224,7 @@ impl Plan {
             .saturating_add(artifact)
     }
 
-    /// For people, a line each.
+    /// The plan as text, one line each.
     pub fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (name, origin) in self.names.iter().zip(&self.origins) {

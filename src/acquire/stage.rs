@@ -90,8 +90,9 @@ impl Stage<'_> {
         let next = self.store.next(slot);
         self.store.drop_leftovers()?;
         if self.plan.needs_the_fallbacks_space {
-            let what =
-                format!("deleting the release in slot {slot} to make room; the factory set is now the fallback");
+            let what = format!(
+                "deleting the release in slot {slot} to make room; the factory set is now the fallback"
+            );
             self.log.warning("stage", what);
             durable::remove_tree(&self.store.slot(slot))?;
         }

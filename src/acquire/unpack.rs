@@ -387,7 +387,10 @@ impl<'a> Unpacker<'a> {
                 .read(&mut self.buffer)
                 .map_err(|e| archive_error(self.component, e))?;
             if n == 0 {
-                let why = io::Error::new(io::ErrorKind::UnexpectedEof, "it ends in the middle of a file");
+                let why = io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it ends in the middle of a file",
+                );
                 return Err(archive_error(self.component, why));
             }
             file.write_all(&self.buffer[..n])

@@ -253,13 +253,17 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             DataCommand::Restore(a) => appliance.restore_data(a.id),
             DataCommand::Drop(a) => appliance.drop_data(a.id),
             DataCommand::Export(a) => appliance.export_data(a.id, &here.join(&a.file)),
-            DataCommand::List(_) => Err(Error::new("running the command: it does not use a worker process")),
+            DataCommand::List(_) => Err(Error::new(
+                "running the command: it does not use a worker process",
+            )),
         },
         Subcommand::Status(_)
         | Subcommand::Recover(_)
         | Subcommand::Verify(_)
         | Subcommand::Which(_)
-        | Subcommand::Log(_) => Err(Error::new("running the command: it does not use a worker process")),
+        | Subcommand::Log(_) => Err(Error::new(
+            "running the command: it does not use a worker process",
+        )),
     }
 }
 

@@ -55,11 +55,7 @@ impl Appliance {
         self.log.operation(op.id);
         self.log.info(
             "rollback",
-            format!(
-                "going back from {} to {} as requested",
-                op.from(),
-                op.to
-            ),
+            format!("going back from {} to {} as requested", op.from(), op.to),
         );
         self.switch(op, &record)
     }
@@ -186,11 +182,7 @@ impl Appliance {
             })?;
         }
         let attempt = match record.operation() {
-            Some(op) => op.attempt(
-                Exit::BackToFactory,
-                Some("abandoned manually".into()),
-                &now,
-            ),
+            Some(op) => op.attempt(Exit::BackToFactory, Some("abandoned manually".into()), &now),
             None => Attempt {
                 unproved: vec![
                     "this boot already used the factory set, so no service was restarted".into(),

@@ -72,7 +72,9 @@ impl Appliance {
         let Some(kept) = all.into_iter().find(|kept| kept.id == id) else {
             return Err(Error::with(
                 ErrorKind::Usage,
-                format!("looking for kept data {id}: it does not exist (see `qx-update data list`)"),
+                format!(
+                    "looking for kept data {id}: it does not exist (see `qx-update data list`)"
+                ),
             ));
         };
         match data::is_in_use(&kept, record) || kept.reason == KeptReason::Open {

@@ -201,7 +201,9 @@ fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> 
         }
     }
     head.framing = match (chunked, head.length) {
-        (true, Some(_)) => return Err(invalid("both chunked Transfer-Encoding and Content-Length")),
+        (true, Some(_)) => {
+            return Err(invalid("both chunked Transfer-Encoding and Content-Length"));
+        }
         (true, None) => Framing::Chunked {
             left: 0,
             first: true,

@@ -10,7 +10,7 @@ use qx_release::error::{Context, Error, ErrorKind, Result};
 
 /// The file is at most this long, in bytes.
 const MAX_BYTES: u64 = 16 * 1024;
-/// What a request says already.
+/// Headers that every request has already.
 const OURS: [&str; 10] = [
     "accept",
     "accept-encoding",
@@ -72,7 +72,7 @@ impl Headers {
     }
 }
 
-/// The error is one sentence, without anything of the line.
+/// The error is one sentence that quotes nothing of the line.
 fn parse(text: &[u8]) -> Result<Headers, String> {
     let mut lines = String::new();
     for (number, line) in text.split(|b| *b == b'\n').enumerate() {

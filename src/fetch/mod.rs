@@ -53,13 +53,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
     pub ca_file: Option<PathBuf>,
-    /// What certificates are valid at.
+    /// The time at which certificates must be valid.
     pub clock: Clock,
-    /// What does not go directly to the server.
+    /// Which requests go through a proxy.
     pub proxies: Proxies,
     /// Extra headers for the source's own server.
     pub headers: Headers,
-    /// How long is waited.
+    /// The time limits.
     pub patience: Patience,
 }
 
@@ -79,13 +79,13 @@ impl Options {
 /// How patiently a web server is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Until a connection must stand.
+    /// Time limit for connecting.
     pub connect_timeout: Duration,
-    /// Without a byte, after which a transfer is broken off.
+    /// A transfer is aborted after this long without a byte.
     pub stall_timeout: Duration,
-    /// Until a small file must be whole, all tries included.
+    /// Time limit for a whole small file, all tries included.
     pub small_timeout: Duration,
-    /// Bytes a second that an artifact must bring, measured over each `stall_timeout`. One that does may take for ever.
+    /// The lowest rate of an artifact's transfer in bytes per second, over each `stall_timeout`. There is no total limit.
     pub slowest: u64,
     /// How often in a row a broken transfer is tried again without getting any further.
     pub retries: u32,

@@ -21,7 +21,7 @@ pub struct Proxies {
 pub struct Proxy {
     /// Where it is: scheme, host and port count.
     pub url: Url,
-    /// The request's line that says who asks; empty if nobody in particular does. Not to be shown to anybody.
+    /// The `Proxy-Authorization` line of a request; empty without credentials. Secret.
     pub authorization: String,
 }
 

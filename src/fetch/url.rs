@@ -26,7 +26,9 @@ impl Url {
         };
         // Whatever is not printable would end up in the request's head.
         if given.len() > 8192 || !given.bytes().all(|b| b.is_ascii_graphic()) {
-            return bad("is not a URL: it is too long or contains a character that is not printable ASCII");
+            return bad(
+                "is not a URL: it is too long or contains a character that is not printable ASCII",
+            );
         }
         let rest = rest.split('#').next().unwrap_or(rest);
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));

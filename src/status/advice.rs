@@ -8,7 +8,7 @@ use crate::store::Freshness;
 use crate::system::host::FACTORY_BOOT;
 use qx_release::error::Exit;
 
-/// What to do now; never nothing.
+/// What to do now; never empty.
 pub(super) fn advice(status: &Status) -> Vec<String> {
     if let Some(holder) = &status.busy {
         return vec![format!(
@@ -33,7 +33,8 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     }
     if status.lost.is_some() {
         advice.push(
-            "a damaged release was taken out of use: reinstall it with `qx-update apply --repair`".into(),
+            "a damaged release was taken out of use: reinstall it with `qx-update apply --repair`"
+                .into(),
         );
     }
     advice.extend(about_services(status));
@@ -55,7 +56,7 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     advice
 }
 
-/// What ends an operation that was cut short, and a boot into the factory set.
+/// How to end an interrupted operation, and a boot into the factory set.
 fn about_what_is_open(status: &Status) -> Vec<String> {
     let mut advice = Vec::new();
     match status.phase {
@@ -83,7 +84,7 @@ fn about_what_is_open(status: &Status) -> Vec<String> {
     advice
 }
 
-/// First what does not run, then what runs something else.
+/// Services that are not running first, then those that run another file.
 fn about_services(status: &Status) -> Vec<String> {
     let in_state = |state| status.services.iter().filter(move |s| s.state == state);
     let stopped = in_state("stopped").map(|service| {
@@ -109,8 +110,7 @@ fn after_failure(failure: &EarlyFailure) -> String {
         Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {
             "fix the cause of the failed attempt, then run `qx-update confirm`".into()
         }
-        _ => "the failed attempt changed nothing: fix its cause, then run `qx-update apply`"
-            .into(),
+        _ => "the failed attempt changed nothing: fix its cause, then run `qx-update apply`".into(),
     }
 }
 

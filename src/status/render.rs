@@ -24,7 +24,10 @@ pub fn for_people(status: &Status) -> String {
     if let Some(open) = &status.operation {
         page.operation(status.phase, open);
     } else if status.phase == "unknown" {
-        page.add("phase", "unknown: the update state is missing or unreadable".into());
+        page.add(
+            "phase",
+            "unknown: the update state is missing or unreadable".into(),
+        );
     }
     match &status.last {
         None => page.add("last", "no update attempted yet".into()),
@@ -54,7 +57,7 @@ pub fn for_people(status: &Status) -> String {
 struct Page(String);
 
 impl Page {
-    /// Processes and servers have a part in the texts: each stays one line.
+    /// The texts contain what processes and servers said: each is reduced to one line.
     fn add(&mut self, name: &str, text: String) {
         self.0 += &format!("{name:<10}{}\n", text::line(&text));
     }
