@@ -433,7 +433,7 @@ fn lies_are_refused_at_once() {
         ),
         (
             "206 Partial\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n0123456789",
-            "answered with the range",
+            "returned the range",
             Some(Exit::Refused),
         ),
         (
@@ -448,10 +448,10 @@ fn lies_are_refused_at_once() {
         ),
         (
             "200 OK\r\nContent-Encoding: gzip\r\n\r\n",
-            "an encoding",
+            "unsupported Content-Encoding",
             None,
         ),
-        ("302 Found\r\n\r\n", "redirect without a target", None),
+        ("302 Found\r\n\r\n", "redirect has no Location", None),
         (
             "302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
             "refusing a redirect",

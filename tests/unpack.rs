@@ -507,13 +507,13 @@ fn hostile_entries_are_refused() {
             "over-long name header",
             t().entry(b'L', "l", 0, "", &[b'x'; 5000]),
             "",
-            "over-long",
+            "too long",
         ),
         (
             "over-long attributes",
             t().entry(b'x', "l", 0, "", &[b'x'; 5000]),
             "",
-            "over-long",
+            "too long",
         ),
         (
             "two names",
@@ -547,7 +547,7 @@ fn hostile_entries_are_refused() {
                 .file("share/thing/3", "")
                 .file("share/thing/4", ""),
             "share/thing/4",
-            "one more than the 4",
+            "exceeds the manifest's 4 entries",
         ),
         (
             "more bytes",
@@ -622,7 +622,7 @@ fn a_bin_is_one_file() {
             Tar::default()
                 .file("share/thing", "")
                 .file("share/thing", ""),
-            "one more than the 1",
+            "exceeds the manifest's 1 entries",
         ),
         (Tar::default(), "0 entries instead of 1"),
     ] {
@@ -684,7 +684,9 @@ fn a_bomb_is_stopped_at_the_declared_size() {
         let artifact = gz(&archive);
         let error = install(&a_tree(10, 3), &artifact, dir.path()).expect_err(what);
         assert!(
-            error.chain().contains("more than the manifest says"),
+            error
+                .chain()
+                .contains("more data than the manifest declares"),
             "{what}: {}",
             error.chain()
         );
@@ -752,7 +754,7 @@ fn damage_is_told_as_what_it_is() {
             "reading the archive",
         ),
         ("wrong checksum", checksum, "reading the archive"),
-        ("cut tar", truncated_tar, "ends within a file"),
+        ("cut tar", truncated_tar, "ends in the middle of a file"),
         (
             "cut tar header",
             gz(&tree.0[..512 + 100]),

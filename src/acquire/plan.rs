@@ -181,7 +181,7 @@ fn check_size(manifest: &Manifest, release_bytes: u64) -> Result<()> {
     Err(Error::with(
         ErrorKind::Publisher,
         format!(
-            "planning {}: it takes {size} bytes, and limits.release_bytes allows {release_bytes}",
+            "planning {}: it needs {size} bytes, but limits.release_bytes is {release_bytes}",
             manifest.version
         ),
     ))
@@ -224,7 +224,7 @@ impl Plan {
             .saturating_add(artifact)
     }
 
-    /// For people, a line each.
+    /// The plan as text, one line each.
     pub fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (name, origin) in self.names.iter().zip(&self.origins) {
@@ -270,7 +270,8 @@ impl Plan {
         Error::with(
             ErrorKind::NoSpace,
             format!(
-                "planning {}: it takes up to {} bytes{} and {} files in {}, and {bytes} bytes and {inodes} files are free",
+                "planning {}: it needs up to {} bytes{} and {} files in {}, but only {bytes} bytes and {inodes} files are \
+                 free",
                 manifest.version,
                 self.bytes,
                 self.of_data(),

@@ -134,7 +134,7 @@ fn check_request(version: &Version, context: &SelectionContext, offers: &[Offer]
     }
     match &context.running.version {
         Some(running) if version.cmp_precedence(running).is_lt() => refused(format!(
-            "it is older than {}, which runs; use `qx-update rollback` to go back",
+            "it is older than the running {}; use `qx-update rollback` to go back",
             context.running
         )),
         _ => Ok(()),
@@ -149,7 +149,7 @@ fn not_for_this_appliance(context: &SelectionContext, offer: &Offer) -> Option<S
     ] {
         if theirs != ours {
             return Some(format!(
-                "it is for {what} {theirs}, and this appliance's is {ours}"
+                "it is for {what} {theirs}, but this appliance's {what} is {ours}"
             ));
         }
     }
@@ -162,7 +162,7 @@ fn refuse(context: &SelectionContext, request: &Request, candidate: &Candidate) 
         manifest, digest, ..
     } = candidate;
     if let Some(only) = request.only {
-        let why = "it is another release than the one that was installed here";
+        let why = "it is not the release that was installed here";
         return (only != *digest).then(|| why.to_owned());
     }
     if let Some(min) = &manifest.min_version {
@@ -172,7 +172,7 @@ fn refuse(context: &SelectionContext, request: &Request, candidate: &Candidate) 
         };
         if old {
             return Some(format!(
-                "it needs at least {min} to run before it, and {} runs",
+                "it requires at least {min} to be running, but {} is running",
                 context.running
             ));
         }

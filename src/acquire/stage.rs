@@ -90,8 +90,9 @@ impl Stage<'_> {
         let next = self.store.next(slot);
         self.store.drop_leftovers()?;
         if self.plan.needs_the_fallbacks_space {
-            let what =
-                format!("giving up slot {slot} to make room; the factory set is the fallback");
+            let what = format!(
+                "deleting the release in slot {slot} to make room; the factory set is now the fallback"
+            );
             self.log.warning("stage", what);
             durable::remove_tree(&self.store.slot(slot))?;
         }
@@ -112,7 +113,7 @@ impl Stage<'_> {
         let path = store::manifest_path(&next);
         fs::write(&path, &self.candidate.bytes).doing(|| format!("writing {}", path.display()))?;
         durable::sync_file_system(&next)?;
-        self.log.info("stage", "verifying what is on disk");
+        self.log.info("stage", "verifying the staged files on disk");
         self.store.verify_staged(slot, manifest)?;
         let versions = self.repository.versions();
         self.store
@@ -147,7 +148,7 @@ impl Stage<'_> {
             return Ok(true);
         };
         let what = format!(
-            "cannot reuse {} from {set}, fetching it: {why}",
+            "cannot reuse {} from {set}, fetching it instead: {why}",
             component.name
         );
         self.log.warning("stage", what);

@@ -127,7 +127,7 @@ impl<R: Read> Read for Bounded<R> {
             Some(left) => self.left = left,
             None => {
                 return Err(io::Error::other(
-                    "it inflates to more than the manifest says",
+                    "it decompresses to more data than the manifest declares",
                 ));
             }
         }
@@ -211,7 +211,7 @@ impl<'a> Unpacker<'a> {
             ("bytes of files", self.bytes, component.size_bytes),
         ] {
             if found != said {
-                let why = format!("it holds {found} {what} instead of {said}");
+                let why = format!("it contains {found} {what} instead of {said}");
                 return Err(refused(&component.name, why));
             }
         }
@@ -226,7 +226,7 @@ impl<'a> Unpacker<'a> {
         let component = self.component;
         let refuse = |why: &str| refused(&component.name, why);
         if entry.size() > EXTENSION_LIMIT {
-            return Err(refuse("a name or an attribute in the archive is over-long"));
+            return Err(refuse("a name or an attribute in the archive is too long"));
         }
         let mut data = Vec::new();
         entry
@@ -286,7 +286,7 @@ impl<'a> Unpacker<'a> {
             Ok(directory) => directory,
             Err(Errno::NOENT) => return Err(refuse("comes before its directory")),
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                return Err(refuse("leads through something that is not a directory"));
+                return Err(refuse("passes through something that is not a directory"));
             }
             Err(e) => {
                 return Err(e).doing(|| format!("opening the directory of {}", full.display()));
@@ -359,10 +359,10 @@ impl<'a> Unpacker<'a> {
             ..
         } = component;
         if self.entries == *entries {
-            return Err(format!("is one more than the {entries} of the manifest"));
+            return Err(format!("exceeds the manifest's {entries} entries"));
         }
         if kind == EntryType::Regular && entry.size() > most - self.bytes {
-            return Err(format!("is larger than the manifest's {most} bytes allow"));
+            return Err(format!("exceeds the manifest's {most} bytes"));
         }
         let target = match kind {
             EntryType::Symlink => {
@@ -387,7 +387,10 @@ impl<'a> Unpacker<'a> {
                 .read(&mut self.buffer)
                 .map_err(|e| archive_error(self.component, e))?;
             if n == 0 {
-                let why = io::Error::new(io::ErrorKind::UnexpectedEof, "it ends within a file");
+                let why = io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it ends in the middle of a file",
+                );
                 return Err(archive_error(self.component, why));
             }
             file.write_all(&self.buffer[..n])

@@ -19,7 +19,7 @@ pub(super) fn recover_link(host: &Host, config: Option<&str>) -> Result<Exit> {
     let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);
     if let Err(e) = read {
-        log.warning("recover", format!("going on with defaults: {}", e.chain()));
+        log.warning("recover", format!("using default settings: {}", e.chain()));
     }
     // Without a lock file nothing can be written, and nobody else can either.
     if let Err(e) = store.prepare() {
@@ -71,7 +71,7 @@ pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
     }
     let factory = match store.verify_factory() {
         Ok(Some(factory)) => format!("good, {factory}"),
-        Ok(None) => "not known: the image has no manifest to compare it with".to_owned(),
+        Ok(None) => "not verifiable: the image contains no factory manifest".to_owned(),
         Err(why) => {
             bad = true;
             format!("damaged: {}", text::line(&why))
@@ -120,7 +120,7 @@ pub(super) fn which(host: &Host, config: Option<&str>, name: &str) -> Result<Exi
         .unwrap_or_else(|| host.path(&format!("/usr/bin/{name}")))?;
     if !executable(&path)? {
         return Err(Error::new(format!(
-            "looking for {name}: neither a release nor the factory set has it"
+            "looking for {name}: neither a release nor the factory set contains it"
         )));
     }
     answer(&format!("{}\n", path.display()))

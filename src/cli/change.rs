@@ -27,13 +27,13 @@ use crate::system::log::Log;
 #[derive(FromArgs)]
 #[argh(subcommand, name = "check")]
 pub(super) struct CheckArguments {
-    /// a url, a directory or a bundle instead of the configured sources
+    /// use this url, directory or bundle instead of the configured sources
     #[argh(option, arg_name = "repo")]
     from: Option<String>,
-    /// wait until no other process is at work
+    /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
-    /// with json, one event a line
+    /// json: print one event per line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
 }
@@ -42,25 +42,25 @@ pub(super) struct CheckArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "apply")]
 pub(super) struct ApplyArguments {
-    /// this version instead of the newest
+    /// install this version instead of the newest
     #[argh(positional)]
     version: Option<Version>,
-    /// a url, a directory or a bundle instead of the configured sources
+    /// use this url, directory or bundle instead of the configured sources
     #[argh(option, arg_name = "repo")]
     from: Option<String>,
-    /// show what would be done, and change nothing
+    /// show what would be done without changing anything
     #[argh(switch)]
     dry_run: bool,
     /// try the named version even if it is quarantined or held
     #[argh(switch)]
     retry: bool,
-    /// install again the release whose files were damaged
+    /// reinstall the release whose files are damaged
     #[argh(switch)]
     repair: bool,
-    /// wait until no other process is at work
+    /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
-    /// with json, one event a line
+    /// json: print one event per line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
 }
@@ -69,13 +69,13 @@ pub(super) struct ApplyArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "confirm")]
 pub(super) struct ConfirmArguments {
-    /// assert that the release on trial is good, without a proof
+    /// accept the release on trial without verifying it
     #[argh(switch)]
     force: bool,
-    /// wait until no other process is at work
+    /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
-    /// with json, one event a line
+    /// json: print one event per line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
 }
@@ -92,23 +92,23 @@ pub(super) struct RollbackArguments {
         from_str_fn(back)
     )]
     to: Back,
-    /// set aside data that the older set does not accept; what was kept from before becomes live again
+    /// set aside data that the older set does not accept, and restore the data kept from before
     #[argh(switch)]
     set_aside_data: bool,
-    /// wait until no other process is at work
+    /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
-    /// with json, one event a line
+    /// json: print one event per line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
 }
 
-/// Forget quarantined and held releases, a staged release, downloads, and trouble that was dealt with.
+/// Clear quarantined and held releases, a staged release, downloads and resolved problems.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "reset")]
 pub(super) struct ResetArguments {}
 
-/// List data that is kept, make it live again, write it to a file, or delete it.
+/// List, restore, export or delete kept data.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "data")]
 pub(super) struct DataArguments {
@@ -125,19 +125,19 @@ pub(super) enum DataCommand {
     Drop(DropArguments),
 }
 
-/// List the data that is kept, the oldest first.
+/// List kept data, oldest first.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "list")]
 pub(super) struct ListArguments {}
 
-/// Make kept data live again, for the set that runs; what is live now is kept.
+/// Restore kept data for the running set; the live data is kept in its place.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "restore")]
 pub(super) struct RestoreArguments {
-    /// as `data list` shows it
+    /// the id shown by `data list`
     #[argh(positional)]
     id: OperationId,
-    /// wait until no other process is at work
+    /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
 }
@@ -146,10 +146,10 @@ pub(super) struct RestoreArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "export")]
 pub(super) struct ExportArguments {
-    /// as `data list` shows it
+    /// the id shown by `data list`
     #[argh(positional)]
     id: OperationId,
-    /// the archive, which must not exist
+    /// the archive to create; it must not exist yet
     #[argh(positional)]
     file: PathBuf,
 }
@@ -158,7 +158,7 @@ pub(super) struct ExportArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "drop")]
 pub(super) struct DropArguments {
-    /// as `data list` shows it
+    /// the id shown by `data list`
     #[argh(positional)]
     id: OperationId,
 }
@@ -167,7 +167,7 @@ fn back(text: &str) -> Result<Back, String> {
     match text {
         "previous" => Ok(Back::Previous),
         "factory" => Ok(Back::Factory),
-        _ => Err("it is previous or factory".into()),
+        _ => Err("must be previous or factory".into()),
     }
 }
 
@@ -253,13 +253,17 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             DataCommand::Restore(a) => appliance.restore_data(a.id),
             DataCommand::Drop(a) => appliance.drop_data(a.id),
             DataCommand::Export(a) => appliance.export_data(a.id, &here.join(&a.file)),
-            DataCommand::List(_) => Err(Error::new("running the command: it has no worker")),
+            DataCommand::List(_) => Err(Error::new(
+                "running the command: it does not use a worker process",
+            )),
         },
         Subcommand::Status(_)
         | Subcommand::Recover(_)
         | Subcommand::Verify(_)
         | Subcommand::Which(_)
-        | Subcommand::Log(_) => Err(Error::new("running the command: it has no worker")),
+        | Subcommand::Log(_) => Err(Error::new(
+            "running the command: it does not use a worker process",
+        )),
     }
 }
 
@@ -281,7 +285,7 @@ pub(super) fn recover_data(host: &Host, config: Option<&str>) -> Result<Exit> {
     let (store, place, read) = open_store(host, config)?;
     let mut log = Log::new(place, false);
     if let Err(e) = &read {
-        log.warning("recover", format!("going on with defaults: {}", e.chain()));
+        log.warning("recover", format!("using default settings: {}", e.chain()));
     }
     let stage = DataStage {
         host,

@@ -45,7 +45,7 @@ pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
             store,
             worker.id(),
             &screen.op,
-            &format!("it ended by {status}"),
+            &format!("it ended with {status}"),
         ),
     }
 }
@@ -62,8 +62,8 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
         .flatten()
         .and_then(|text| json::parse::<Holder>(&text).ok());
     let worked = holder.is_some_and(|holder| holder.pid == worker);
-    let unfinished = "services may be stopped: run `qx-update confirm`, which ends what was begun";
-    let nothing = "no service was stopped; `qx-update status` tells where it got to";
+    let unfinished = "services may be stopped: run `qx-update confirm` to finish the operation";
+    let nothing = "no service was stopped; see `qx-update status`";
     let record = match store.load() {
         Loaded::Record(record) => record,
         Loaded::Unreadable(why) if worked => {
@@ -82,7 +82,7 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
         }
         (None, Some(last)) if last.id.to_string() == seen => {
             complain(&format!(
-                "following the worker process: {how}; it had finished"
+                "following the worker process: {how} after it had finished the operation"
             ));
             Ok(last.result)
         }

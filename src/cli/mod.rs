@@ -40,7 +40,7 @@ struct Arguments {
     /// print the version
     #[argh(switch, short = 'V')]
     version: bool,
-    /// run in this process, and write events to standard output
+    /// run in this process and write events to standard output
     #[cfg(feature = "update")]
     #[argh(switch, hidden_help)]
     worker: bool,
@@ -70,16 +70,16 @@ enum Subcommand {
     Reset(change::ResetArguments),
 }
 
-/// Say what runs, what was tried last, how that ended, and what to do now.
+/// Show what runs, what was tried last, how that ended, and what to do now.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "status")]
 struct StatusArguments {
-    /// for programs (docs/formats.md)
+    /// print JSON (docs/formats.md)
     #[argh(switch)]
     json: bool,
 }
 
-/// Bring the priority link in order at boot (files only), or the data (before its users start).
+/// Repair the priority link at boot (files only), or the data (before the services that use it start).
 #[derive(FromArgs)]
 #[argh(subcommand, name = "recover")]
 struct RecoverArguments {
@@ -88,7 +88,7 @@ struct RecoverArguments {
     stage: Stage,
 }
 
-/// Check the files of the installed releases against their manifests and seals.
+/// Verify the files of the installed releases against their manifests and seals.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "verify")]
 struct VerifyArguments {}
@@ -106,10 +106,10 @@ struct WhichArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "log")]
 struct LogArguments {
-    /// the last so many lines (all)
+    /// how many of the last lines to show (default: all)
     #[argh(option, short = 'n', arg_name = "lines")]
     lines: Option<usize>,
-    /// the lines as they are stored
+    /// print the lines as stored (JSON)
     #[argh(switch)]
     json: bool,
 }
@@ -128,7 +128,7 @@ impl std::str::FromStr for Stage {
             "link" => Ok(Stage::Link),
             #[cfg(feature = "update")]
             "data" => Ok(Stage::Data),
-            _ => Err("it is link or data".into()),
+            _ => Err("must be link or data".into()),
         }
     }
 }
@@ -162,7 +162,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Some(command) => exit_code(dispatch(&parsed, command)),
         None => exit_code(Err(Error::with(
             ErrorKind::Usage,
-            "reading the command line: a command is missing (see qx-update --help)",
+            "reading the command line: no command given (see qx-update --help)",
         ))),
     }
 }
@@ -280,7 +280,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
             && let Some(own) = config::own_place(host.root(), &data_dir, &place)
         {
             return Err(usage(format!(
-                "data: {}: the place {} leads to {}: {} is not a place for data",
+                "data: {}: the place {} resolves to {}: data must not overlap {}",
                 set.name,
                 text::name(&set.place),
                 text::name(&place),
@@ -293,7 +293,7 @@ fn read_config(host: &Host, path: Option<&str>) -> Result<Config> {
         && let Some(own) = config::own_log(&data_dir, &place)
     {
         return Err(usage(format!(
-            "log.path: {} leads to {}: {} is not a place for a log",
+            "log.path: {} resolves to {}: the log must not be in {}",
             text::name(path),
             text::name(&place),
             text::path(&own)

@@ -24,7 +24,7 @@ impl std::str::FromStr for Progress {
     fn from_str(text: &str) -> Result<Progress, String> {
         match text {
             "json" => Ok(Progress::Json),
-            _ => Err("the only format is json".into()),
+            _ => Err("must be json".into()),
         }
     }
 }

@@ -68,7 +68,7 @@ impl Appliance {
             .as_ref()
             .and_then(|l| Some((l, l.version.clone()?)))
         else {
-            let what = format!("{} verifies; there is nothing to repair", idle.active);
+            let what = format!("{} is intact; there is nothing to repair", idle.active);
             self.log.info("repair", what);
             return Ok(Exit::NothingNewer);
         };
@@ -416,7 +416,7 @@ impl Appliance {
         });
         self.log.info_with(
             "select",
-            format!("taking {} {}", manifest.product, manifest.version),
+            format!("selected {} {}", manifest.product, manifest.version),
             details,
         );
     }

@@ -55,11 +55,7 @@ impl Appliance {
         self.log.operation(op.id);
         self.log.info(
             "rollback",
-            format!(
-                "going back from {} to {}, as a person asked",
-                op.from(),
-                op.to
-            ),
+            format!("going back from {} to {} as requested", op.from(), op.to),
         );
         self.switch(op, &record)
     }
@@ -75,7 +71,8 @@ impl Appliance {
         };
         if sets::verified(&self.store, &previous, &mut self.log).is_none() {
             return Err(Error::new(format!(
-                "going back to {previous}: it no longer verifies; `rollback --to factory` goes back to the factory set"
+                "going back to {previous}: it no longer verifies; to use the factory set, run `qx-update rollback --to \
+                 factory`"
             )));
         }
         Ok(previous)
@@ -124,12 +121,12 @@ impl Appliance {
         let exchanged_at = op.exchanged_at.as_deref().unwrap_or(&op.started);
         if *data == DataState::Exchanged {
             let lost = format!(
-                "setting aside what was written to the data since {exchanged_at}, when {} came",
+                "setting aside the data written since {exchanged_at}, when {} was installed",
                 op.to
             );
             if record.is_stale_trial(&self.host.moment()) && newer == NewerData::Keep {
                 let what = format!(
-                    "going back to {}: {lost}: this needs `--set-aside-data`",
+                    "going back to {}: {lost}: this requires `--set-aside-data`",
                     op.from()
                 );
                 return Err(Error::with(ErrorKind::NeedsPerson, what));
@@ -139,7 +136,7 @@ impl Appliance {
         leave_caller(&mut self.log);
         wait_for_runlevel(&op.manager, &self.host, &mut self.log);
         let from = op.from().set;
-        let cause = Cause::new(CauseKind::Person, "a person rolled it back");
+        let cause = Cause::new(CauseKind::Person, "rolled back manually");
         let exit = self.switch_of(op.clone()).revert(cause, record)?;
         Ok(match exit {
             // What was asked for.
@@ -173,7 +170,7 @@ impl Appliance {
         if left.set != Set::Factory
             && let Some(manifest) = left.manifest
         {
-            let reason = "a person went back to the factory set".to_owned();
+            let reason = "returned to the factory set manually".to_owned();
             let kind = RefusalKind::Held;
             let version = left.version.clone();
             self.store.refuse(Refusal {
@@ -185,14 +182,10 @@ impl Appliance {
             })?;
         }
         let attempt = match record.operation() {
-            Some(op) => op.attempt(
-                Exit::BackToFactory,
-                Some("a person gave it up".into()),
-                &now,
-            ),
+            Some(op) => op.attempt(Exit::BackToFactory, Some("abandoned manually".into()), &now),
             None => Attempt {
                 unproved: vec![
-                    "this boot used the factory set already, and nothing was restarted".into(),
+                    "this boot already used the factory set, so no service was restarted".into(),
                 ],
                 ..self
                     .operation(
@@ -207,7 +200,7 @@ impl Appliance {
         self.store.save(&ended)?;
         self.log.info(
             "rollback",
-            format!("giving up {left}; the factory set stays"),
+            format!("abandoned {left}; staying on the factory set"),
         );
         Ok(Exit::Done)
     }

@@ -20,7 +20,7 @@ impl Appliance {
             && running(&record).set != Set::Factory
         {
             let what = format!(
-                "this boot uses the factory set as requested ({}); {} is kept, and nothing is decided",
+                "this boot uses the factory set as requested ({}); {} is kept and not confirmed",
                 host::FACTORY_BOOT,
                 running(&record)
             );
@@ -48,7 +48,7 @@ impl Appliance {
             self.log.operation(op.id);
             self.log.warning(
                 "confirm",
-                format!("{} is confirmed by a person, without proof", op.to),
+                format!("{} is confirmed manually, without proof", op.to),
             );
             return self.switch_of(op.clone()).confirmed(&record, &[]);
         }
@@ -92,7 +92,7 @@ impl Appliance {
             return Err(Error::with(
                 ErrorKind::NeedsPerson,
                 format!(
-                    "resetting: a {} is open; `qx-update confirm` ends it",
+                    "resetting: a {} is in progress; finish it with `qx-update confirm`",
                     record.phase().name()
                 ),
             ));

@@ -29,7 +29,7 @@ impl Appliance {
         if let Some(manifest) = &running
             && let Some(why) = Fit::of(manifest, &plan.schemas).obstacle()
         {
-            let what = format!("restoring {kept}: {} is to run, but {why}", idle.active);
+            let what = format!("restoring {kept}: {} cannot run on it: {why}", idle.active);
             return Err(Error::with(ErrorKind::NeedsPerson, what));
         }
         let to = idle.active.clone();
@@ -40,7 +40,7 @@ impl Appliance {
                 .with_data_plan(plan)
         };
         self.log.operation(op.id);
-        let what = format!("restoring {kept}; what is live now is kept in its place");
+        let what = format!("restoring {kept}; the live data is kept in its place");
         self.log.warning("data", what);
         self.switch(op, &record)
     }
@@ -72,7 +72,9 @@ impl Appliance {
         let Some(kept) = all.into_iter().find(|kept| kept.id == id) else {
             return Err(Error::with(
                 ErrorKind::Usage,
-                format!("looking for kept data {id}: there is none (see qx-update data list)"),
+                format!(
+                    "looking for kept data {id}: it does not exist (see `qx-update data list`)"
+                ),
             ));
         };
         match data::is_in_use(&kept, record) || kept.reason == KeptReason::Open {
@@ -80,7 +82,7 @@ impl Appliance {
             true => Err(Error::with(
                 ErrorKind::NeedsPerson,
                 format!(
-                    "using {kept}: an operation is open that needs it; `qx-update confirm` ends it"
+                    "using {kept}: an open operation needs it; finish it with `qx-update confirm`"
                 ),
             )),
         }

@@ -103,14 +103,14 @@ impl Read for Body<'_> {
 fn next_chunk(reader: &mut dyn BufRead, first: bool) -> io::Result<u64> {
     let mut limit = HEAD_LIMIT;
     if !first && !read_line(reader, &mut limit)?.is_empty() {
-        return Err(invalid("a chunk longer than its length says"));
+        return Err(invalid("a chunk is longer than its declared length"));
     }
     let line = read_line(reader, &mut limit)?;
     let size = line.split(';').next().unwrap_or_default().trim();
     let digits = !size.is_empty() && size.bytes().all(|b| b.is_ascii_hexdigit());
     let size = match u64::from_str_radix(size, 16) {
         Ok(size) if digits => size,
-        _ => return Err(invalid("a chunk without a length")),
+        _ => return Err(invalid("a chunk has no valid length")),
     };
     if size == 0 {
         while !read_line(reader, &mut limit)?.is_empty() {}
@@ -171,7 +171,7 @@ fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> 
             break;
         }
         let Some((name, value)) = line.split_once(':') else {
-            return Err(invalid("a header without a colon"));
+            return Err(invalid("a header has no colon"));
         };
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
@@ -181,15 +181,15 @@ fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> 
                     Ok(length) if digits && head.length.is_none_or(|l| l == length) => {
                         head.length = Some(length);
                     }
-                    _ => return Err(invalid("Content-Length is not one number")),
+                    _ => return Err(invalid("Content-Length is invalid or ambiguous")),
                 }
             }
             "transfer-encoding" if value.eq_ignore_ascii_case("chunked") && !chunked => {
                 chunked = true;
             }
-            "transfer-encoding" => return Err(invalid("an unknown Transfer-Encoding")),
+            "transfer-encoding" => return Err(invalid("unsupported Transfer-Encoding")),
             "content-encoding" if !value.eq_ignore_ascii_case("identity") => {
-                return Err(invalid("the body has an encoding that was not asked for"));
+                return Err(invalid("unsupported Content-Encoding"));
             }
             "content-range" => head.range = Some(value.to_owned()),
             "location" => head.location = Some(value.to_owned()),
@@ -201,7 +201,9 @@ fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> 
         }
     }
     head.framing = match (chunked, head.length) {
-        (true, Some(_)) => return Err(invalid("both chunks and a Content-Length")),
+        (true, Some(_)) => {
+            return Err(invalid("both chunked Transfer-Encoding and Content-Length"));
+        }
         (true, None) => Framing::Chunked {
             left: 0,
             first: true,

@@ -98,7 +98,7 @@ impl Bundle {
             end = at
                 .checked_add(size)
                 .filter(|end| *end <= length)
-                .ok_or_else(|| refused("it is cut short"))?
+                .ok_or_else(|| refused("it is truncated"))?
                 .next_multiple_of(BLOCK);
             let kind = entry.header().entry_type();
             extended = matches!(kind, EntryType::GNULongName | EntryType::XHeader);
@@ -128,7 +128,7 @@ impl Bundle {
             names += name.as_str().len();
             if names > MAX_NAMES {
                 return Err(refused(&format!(
-                    "its names have more than {MAX_NAMES} bytes"
+                    "its file names have more than {MAX_NAMES} bytes in total"
                 )));
             }
             let place = Extent { at, length: size };
@@ -137,7 +137,7 @@ impl Bundle {
             }
         }
         if extended {
-            return Err(refused("the entry for its last name is missing"));
+            return Err(refused("the entry for its last long name is missing"));
         }
         self.check_end(end)?;
         Ok(files)
@@ -146,7 +146,7 @@ impl Bundle {
     /// The name that this header carries for the entry after it, if it carries one.
     fn long_name(&self, header: &mut tar::Entry<impl Read>) -> Result<Option<Vec<u8>>> {
         if header.size() > MAX_EXTENSION {
-            return Err(self.refused("a name or an attribute in it is over-long"));
+            return Err(self.refused("a name or an attribute in it is too long"));
         }
         let mut data = Vec::new();
         header
@@ -164,7 +164,7 @@ impl Bundle {
         match self.file.read_exact_at(&mut last, end) {
             Ok(()) if last == [0; BLOCK as usize] => Ok(()),
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(self.unreadable(e)),
-            _ => Err(self.refused("it is cut short")),
+            _ => Err(self.refused("it is truncated")),
         }
     }
 
@@ -196,7 +196,7 @@ fn pax_path(data: &[u8]) -> Result<Option<Vec<u8>>, String> {
         match pair.key_bytes() {
             b"path" => path = Some(pair.value_bytes().to_owned()),
             key if key == b"size" || key.starts_with(b"GNU.sparse") => {
-                return Err("it has a sparse file, or one that is larger than 8 GiB".into());
+                return Err("it contains a sparse file or a file larger than 8 GiB".into());
             }
             _ => {}
         }

@@ -19,21 +19,21 @@ use super::url::Url;
 use qx_release::trust::clock::Clock;
 
 const MAX_REDIRECTS: usize = 5;
-/// A connection without a request for so long is not used again: the server, or something between, may have forgotten it.
+/// A connection that was idle for this long is not reused: the server, or something in between, may have dropped it.
 const MAX_IDLE: Duration = Duration::from_secs(5);
 
 /// How requests are made.
 pub(super) struct Client {
-    /// Until a connection must stand.
+    /// Time limit for connecting.
     pub connect_timeout: Duration,
-    /// Without a byte, after which a transfer is broken off; the answer's head must be whole in that time.
+    /// A transfer is aborted after this long without a byte; the whole response head must arrive within it.
     pub stall_timeout: Duration,
     /// Each request for itself: no redirect is followed, and no connection is kept.
     pub once: bool,
     /// For `https`; absent where that is not asked for.
     #[cfg_attr(not(feature = "https"), expect(dead_code))]
     pub tls: Option<Tls>,
-    /// What does not go directly to the server.
+    /// Which requests go through a proxy.
     pub proxies: Proxies,
     /// Extra headers, and the only server that gets them.
     pub headers: Option<(Url, Headers)>,
@@ -41,12 +41,12 @@ pub(super) struct Client {
     pub idle: RefCell<Option<Idle>>,
 }
 
-/// Whom TLS trusts, and when.
+/// Which authorities TLS trusts, and at what time.
 #[cfg_attr(not(feature = "https"), expect(dead_code))]
 pub(super) struct Tls {
     /// PEM file with the certificate authorities, if not the system's.
     pub ca_file: Option<PathBuf>,
-    /// What certificates are valid at.
+    /// The time at which certificates must be valid.
     pub clock: Clock,
 }
 
@@ -83,7 +83,7 @@ impl Client {
                 });
             }
             let Some(location) = &head.location else {
-                return Err(invalid("a redirect without a target"));
+                return Err(invalid("a redirect has no Location"));
             };
             url = url
                 .redirected(location)
@@ -231,7 +231,7 @@ impl Client {
     #[cfg(feature = "https")]
     fn secure(&self, socket: Socket, url: &Url) -> io::Result<Stream> {
         let Some(tls) = &self.tls else {
-            return Err(invalid("https is not asked for here"));
+            return Err(invalid("https is not supported here"));
         };
         let name = url.bare_host().to_owned();
         let name = rustls::pki_types::ServerName::try_from(name).map_err(invalid)?;
@@ -243,7 +243,7 @@ impl Client {
     #[cfg(not(feature = "https"))]
     fn secure(&self, _: Socket, _: &Url) -> io::Result<Stream> {
         Err(invalid(
-            "this build has no TLS, and cannot fetch from https",
+            "this build has no TLS support and cannot fetch https URLs",
         ))
     }
 }
@@ -261,7 +261,7 @@ fn tunnel(mut socket: Socket, url: &Url, proxy: &Proxy) -> io::Result<Socket> {
     match head.status {
         // In TLS it is the client who speaks first.
         200..=299 if reader.buffer().is_empty() => Ok(reader.into_inner()),
-        200..=299 => Err(invalid("it sent data before it was asked")),
+        200..=299 => Err(invalid("it sent data before the TLS handshake")),
         status @ (408 | 425 | 429 | 500..) => {
             Err(io::Error::other(format!("it answered {status}")))
         }

@@ -16,7 +16,7 @@ use qx_release::text;
 
 /// What is downloaded, and how.
 pub(super) struct Download<'a> {
-    /// Who asks.
+    /// The client.
     pub client: &'a Client,
     /// Where it is.
     pub url: Url,
@@ -24,11 +24,11 @@ pub(super) struct Download<'a> {
     pub length: u64,
     /// Their digest.
     pub sha256: &'a Digest,
-    /// How long is waited.
+    /// The time limits.
     pub patience: &'a Patience,
     /// How often it is tried.
     pub retries: Retries<'a>,
-    /// Is told how many bytes there are.
+    /// Is called with the number of bytes so far.
     pub progress: &'a mut dyn FnMut(u64),
 }
 
@@ -241,8 +241,7 @@ impl Download<'_> {
             _ => Err(Error::with(
                 ErrorKind::Untrusted,
                 format!(
-                    "fetching {}: the server answered with the range '{}' where bytes {have} to the end \
-                     of {} were asked for",
+                    "fetching {}: the server returned the range '{}' instead of bytes {have} to the end of {}",
                     self.url,
                     text::name(given),
                     self.length

@@ -10,7 +10,7 @@ use qx_release::error::{Context, Error, ErrorKind, Result};
 
 /// The file is at most this long, in bytes.
 const MAX_BYTES: u64 = 16 * 1024;
-/// What a request says already.
+/// Headers that every request has already.
 const OURS: [&str; 10] = [
     "accept",
     "accept-encoding",
@@ -72,7 +72,7 @@ impl Headers {
     }
 }
 
-/// The error is one sentence, without anything of the line.
+/// The error is one sentence that quotes nothing of the line.
 fn parse(text: &[u8]) -> Result<Headers, String> {
     let mut lines = String::new();
     for (number, line) in text.split(|b| *b == b'\n').enumerate() {
@@ -90,13 +90,13 @@ fn parse(text: &[u8]) -> Result<Headers, String> {
         let value = value.trim();
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         if name.is_empty() || !name.bytes().all(token) {
-            return bad("has no header name before its colon");
+            return bad("has no valid header name before the colon");
         }
         if !value.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            return bad("has a character that headers cannot have");
+            return bad("contains a character that is not allowed in a header");
         }
         if OURS.contains(&name.to_ascii_lowercase().as_str()) {
-            return bad("is a header that every request already has");
+            return bad("sets a header that qx-update sets itself");
         }
         lines.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -53,13 +53,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
     pub ca_file: Option<PathBuf>,
-    /// What certificates are valid at.
+    /// The time at which certificates must be valid.
     pub clock: Clock,
-    /// What does not go directly to the server.
+    /// Which requests go through a proxy.
     pub proxies: Proxies,
     /// Extra headers for the source's own server.
     pub headers: Headers,
-    /// How long is waited.
+    /// The time limits.
     pub patience: Patience,
 }
 
@@ -79,13 +79,13 @@ impl Options {
 /// How patiently a web server is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Until a connection must stand.
+    /// Time limit for connecting.
     pub connect_timeout: Duration,
-    /// Without a byte, after which a transfer is broken off.
+    /// A transfer is aborted after this long without a byte.
     pub stall_timeout: Duration,
-    /// Until a small file must be whole, all tries included.
+    /// Time limit for a whole small file, all tries included.
     pub small_timeout: Duration,
-    /// Bytes a second that an artifact must bring, measured over each `stall_timeout`. One that does may take for ever.
+    /// The lowest rate of an artifact's transfer in bytes per second, over each `stall_timeout`. There is no total limit.
     pub slowest: u64,
     /// How often in a row a broken transfer is tried again without getting any further.
     pub retries: u32,
@@ -150,11 +150,11 @@ impl Origin {
     fn web(url: &str, options: &Options) -> Result<Origin> {
         let url = Url::parse(url).map_err(|why| Error::with(ErrorKind::Usage, why))?;
         if url.has_query() {
-            let why = format!("'{url}' has a query: no file can be named below it");
+            let why = format!("'{url}' has a query, so no path can be appended to it");
             return Err(Error::with(ErrorKind::Usage, why));
         }
         if url.is_https() && !cfg!(feature = "https") {
-            let why = format!("opening {url}: this build has no TLS, and cannot use https");
+            let why = format!("opening {url}: this build has no TLS support and cannot use https");
             return Err(Error::with(ErrorKind::Usage, why));
         }
         let client = Client {
@@ -244,7 +244,7 @@ impl Source {
         match bytes {
             Some(bytes) if bytes.len() as u64 == length => Ok(Ok(bytes)),
             _ => Err(Error::new(format!(
-                "reading {name}: it became shorter in the meantime"
+                "reading {name}: it was truncated while it was being read"
             ))),
         }
     }
@@ -448,7 +448,7 @@ impl Retries<'_> {
 fn answered(url: &Url, status: u16) -> Error {
     let mut why = format!("fetching {url}: the server answered {status}");
     match status {
-        401 | 403 => why.push_str(" (no right to it, or no such file)"),
+        401 | 403 => why.push_str(" (access denied or no such file)"),
         407 => why.push_str(" (proxy authentication required)"),
         _ => {}
     }

@@ -25,7 +25,7 @@ pub trait Fetch {
         accept(bytes)
     }
 
-    /// Whether a target may be there: a bundle may hold less than its metadata tell of. `false` only if it is not.
+    /// Whether a target may exist: a bundle may hold less than its metadata list. `false` only if it certainly does not.
     fn may_have(&self, _path: &str) -> bool {
         true
     }

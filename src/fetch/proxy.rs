@@ -21,7 +21,7 @@ pub struct Proxies {
 pub struct Proxy {
     /// Where it is: scheme, host and port count.
     pub url: Url,
-    /// The request's line that says who asks; empty if nobody in particular does. Not to be shown to anybody.
+    /// The `Proxy-Authorization` line of a request; empty without credentials. Secret.
     pub authorization: String,
 }
 
@@ -95,7 +95,7 @@ fn normal(host: &str) -> String {
 fn parse(from: &str, text: &str) -> Result<Proxy> {
     let bad = || {
         let why = format!(
-            "reading the proxy from {from}: it is not of the form http://[USER:PASSWORD@]HOST[:PORT]"
+            "reading the proxy from {from}: it must have the form http://[USER:PASSWORD@]HOST[:PORT]"
         );
         Error::with(ErrorKind::Usage, why)
     };

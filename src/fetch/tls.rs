@@ -66,8 +66,8 @@ fn authorities(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, String> 
 
 /// The library's verifier, asked about the time of our [`Clock`] and not the system's.
 ///
-/// A clock that is not believed still says what time has passed: a certificate that expired before is refused. One
-/// that is not valid yet may be valid at the true time, and passes if it would at the first moment of its validity.
+/// With a clock that is not trusted the latest trusted time counts: a certificate that expired before it is refused. One
+/// that is not valid yet may be valid at the true time, and passes if it would at the start of its validity.
 #[derive(Debug)]
 struct Verifier {
     inner: Arc<WebPkiServerVerifier>,

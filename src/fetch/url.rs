@@ -26,7 +26,9 @@ impl Url {
         };
         // Whatever is not printable would end up in the request's head.
         if given.len() > 8192 || !given.bytes().all(|b| b.is_ascii_graphic()) {
-            return bad("is not a URL: it is too long, or not all printable ASCII");
+            return bad(
+                "is not a URL: it is too long or contains a character that is not printable ASCII",
+            );
         }
         let rest = rest.split('#').next().unwrap_or(rest);
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -45,7 +47,7 @@ impl Url {
             Some(port) => port.parse().ok(),
         };
         let (true, Some(port)) = (good, port) else {
-            return bad("is not a URL of a HOST or HOST:PORT");
+            return bad("is not a URL with a valid HOST or HOST:PORT");
         };
         let slash = if path.starts_with('/') { "" } else { "/" };
         Ok(Url {
@@ -107,7 +109,7 @@ impl Url {
         };
         let url = Url::parse(&absolute)?;
         if self.https && !url.https {
-            return Err(format!("'{url}' would downgrade https"));
+            return Err(format!("'{url}' would downgrade https to http"));
         }
         Ok(url)
     }

@@ -19,14 +19,14 @@ const MAX_BODY: u64 = 1 << 20;
 /// A try that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// In which way: equal for two tries that failed alike, whatever the time, the process or the output.
+    /// The kind of failure: equal for two tries that failed in the same way, whatever the time, the process or the output.
     pub how: String,
     /// What happened, in one sentence.
     pub why: String,
 }
 
 impl Fault {
-    /// Two that say the same failed alike.
+    /// A failure whose message is also its kind.
     pub fn new(why: impl Into<String>) -> Fault {
         let why = why.into();
         Fault {
@@ -35,7 +35,7 @@ impl Fault {
         }
     }
 
-    /// Alike in one way, with more to tell.
+    /// A failure of this kind, with a more detailed message.
     pub fn alike(how: impl Into<String>, why: impl Into<String>) -> Fault {
         Fault {
             how: how.into(),
@@ -44,7 +44,7 @@ impl Fault {
     }
 }
 
-/// What [`Fault::how`] is where nobody listens.
+/// The [`Fault::how`] of a refused connection.
 pub const REFUSED: &str = "refused";
 
 /// Tries a check once. `find` tells where a program of the set is, `directory` is where it runs. Returns the address that

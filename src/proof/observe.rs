@@ -13,7 +13,7 @@ use qx_release::manifest::{Manifest, Name, ProgramPath, Service};
 /// What OpenRC's supervisor is called. It starts what ends again, for ever.
 const SUPERVISOR: &str = "supervise-daemon";
 
-/// All processes at one moment, and whose they are.
+/// A snapshot of all processes, and the services they belong to.
 pub struct Census<'a> {
     store: &'a Store,
     manager: &'a Manager<'a>,
@@ -31,7 +31,7 @@ struct Whose {
     own: Vec<u32>,
     /// Processes that outlive it, as its release declares.
     left: Vec<u32>,
-    /// What its pidfile names, and executes none of its programs.
+    /// The process that its pidfile names although it executes none of its programs.
     foreign: Option<u32>,
     /// Whether something says which processes are its own; otherwise they are known by what they execute.
     known: bool,
@@ -110,8 +110,8 @@ impl<'a> Census<'a> {
         self.services.len() - 1
     }
 
-    /// Whose each process is: by pidfile, control group and mark; where none of these tells, by what it executes, but never
-    /// one that is another's.
+    /// Assigns each process to its service: by pidfile, control group and mark; failing these by what it executes, but never
+    /// a process of another service.
     fn assign(&mut self, leaves: &[Vec<&ProgramPath>]) {
         let mains: Vec<Main> = self
             .services
@@ -207,8 +207,8 @@ impl<'a> Census<'a> {
             && proc.has_argument(pid, name.as_str())
     }
 
-    /// Services of which nothing tells the processes. Those that share a program get one of its processes each, the oldest
-    /// first, as far as the service manager says that they run: which is whose cannot be told, but whether there are enough can.
+    /// Services whose processes nothing else identifies. Those that share a program get one of its processes each, oldest
+    /// first, if the service manager says that they run: which process is whose is unknown, but there must be enough.
     fn assign_by_program(&mut self) {
         let taken: Vec<u32> = self
             .services
@@ -315,7 +315,7 @@ impl<'a> Census<'a> {
         };
         let Some(component) = manifest.at(&service.runs) else {
             return stopped(format!(
-                "{} runs {}, which is not installed",
+                "service {} runs {}, which is not installed",
                 service.name, service.runs
             ));
         };
@@ -354,7 +354,7 @@ impl<'a> Census<'a> {
                 )),
             },
             (None, Some(supervisor)) => stopped(format!(
-                "service {}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no child that runs",
+                "service {}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no running child",
                 service.name, supervisor.pid
             )),
             (None, None) => stopped(format!(
@@ -366,7 +366,7 @@ impl<'a> Census<'a> {
         }
     }
 
-    /// What runs under the file's own name elsewhere: usually the answer to why nothing runs the installed one.
+    /// A process that runs a file of the same name elsewhere: usually the reason why nothing runs the installed one.
     fn namesake(&self, path: &Path) -> String {
         let proc = self.manager.host().proc();
         let found = self.processes.iter().find_map(|process| {
@@ -381,7 +381,7 @@ impl<'a> Census<'a> {
         found.unwrap_or_default()
     }
 
-    /// A process that executes a service's program, and is nobody's: where its pidfile is wrong, it is that service.
+    /// A process that executes a service's program and belongs to no service: that service, if its pidfile is wrong.
     pub fn unclaimed(&self, name: &Name) -> Option<Identity> {
         let whose = self.whose(name)?;
         let unclaimed = |p: &&Process| {

@@ -19,13 +19,13 @@ use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name};
 use qx_release::text;
 
-/// File systems of which nothing is left after a reboot (statfs(2)).
+/// File systems that do not survive a reboot (statfs(2)).
 const VOLATILE: [(u64, &str); 3] = [
     (0x0102_1994, "tmpfs"),
     (0x8584_58f6, "ramfs"),
     (0x794c_7630, "an overlay"),
 ];
-/// Descriptors that are open besides those of the directories on the way down.
+/// Descriptors that are needed besides those of the nested directories.
 const DESCRIPTORS: u64 = 64;
 
 /// Finds what would fail later. `running` is the manifest of what runs.
@@ -73,7 +73,7 @@ fn data_partition(host: &Host, store: &Store) -> Result<()> {
     durable::try_links_and_exchanges(&slots)
 }
 
-/// Whom programs run as.
+/// The users that programs run as exist.
 fn users(host: &Host, config: &Config) -> Result<()> {
     let named = [("migration_user", config.migration_user.as_ref())];
     let of_data = config
@@ -90,7 +90,7 @@ fn users(host: &Host, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// A data directory is gone through with a descriptor open for each level.
+/// Copying a data directory needs an open descriptor for each level.
 fn descriptors(host: &Host, config: &Config) -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     // Whoever called may have had fewer than it is entitled to.
@@ -108,7 +108,7 @@ fn descriptors(host: &Host, config: &Config) -> Result<()> {
         let depth = depth(&place).saturating_mul(3);
         if depth.saturating_add(DESCRIPTORS) > most {
             return Err(Error::new(format!(
-                "using the data {}: {} is so deep that copying it takes {depth} open files, and only {most} are allowed \
+                "using the data {}: {} is nested too deeply: copying it needs {depth} open files, but the limit is {most} \
                  (RLIMIT_NOFILE)",
                 set.name,
                 place.display()
@@ -118,7 +118,7 @@ fn descriptors(host: &Host, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// How many directories lie within each other. No descriptor is held on the way.
+/// How deep directories are nested. Holds no descriptor meanwhile.
 fn depth(path: &Path) -> u64 {
     let mut level = vec![path.to_owned()];
     let mut depth = 0;
@@ -152,7 +152,9 @@ fn commands(how: &Services) -> Result<()> {
         if !is_program(program) {
             return Err(Error::with(
                 ErrorKind::Usage,
-                format!("using services.{field} of the configuration: {program} is not a program"),
+                format!(
+                    "using services.{field} of the configuration: {program} is not an executable program"
+                ),
             ));
         }
     }
@@ -181,7 +183,7 @@ fn data_commands(config: &Config) -> Result<()> {
                 return Err(Error::with(
                     ErrorKind::Usage,
                     format!(
-                        "using the data {}: {field} of the configuration: {} is not a program",
+                        "using the data {}: {field} of the configuration: {} is not an executable program",
                         set.name,
                         text::clean(program, 200)
                     ),

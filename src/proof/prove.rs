@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// How long a process may take to appear, if no check's start period says more. An init script passes through a shell
 /// and a supervisor first.
 const APPEAR: Duration = Duration::from_secs(10);
-/// So much of the way in which a check failed is kept, in characters.
+/// How much of the kind of a check's failure is kept, in characters.
 const MAX_HOW: usize = 300;
 /// How long a set without health checks must keep its processes.
 const STABLE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ pub struct Expectation<'a> {
     pub services: Vec<&'a Service>,
     /// Files that must not be running any more, and what they belong to.
     pub old: Vec<(FileId, PathBuf)>,
-    /// Whether this is the set that ran before: it is held to nothing that it did not do then.
+    /// Whether this is the set that ran before: a check that failed then may fail again.
     pub way_back: bool,
     /// The services that did not run before the switch.
     pub idle: &'a [Name],
@@ -60,8 +60,8 @@ struct Proved {
     file: Option<FileId>,
 }
 
-/// Proves the expected, or says in one sentence why it does not hold. Returns what keeps it from being a proof of everything:
-/// what was not looked at, did not run before, or fails as it did before the switch.
+/// Proves the expectation, or says in one sentence why it does not hold. Returns what the proof does not cover: what was not
+/// checked, did not run before, or fails as it did before the switch.
 pub fn prove(
     expected: &Expectation,
     store: &Store,
@@ -69,7 +69,7 @@ pub fn prove(
     log: &mut Log,
 ) -> Result<Vec<String>, String> {
     if !manager.may_look() {
-        let what = "services are not checked: the root is not this system's";
+        let what = "services are not checked: the root directory is not the running system's";
         log.info("prove", what);
         return Ok(vec![what.to_owned()]);
     }
@@ -82,9 +82,7 @@ pub fn prove(
         .idle
         .iter()
         .map(|name| {
-            format!(
-                "service {name} was not running before and stays stopped; nothing is proved about it"
-            )
+            format!("service {name} was not running before and stays stopped; it is not verified")
         })
         .collect();
     remarks.extend(stay_healthy(expected, store, manager, &proved, log)?);
@@ -234,7 +232,7 @@ fn old_process(expected: &Expectation, census: &Census) -> Option<(u32, PathBuf)
 /// One check on its way: first until it passes, then for as long as it must go on.
 struct Watch<'a> {
     check: &'a Check,
-    /// What it asks did not run before and is not started: nobody waits for that.
+    /// The service that it asks did not run before and is not started: it is not waited for.
     idle: bool,
     due: Instant,
     /// Tries in a row that failed and count.
@@ -317,14 +315,14 @@ impl<'a> Watch<'a> {
             .is_some_and(|since| since.elapsed() >= Duration::from_secs(self.check.stable_s))
     }
 
-    /// The longest that a check which comes to an end can take: every try slow and failed but the last that is allowed.
+    /// The longest time that a check may take: every try but the last permitted one is slow and fails.
     fn patience(&self) -> Duration {
         let c = self.check;
         let tries = u64::from(c.retries) + 2;
         Duration::from_secs(c.start_period_s + tries * (c.interval_s + c.timeout_s) + c.stable_s)
     }
 
-    /// Why it has failed though no row of tries was too long: all checks together were given this patience.
+    /// The error of a check that never failed too often in a row, but did not become stable within `patience`.
     fn too_late(&self, patience: Duration) -> String {
         format!(
             "the health check {} did not pass for {} s in a row within {} s: {}",
@@ -351,7 +349,7 @@ fn asks_idle(check: &Check, expected: &Expectation) -> bool {
 fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
     let how = text::clean(how, MAX_HOW);
     if asks_idle(check, expected) {
-        return Some("and what it checks was not running before the switch".into());
+        return Some("but what it checks was not running before the switch either".into());
     }
     let before = expected
         .failed_before
@@ -367,7 +365,7 @@ fn excuse(check: &Check, how: &str, expected: &Expectation) -> Option<String> {
         && !expected.idle.is_empty()
         && before.clone().any(silent)
     {
-        return Some("and what it checks was not running before the switch".into());
+        return Some("but what it checks was not running before the switch either".into());
     }
     let same = before.into_iter().any(|before| before.check == *check);
     let held = check.required && !expected.way_back;

@@ -1,6 +1,6 @@
-//! The data stage of recovery, run at boot after the link stage and before the data's users: it restores what an
-//! interrupted way back has to, lets a newer image's factory set migrate the data, and holds the users of data that the
-//! set which runs does not accept. It calls no service manager: a runlevel is being started.
+//! The data stage of recovery, run at boot after the link stage and before the services that use the data. It completes an
+//! interrupted restore, lets a newer image's factory set migrate the data, and keeps services stopped whose data the active
+//! set does not accept. It calls no service manager, because a runlevel is being started.
 
 use crate::data;
 use crate::model::config::Config;
@@ -102,7 +102,7 @@ impl DataStage<'_> {
                 data: DataState::Exchanged,
                 ..
             } => Err(format!(
-                "the data from before {} is not in its place",
+                "the data from before {} has not been restored",
                 op.to
             )),
             Phase::Idle(Idle {
@@ -110,7 +110,7 @@ impl DataStage<'_> {
                 ..
             }) if trouble.needs_person && self.store.has_open_data() => Err(trouble.what.clone()),
             _ => match sets::fit(self.store, shown, record.schemas_now()).obstacle() {
-                Some(why) => Err(format!("the {shown} is to run, but {why}")),
+                Some(why) => Err(format!("the {shown} cannot run on it: {why}")),
                 None => Ok(()),
             },
         }

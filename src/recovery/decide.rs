@@ -1,4 +1,4 @@
-//! What the link stage of recovery decides, as a pure function from what is on disk to what shall be.
+//! The decision of the link stage of recovery, as a pure function from the state on disk to the desired state.
 //! `docs/recovery.md` has the same rows in the same order.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
 use qx_release::error::Result;
 use qx_release::manifest::Name;
 
-/// A release whose switch was cut short this often is held.
+/// A release is held after its switch was interrupted this often.
 pub const MAX_ATTEMPTS: u32 = 3;
 
 /// Everything the decision depends on.
@@ -41,11 +41,11 @@ pub struct Observed<'a> {
     pub writable: bool,
     /// Whether data may be in the middle of an exchange.
     pub open_data: bool,
-    /// The date, RFC 3339: for people, nothing depends on it.
+    /// The date (RFC 3339), for display only: no decision depends on it.
     pub now: &'a str,
 }
 
-/// What shall be.
+/// The desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// The record to be written, if it differs.
@@ -66,7 +66,7 @@ pub fn decide(observed: &Observed) -> Decision {
         Loaded::Record(record) => decide_phase(observed, record).unwrap_or_else(|e| {
             rebuild(
                 observed,
-                &format!("the update state is impossible: {}", e.chain()),
+                &format!("the update state is invalid: {}", e.chain()),
             )
         }),
         Loaded::Absent if *observed.link == Link::Absent && !observed.slots => Decision {
@@ -205,7 +205,7 @@ fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause>
     None
 }
 
-/// The rows of `Idle`, also for phases that end there. `staged` is kept if its ground does not move.
+/// The rows of `Idle`, also for phases that end there. `staged` is kept if the set that it was planned on stays.
 fn settle(
     observed: &Observed,
     record: &Record,
@@ -330,7 +330,7 @@ fn revert(observed: &Observed, reverting: &Record, op: &Operation) -> Decision {
     }
 }
 
-/// No record to go by: what the link selects, if it verifies, else the factory set.
+/// Without a record: the set that the link selects, if it verifies, else the factory set.
 fn rebuild(observed: &Observed, what: &str) -> Decision {
     let linked = match observed.link {
         Link::To(slot) => match (observed.verify)(*slot) {
@@ -348,7 +348,7 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
         }
         Ok(active) => {
             let what = format!(
-                "{what}, and there are copies of data that no record explains; {active} runs"
+                "{what}, and the origin of existing copies of data is unknown; {active} runs"
             );
             (active, what, true)
         }
@@ -397,9 +397,8 @@ fn choose(
 fn unfit(what: &str, chosen: &Installed, why: &str) -> Trouble {
     Trouble {
         what: format!(
-            "{what}; {chosen} runs, and services that use the data stay stopped: {why}; `qx-update apply --repair`, or a \
-             release \
-             that accepts it, ends that"
+            "{what}; {chosen} runs, but services that use the data stay stopped: {why}. Run `qx-update apply --repair`, \
+             or apply a release that accepts the data"
         ),
         needs_person: true,
     }

@@ -51,7 +51,7 @@ pub fn link_stage(host: &Host, store: &Store, log: &mut Log) -> Result<Outcome> 
     stage.run()
 }
 
-/// The stage, and what it has met so far.
+/// The stage, and the problems it has found so far.
 struct LinkStage<'a> {
     host: &'a Host,
     store: &'a Store,
@@ -115,7 +115,7 @@ impl LinkStage<'_> {
         Ok(self.outcome(decision.record, show, interrupted))
     }
 
-    /// Something is not as it has to be for an operation to build on.
+    /// Notes a problem that keeps operations from starting.
     fn tell(&mut self, e: Error) {
         self.problems.push(e.chain());
         self.obstacle.get_or_insert(e);
@@ -155,7 +155,7 @@ impl LinkStage<'_> {
         }
     }
 
-    /// The record is lost, and nobody can tell any more whose data an operation has left: a person has to.
+    /// The record is lost, so the origin of the data that an operation left is unknown: it is marked for a person to decide.
     fn leave_data_unexplained(&mut self) {
         let noted = self.store.kept_data().and_then(|all| {
             let open = all
@@ -233,7 +233,7 @@ impl LinkStage<'_> {
         }
     }
 
-    /// Leaves word of this boot for `status`, and in the log.
+    /// Notes the result of this boot for `status` and in the log.
     fn note(&mut self, decision: &Decision, show: Set, hidden: Option<Slot>) {
         if let Phase::Idle(idle) = decision.record.phase() {
             let trouble = idle.trouble.iter().map(|t| t.what.clone());
@@ -301,7 +301,7 @@ fn leaves(store: &Store, set: Set) -> BTreeMap<Name, u64> {
     data.map(|data| (data.name, data.schema_after)).collect()
 }
 
-/// What no phase needs any more.
+/// Deletes what no phase needs any more.
 fn drop_leftovers(decision: &Decision, store: &Store) -> Result<()> {
     store.drop_scratch()?;
     if !decision.drop_leftovers {
@@ -345,7 +345,7 @@ fn show(
     if moved.is_ok() && !selected {
         log.info(
             "recover",
-            format!("the priority link selects {} now", decision.show),
+            format!("the priority link now selects {}", decision.show),
         );
     }
     // A plain directory in the place of a fixed link hides every release by itself.

@@ -1,4 +1,4 @@
-//! What a boot makes of what it finds: decided from values, then carried out, files first and data later.
+//! Recovery at boot: decided by a pure function, then carried out, first the files, later the data.
 
 #[cfg(feature = "update")]
 pub mod data;

@@ -30,10 +30,10 @@ use qx_release::trust::{self, Limits, Role, SnapshotCopy, TrustedSet};
 
 /// Where the metadata of delegated roles are kept.
 const DELEGATED: &str = "delegated";
-/// So many bytes of delegated metadata are held in memory. What is beyond is read and verified again for each question:
-/// memory is bounded, whatever the teams publish.
+/// How many bytes of delegated metadata are cached in memory. The rest is read and verified again for each query, so that
+/// memory stays bounded whatever is published.
 const HELD: usize = 2 << 20;
-/// So many releases for other appliances are told of.
+/// How many releases for other appliances are reported at most.
 const OTHERS: usize = 10;
 
 /// A repository whose metadata are trusted.
@@ -44,7 +44,7 @@ pub struct Repository {
     loaded: RefCell<BTreeMap<RoleName, Loaded>>,
 }
 
-/// The metadata of a delegated role, as those verify them who were asked for; or why there are none, and with what exit.
+/// The verified metadata of a delegated role; or why there are none, and the kind of error.
 struct Loaded {
     verifiers: Verifiers,
     outcome: Result<Rc<Targets>, (ErrorKind, String)>,
@@ -83,7 +83,7 @@ pub struct Releases {
     pub left_out: Vec<String>,
 }
 
-/// Is given each role that is walked, or why it is not.
+/// Is called with each visited role, or the reason why it could not be visited.
 type Visit<'v> = dyn FnMut(&RoleName, Result<Rc<Targets>>) -> Result<()> + 'v;
 
 /// Roles whose publishers are at fault, a line each.
@@ -240,7 +240,7 @@ impl Repository {
             return Ok(None);
         };
         let file = found.target.file().ok_or_else(|| {
-            let why = format!("looking for {name}: its metadata have no SHA-256");
+            let why = format!("looking for {name}: its metadata contain no SHA-256");
             Error::with(ErrorKind::Publisher, why)
         })?;
         Ok(Some(Target {
@@ -559,7 +559,7 @@ fn update_targets(
     Ok(version)
 }
 
-/// A copy kept earlier. One that cannot be read is as good as none: the source has it.
+/// A copy kept earlier. An unreadable one counts as absent: the source has it.
 fn kept(store: &Path, file: &str) -> Option<Vec<u8>> {
     fs::read(store.join(file)).ok()
 }

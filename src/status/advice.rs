@@ -8,11 +8,11 @@ use crate::store::Freshness;
 use crate::system::host::FACTORY_BOOT;
 use qx_release::error::Exit;
 
-/// What to do now; never nothing.
+/// What to do now; never empty.
 pub(super) fn advice(status: &Status) -> Vec<String> {
     if let Some(holder) = &status.busy {
         return vec![format!(
-            "wait: process {} ({}) has been at work since {}; `qx-update log` shows its progress",
+            "wait for process {} ({}), running since {}; `qx-update log` shows its progress",
             holder.pid, holder.command, holder.since
         )];
     }
@@ -20,20 +20,21 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     let unexplained = |kept: &&Kept| kept.reason == KeptReason::Unexplained;
     if let Some(kept) = status.kept_data.iter().find(unexplained) {
         advice.push(format!(
-            "nobody knows which data is the right one: look at it (`qx-update data export {id} FILE`), then make it live with \
-             `qx-update data restore {id}`, or stay with what is live with `qx-update data drop {id}`",
+            "cannot determine which data is correct: inspect the kept data with `qx-update data export {id} FILE`, then \
+             activate it with `qx-update data restore {id}`, or keep the live data with `qx-update data drop {id}`",
             id = kept.id
         ));
     }
     if status.needs_person {
         advice.push(
-            "a person is needed: see the problem above; when it is dealt with, `qx-update reset`"
+            "manual intervention required: fix the problem above, then run `qx-update reset`"
                 .into(),
         );
     }
     if status.lost.is_some() {
         advice.push(
-            "a damaged release was abandoned: `qx-update apply --repair` reinstalls it".into(),
+            "a damaged release was taken out of use: reinstall it with `qx-update apply --repair`"
+                .into(),
         );
     }
     advice.extend(about_services(status));
@@ -41,8 +42,8 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     let last = status.last.as_ref();
     advice.extend(last.and_then(|last| after_attempt(last, &status.refused)));
     if (status.refreshed.as_ref()).is_some_and(|r| r.freshness == Freshness::NotVerified) {
-        advice.push("set the clock, then run `qx-update check`: updates still work, but only a clock shows what is \
-        stale".into());
+        advice.push("set the clock, then run `qx-update check`: updates still work, but stale metadata cannot be \
+         detected".into());
     }
     if advice.is_empty() {
         let usual = if status.problems.is_empty() {
@@ -55,7 +56,7 @@ pub(super) fn advice(status: &Status) -> Vec<String> {
     advice
 }
 
-/// What ends an operation that was cut short, and a boot into the factory set.
+/// How to end an interrupted operation, and a boot into the factory set.
 fn about_what_is_open(status: &Status) -> Vec<String> {
     let mut advice = Vec::new();
     match status.phase {
@@ -83,18 +84,18 @@ fn about_what_is_open(status: &Status) -> Vec<String> {
     advice
 }
 
-/// First what does not run, then what runs something else.
+/// Services that are not running first, then those that run another file.
 fn about_services(status: &Status) -> Vec<String> {
     let in_state = |state| status.services.iter().filter(move |s| s.state == state);
     let stopped = in_state("stopped").map(|service| {
         format!(
-            "{} has no process: start it, and read its own log",
+            "service {} is not running: start it and check its log",
             service.name
         )
     });
     let other = in_state("other").map(|service| {
         format!(
-            "{} runs {}, not {}: restart it, and check which path its init script uses",
+            "service {} runs {}, not {}: restart it and check the path in its init script",
             service.name,
             service.runs.as_deref().unwrap_or("nothing"),
             service.installed.display()
@@ -107,10 +108,9 @@ fn after_failure(failure: &EarlyFailure) -> String {
     match failure.result {
         Exit::NoSpace => "free space in the data directory, then run `qx-update apply`".into(),
         Exit::NeedsPerson | Exit::BackToPrevious | Exit::BackToFactory => {
-            "fix what the failed attempt names, then run `qx-update confirm`".into()
+            "fix the cause of the failed attempt, then run `qx-update confirm`".into()
         }
-        _ => "fix what the failed attempt names, then run `qx-update apply`: it changed nothing"
-            .into(),
+        _ => "the failed attempt changed nothing: fix its cause, then run `qx-update apply`".into(),
     }
 }
 

@@ -31,7 +31,7 @@ use qx_release::text;
 
 pub use render::for_people;
 
-/// So many files that were added to a release are named.
+/// How many files that were added to a release are named at most.
 const MAX_ADDED: usize = 5;
 
 /// The answer. As JSON it is documented in `docs/formats.md`.
@@ -80,7 +80,7 @@ pub struct Status {
     pub refused: Vec<Refusal>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
-    /// Whether the appliance cannot help itself.
+    /// Whether the appliance cannot recover without manual intervention.
     pub needs_person: bool,
     /// The process that holds the lock.
     pub busy: Option<Holder>,
@@ -224,11 +224,14 @@ impl Found {
             let added = store.added(slot, manifest, digest);
             problems.extend(added.iter().take(MAX_ADDED).map(|path| {
                 let path = text::path(path);
-                format!("{path} does not belong to the release: somebody added it, it is not checked, and the next update \
-                removes it")
+                format!("{path} does not belong to the release: it was added later, is not verified, and the next update \
+                 removes it")
             }));
             if let Some(more) = added.len().checked_sub(MAX_ADDED + 1) {
-                problems.push(format!("{} more were added", more + 1));
+                problems.push(format!(
+                    "{} more files do not belong to the release",
+                    more + 1
+                ));
             }
         }
         problems
@@ -295,12 +298,12 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
     problems
 }
 
-/// That another set runs than the record says, if nothing explains it.
+/// A problem if the active set is not the recorded one and nothing explains why.
 fn other_set(record: &Record, found: &Found, factory_boot: bool, store: &Store) -> Option<String> {
     let kept = record.idle_when_ended().active;
     if factory_boot && kept.set != Set::Factory {
         return Some(format!(
-            "this boot uses the factory set, because {FACTORY_BOOT} is on the kernel command line; {kept} is kept"
+            "this boot uses the factory set because {FACTORY_BOOT} is on the kernel command line; {kept} stays installed"
         ));
     }
     let (set, _) = recorded(record);
@@ -320,7 +323,7 @@ fn trouble(record: &Record) -> Option<&Trouble> {
     }
 }
 
-/// Why what uses the data waits for a person, if it does.
+/// Why the services that use the data stay stopped until somebody intervenes, if they do.
 fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
     if let Phase::Reverting {
         op,
@@ -329,7 +332,7 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
     } = record.phase()
     {
         return Some(format!(
-            "the data from before {} is not in its place yet",
+            "the data from before {} has not been restored yet",
             op.to
         ));
     }
@@ -342,17 +345,17 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
     }
     let why = Fit::of(found.manifest.as_ref()?, record.schemas_now()).obstacle()?;
     Some(format!(
-        "services that use the data stay stopped: {} is to run, but {why}: `qx-update apply --repair`, or a release that \
-         accepts the data, ends that",
+        "services that use the data stay stopped: {} cannot run on it: {why}. Run `qx-update apply --repair`, or apply a \
+         release that accepts the data",
         found.set
     ))
 }
 
-/// The refusals that still matter, the newest first: what is older than what runs is offered to nobody.
+/// The refusals that still matter, newest first: releases older than the running one are not offered anyway.
 fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>, String> {
     let mut refused = store.refusals().map_err(|e| {
         format!(
-            "{}; no release is tried until `qx-update reset` clears the list",
+            "{}; updates are blocked until `qx-update reset` clears the list",
             e.chain()
         )
     })?;
@@ -412,7 +415,7 @@ fn lost(record: &Record) -> Option<Installed> {
     }
 }
 
-/// Whether a set still is what the record calls it, by its manifest. One that cannot be read may be.
+/// Whether a set still is the recorded one, by its manifest. If that cannot be read, it is assumed to be.
 fn is_there(installed: &Installed, store: &Store) -> bool {
     match store.manifest(installed.set) {
         Ok(found) => {

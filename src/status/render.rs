@@ -24,10 +24,13 @@ pub fn for_people(status: &Status) -> String {
     if let Some(open) = &status.operation {
         page.operation(status.phase, open);
     } else if status.phase == "unknown" {
-        page.add("phase", "unknown: no readable record".into());
+        page.add(
+            "phase",
+            "unknown: the update state is missing or unreadable".into(),
+        );
     }
     match &status.last {
-        None => page.add("last", "no update was tried yet".into()),
+        None => page.add("last", "no update attempted yet".into()),
         Some(last) => page.attempt(last),
     }
     if let Some(failure) = &status.failure {
@@ -54,7 +57,7 @@ pub fn for_people(status: &Status) -> String {
 struct Page(String);
 
 impl Page {
-    /// Processes and servers have a part in the texts: each stays one line.
+    /// The texts contain what processes and servers said: each is reduced to one line.
     fn add(&mut self, name: &str, text: String) {
         self.0 += &format!("{name:<10}{}\n", text::line(&text));
     }
@@ -150,7 +153,7 @@ impl Page {
             };
             self.add(
                 "data",
-                format!("what was written from {from} to {to} was set aside{kept}"),
+                format!("data written from {from} to {to} was set aside{kept}"),
             );
         }
     }
@@ -158,7 +161,7 @@ impl Page {
     fn failure(&mut self, failure: &EarlyFailure) {
         self.add(
             "since then",
-            format!("{}: an attempt {}", failure.at, result(failure.result)),
+            format!("{}: attempt {}", failure.at, result(failure.result)),
         );
         self.add("reason", failure.reason.clone());
     }
@@ -204,8 +207,8 @@ fn verb(kind: OperationKind) -> &'static str {
         OperationKind::Install => "install",
         OperationKind::Rollback => "rollback",
         OperationKind::Factory => "return",
-        OperationKind::Image => "take-over by the image,",
-        OperationKind::Data => "exchange of the data,",
+        OperationKind::Image => "image take-over",
+        OperationKind::Data => "data restore",
     }
 }
 
@@ -214,8 +217,8 @@ fn result(exit: Exit) -> String {
         Exit::Done => "done, proved healthy",
         Exit::BackToPrevious => "FAILED; the previous release runs again",
         Exit::BackToFactory => "FAILED; the factory set runs",
-        Exit::NeedsPerson => "FAILED, and needs a person",
-        Exit::NoSpace => "failed for lack of space; nothing changed",
+        Exit::NeedsPerson => "FAILED; manual intervention required",
+        Exit::NoSpace => "failed: not enough space; nothing changed",
         Exit::Refused => "refused; nothing changed",
         _ => "failed; nothing changed",
     };

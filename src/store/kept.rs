@@ -19,7 +19,7 @@ impl Store {
     /// What is kept aside, the oldest first.
     ///
     /// # Errors
-    /// One of the notes cannot be read: it says which data must not be lost.
+    /// A note cannot be read: it may name data that must not be deleted.
     pub fn kept_data(&self) -> Result<Vec<Kept>> {
         let directory = self.path("update/data");
         let reading = || format!("reading {}", directory.display());

@@ -9,16 +9,16 @@ use crate::model::slot::{Link, Set, Slot};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 
-/// Where one step decides which set is found after it. What is above asks no more of it: an image of an operating system, say,
-/// has its own in the variables of a boot loader.
+/// The commit point: one atomic step selects the active set. Higher layers need no more of it, so another system could
+/// keep it in the variables of a boot loader, for example.
 pub trait CommitPoint {
     /// What it selects.
     fn selected(&self) -> Link;
     /// Selects a set, in one step that is done or not done.
     fn select(&self, set: Set) -> Result<()>;
-    /// Puts in order what leads to it.
+    /// Repairs the fixed links that lead to it.
     fn repair(&self) -> Result<()>;
-    /// It cannot be changed: the slot that it selects is not to be found for this boot.
+    /// Hides the selected slot for this boot, where the link cannot be changed.
     fn hide(&self, slot: Slot) -> Result<()>;
 }
 

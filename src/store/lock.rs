@@ -91,7 +91,7 @@ impl Store {
                     tell(format!("{command} waits for {who} to release the lock"));
                 }
                 if rustix::process::getppid() != asker {
-                    let what = format!("starting {command}: the process that asked for it is gone");
+                    let what = format!("starting {command}: the calling process has ended");
                     return Err(Error::with(ErrorKind::Busy, what));
                 }
             }

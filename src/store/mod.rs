@@ -32,12 +32,12 @@ pub use lock::{Holder, Lock};
 pub use notes::{BootNote, Freshness, Refreshed};
 pub use seals::Verified;
 
-/// What a path that a release removed holds: executable, so that init scripts do not take the factory's, and
-/// nothing that starts.
+/// The content of a path that a release removed: executable, so that init scripts do not use the factory's file, but it
+/// starts nothing.
 pub const STUB: &[u8] = b"#!/bin/false\n";
 /// A list that is kept here is at most this long, in bytes.
 const MAX_LIST: u64 = 1 << 20;
-/// So much of each text in a list is kept, in characters: all of them fit into it.
+/// How much of each text in a list is kept, in characters, so that the list stays within its limit.
 const MAX_REASON: usize = 1000;
 const MANIFEST: &str = "release.json";
 
@@ -53,7 +53,7 @@ impl Store {
     /// The store in a data directory (`/data`), with the factory set's manifest (absolute paths of the appliance).
     ///
     /// # Errors
-    /// A link is where only directories and files of its own may be: what is written there would go elsewhere.
+    /// A symbolic link is in the place of one of the store's own directories or files.
     pub fn new(host: &Host, data_dir: &str, factory: &str) -> Result<Store> {
         let store = Store {
             data: host.path(data_dir)?,
@@ -171,7 +171,7 @@ impl Store {
                 return Err(Error::with(
                     ErrorKind::NeedsPerson,
                     format!(
-                        "using {}: it belongs to user {} with mode {:04o}; it must be root's, and not writable for \
+                        "using {}: it is owned by user {} with mode {:04o}; it must be owned by root and not writable by \
                          others (chown root, chmod go-w)",
                         path.display(),
                         meta.uid(),
@@ -237,7 +237,7 @@ impl Store {
         self.kept_data().map_or(true, |all| all.iter().any(open))
     }
 
-    /// Whoever asks must be allowed to read what the answer comes from: what may not be read is not absent.
+    /// Fails if this user may not read the state: what cannot be read must not be taken for absent.
     pub fn may_read(&self) -> Result<()> {
         let place = self.path("update");
         match fs::read_dir(&place) {
@@ -342,7 +342,7 @@ impl Store {
     }
 }
 
-/// Whether nothing is there for certain.
+/// Whether the path certainly does not exist.
 pub fn is_absent(path: &Path) -> bool {
     let found = fs::symlink_metadata(path);
     found.is_err_and(|e| {
@@ -380,8 +380,8 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
         return Err(Error::with(
             ErrorKind::NeedsPerson,
             format!(
-                "using {}: it is a symbolic link, so qx-update's files would be elsewhere; replace it with a directory, or \
-                 mount the other place there (data_dir itself may be a link)",
+                "using {}: it is a symbolic link, so qx-update's files would be stored elsewhere; replace it with a \
+                 directory or a mount point (data_dir itself may be a link)",
                 path.display()
             ),
         ));

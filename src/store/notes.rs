@@ -35,11 +35,11 @@ pub struct BootNote {
 /// The last refresh of trust that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refreshed {
-    /// What the time was taken to be (RFC 3339).
+    /// The time that was assumed (RFC 3339).
     pub time: String,
     /// The source.
     pub source: String,
-    /// Whether expiry was measured against the time, or only against one that had passed.
+    /// Whether expiry was checked against the current time, or only against the latest trusted time.
     pub freshness: Freshness,
     /// What the system's clock said (RFC 3339).
     pub clock: String,
@@ -47,13 +47,13 @@ pub struct Refreshed {
     pub trust: Versions,
 }
 
-/// Whether it is known that nothing newer was withheld for longer than metadata are valid.
+/// Whether the metadata are known to be current, so that nothing newer was withheld.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Freshness {
-    /// The clock was believed.
+    /// The clock was trusted.
     Verified,
-    /// The clock was wrong: before what is known to have passed, or beyond any appliance's life.
+    /// The clock was implausible: before the latest trusted time, or too far in the future.
     NotVerified,
 }
 

@@ -30,7 +30,7 @@ impl Store {
             .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
         if list.format != 1 {
             return Err(Error::new(format!(
-                "reading {}: format {} is not known",
+                "reading {}: format {} is unknown",
                 path.display(),
                 list.format
             )));

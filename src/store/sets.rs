@@ -1,4 +1,4 @@
-//! The installed sets, as something to go to.
+//! The installed sets, as candidates to switch to.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -61,7 +61,7 @@ impl Waiting {
 /// us: a description that is shared with anybody else's terminal must not be).
 pub struct Follower {
     waiting: Waiting,
-    /// What is left of the line that is being sent: a line is sent whole.
+    /// The rest of the line that is being sent: lines are sent whole.
     current: Vec<u8>,
     /// Says that so many lines were dropped.
     excuse: fn(u64) -> Vec<u8>,
@@ -115,7 +115,7 @@ impl Follower {
 }
 
 impl Drop for Follower {
-    /// Everything is done, and nothing held: now there is a little time.
+    /// At the end, when nothing is locked any more: waits a little for the reader.
     fn drop(&mut self) {
         let end = Instant::now() + LAST;
         while !self.flush() {

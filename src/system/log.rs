@@ -33,9 +33,9 @@ pub struct Line {
     pub op: String,
     /// Which step of the procedure this is.
     pub step: String,
-    /// For people.
+    /// The message.
     pub message: String,
-    /// For programs.
+    /// Structured details.
     #[serde(flatten)]
     pub details: Map<String, Value>,
 }

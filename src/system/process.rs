@@ -98,7 +98,7 @@ pub struct Program<'a> {
     pub group: Option<&'a Group>,
     /// How long it may take.
     pub timeout: Duration,
-    /// Asked again and again whether it keeps within its space; if not, its group is killed. Absent: any space will do.
+    /// Checked regularly: whether it keeps within its space limit; if not, its group is killed. Absent: no limit.
     pub within: Option<&'a dyn Fn() -> bool>,
 }
 
@@ -193,8 +193,8 @@ impl<'a> Program<'a> {
     }
 }
 
-/// What programs read that have nothing to read, and write to where nobody listens. That it is missing, or a file that
-/// somebody made in its place, is told as such and not as a program's failure.
+/// `/dev/null`, for programs without input or output. If it is missing, or a regular file is in its place, the error says so
+/// rather than blaming the program.
 pub fn null() -> Result<File> {
     let doing = || "opening /dev/null, which every program is started with";
     let null = File::options().read(true).write(true).open("/dev/null");
@@ -255,7 +255,7 @@ impl<'a> Running<'a> {
             {
                 if !within() {
                     self.kill()?;
-                    let what = format!("running {}: it uses more space than it may", self.program);
+                    let what = format!("running {}: it exceeds its space limit", self.program);
                     return Err(Error::new(what));
                 }
                 self.look = Instant::now() + LOOK;
@@ -313,7 +313,7 @@ impl User {
 pub struct Nice(Option<i32>);
 
 impl Nice {
-    /// Being less than nice is no failure.
+    /// A failure to lower the priority is ignored.
     pub fn new() -> Nice {
         let before = rustix::process::getpriority_process(None).ok();
         let _ = rustix::process::setpriority_process(None, 19);

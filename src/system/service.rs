@@ -130,7 +130,7 @@ impl<'a> Manager<'a> {
         check_ended("starting", name, &vector, &ended)
     }
 
-    /// What names a service of this appliance, and of no other one below another root of the same machine.
+    /// The mark of a service of this appliance, distinct from those below another root on the same machine.
     fn mark(&self, name: &Name) -> String {
         format!("{name} {}", self.host.root().display())
     }

@@ -199,7 +199,7 @@ fn restored(appliance: &Appliance, kept: &[(&str, &str)]) {
     assert!(from.as_str().unwrap() <= to.as_str().unwrap(), "{last:#}");
     appliance
         .update(&["status"])
-        .says(&["what was written from", id]);
+        .says(&["data written from", id]);
 }
 
 /// A migration that fails half way costs the owner nothing: the data was not touched, the old release runs, and what the
@@ -430,7 +430,7 @@ fn a_failed_rehearsal_stops_nothing() {
     appliance.release(&recipe.edit(|json| json["migrate"]["rehearse"] = json!(true)));
     appliance
         .update(&["apply"])
-        .refused(1, &["rejected", "more space than it may"]);
+        .refused(1, &["rejected", "exceeds its space limit"]);
     assert_eq!(found(&appliance), old());
     tidy(&appliance);
     let log = text(&appliance.data().join("update/log/update.log"));

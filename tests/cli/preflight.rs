@@ -171,7 +171,7 @@ fn commands_of_data_that_are_not_there() {
             let words = [
                 &format!("the data db: {field}"),
                 program,
-                "is not a program",
+                "is not an executable program",
             ];
             told_before_anything_stops(&appliance, 2, &words);
         }
@@ -297,7 +297,7 @@ fn what_runs_from_a_slot_that_has_to_go_is_restarted_first() {
         let apply = appliance.update(&["apply"]);
         apply.code(0).says(&["is proved healthy"]);
         if number > 2 {
-            apply.says(&["giving up slot"]);
+            apply.says(&["deleting the release in slot"]);
         }
         appliance.runs(&version);
         assert_eq!(appliance.answers(), [version.as_str(), "1.1.0"]);

@@ -589,7 +589,7 @@ fn hostile_bundles() {
     let sum: u32 = sum.map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
     endless[1024 + 148..1024 + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let cases: Vec<(Vec<u8>, &str)> = vec![
-        (endless, "cut short"),
+        (endless, "truncated"),
         (b"not even tar".to_vec(), "tar archive"),
         (vec![b'x'; 4096], "tar archive"),
         (file().gzip(), "uncompressed"),
@@ -637,7 +637,7 @@ fn hostile_bundles() {
             file()
                 .entry("././@LongLink", b'L', 0o644, "", &[b'n'; 5000])
                 .tar(),
-            "over-long",
+            "too long",
         ),
         (
             file()

@@ -198,7 +198,7 @@ fn a_boot_with_the_factory_set_says_so() {
     assert_eq!(last["from"]["version"], "1.1.0");
     assert_eq!(last["to"]["set"], "factory");
     let status = appliance.update(&["status"]);
-    status.says(&["done, not proved: this boot used the factory set already"]);
+    status.says(&["done, not proved: this boot already used the factory set"]);
     // It stays, whatever the next boot is told.
     fs::remove_file(appliance.root.join("proc/cmdline")).unwrap();
     appliance.update(&["recover"]).code(0);

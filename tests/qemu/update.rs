@@ -222,7 +222,7 @@ fn the_log_can_be_elsewhere() {
     appliance.qx_update("apply", 9);
     appliance.assert_runs(&Release::named("factory"));
     let log = appliance.ok(&format!("cat {path}"));
-    for step in ["taking quantix-os 1.3.0", "giving up", "runs again"] {
+    for step in ["selected quantix-os 1.3.0", "giving up", "runs again"] {
         assert!(log.contains(step), "no '{step}' in {log}");
     }
     assert_eq!(appliance.log().lines().count(), log.lines().count());
