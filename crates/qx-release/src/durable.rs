@@ -146,7 +146,7 @@ pub fn try_links_and_exchanges(directory: &Path) -> Result<()> {
     };
     let tried = tried().doing(|| {
         format!(
-            "trying links and exchanges in {}, which the data partition must have (ext4 and XFS do, vfat does not)",
+            "testing symbolic links and atomic exchange in {}, which the data partition must support (ext4 and XFS do, vfat does not)",
             directory.display()
         )
     });

@@ -66,7 +66,7 @@ pub fn in_range(name: &str, value: u64, range: RangeInclusive<u64>) -> Result<()
     match range.contains(&value) {
         true => Ok(()),
         false => Err(format!(
-            "{name}: {value} is not from {} to {}",
+            "{name}: {value} is out of range ({} to {})",
             range.start(),
             range.end()
         )),
@@ -79,7 +79,7 @@ pub fn boolean(value: Option<&str>, name: &str) -> Result<Option<bool>, String> 
         None => Ok(None),
         Some("true") => Ok(Some(true)),
         Some("false") => Ok(Some(false)),
-        Some(_) => Err(format!("{name} is not true or false")),
+        Some(_) => Err(format!("{name} must be true or false")),
     }
 }
 

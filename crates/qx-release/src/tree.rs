@@ -119,7 +119,7 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
             (Some(entries_left), Some(bytes_left)) => (entries, bytes) = (entries_left, bytes_left),
             _ => {
                 return Err(Error::new(format!(
-                    "{}: larger than the manifest says of {}",
+                    "{}: larger than the manifest states for {}",
                     doing(),
                     component.name
                 )));
@@ -190,7 +190,7 @@ type Known<'a> = dyn Fn(&str) -> bool + 'a;
 /// own directory, and a `bin`, is `.`.
 fn walk(kind: Kind, path: &Path, known: &Known, visit: &mut Visit) -> Result<()> {
     let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
-        .doing(|| format!("looking at {}", path.display()))?;
+        .doing(|| format!("examining {}", path.display()))?;
     match (kind, FileType::from_raw_mode(stat.st_mode)) {
         (Kind::Bin, FileType::RegularFile) => visit(".", open_file(CWD, path, path)?),
         (Kind::Tree, FileType::Directory) => {
@@ -232,7 +232,7 @@ fn walk_directory(
         let relative = relative.as_str();
         let name = Path::new(&name);
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-            .doing(|| format!("looking at {}", here.display()))?;
+            .doing(|| format!("examining {}", here.display()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => visit(relative, open_file(dir, name, &here)?)?,
             FileType::Directory => {
@@ -397,7 +397,7 @@ fn compare(component: &Component, path: &Path, found: &Measured) -> Result<(), S
     let differs = |what: &str, is: &dyn Display, should: &dyn Display| {
         let (path, name) = (path.display(), &component.name);
         Err(format!(
-            "{path} is not the {name} of the manifest: its {what} is {is} instead of {should}"
+            "{path} does not match {name} in the manifest: its {what} is {is} instead of {should}"
         ))
     };
     if found.bytes != component.size_bytes {

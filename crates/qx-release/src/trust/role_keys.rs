@@ -61,7 +61,7 @@ pub(super) fn parse_keys(text: &str, limits: &Limits) -> Result<Keys, String> {
 /// The error for one more than so many.
 pub(super) fn at_most(there: usize, limit: usize, what: &str) -> Result<(), String> {
     if there >= limit {
-        return Err(format!("there are more than {limit} {what}"));
+        return Err(format!("more than {limit} {what}"));
     }
     Ok(())
 }

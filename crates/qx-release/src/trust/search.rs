@@ -62,7 +62,7 @@ pub fn search<T: Listing, L: Deref<Target = T>>(
         }
         if asked.len() == limits.delegated_roles {
             let most = limits.delegated_roles;
-            let why = format!("looking for {name}: it would take more than {most} delegated roles");
+            let why = format!("searching for {name}: more than {most} delegated roles would have to be asked");
             return Err(Error::with(ErrorKind::Publisher, why));
         }
         let targets = load(&delegation)?;
@@ -496,9 +496,9 @@ mod tests {
             (with("paths", json!([1])), "string"),
             (with("paths", Value::Null), "one of paths"),
             (with("path_hash_prefixes", json!(["0"])), "one of paths"),
-            (with("name", json!("")), "not the name of a role"),
-            (with("name", json!("a\nb")), "not the name of a role"),
-            (with("name", json!("a\u{0}b")), "not the name of a role"),
+            (with("name", json!("")), "not a valid role name"),
+            (with("name", json!("a\nb")), "not a valid role name"),
+            (with("name", json!("a\u{0}b")), "not a valid role name"),
             (with("name", json!("x".repeat(77))), "longer than 76"),
             (with("name", json!("snapshot")), "top-level"),
             (with("name", json!("targets")), "top-level"),
