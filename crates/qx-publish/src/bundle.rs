@@ -104,7 +104,7 @@ fn write(current: &Current, releases: &[Release], file: &Path) -> Result<u64> {
             return Err(Error::with(
                 ErrorKind::Busy,
                 format!(
-                    "something was published to {} in the meantime",
+                    "{} changed while the bundle was being written; run this again",
                     current.dir.display()
                 ),
             ));

@@ -74,7 +74,7 @@ pub(crate) fn release(current: &Current, offer: &Offer) -> Result<Release> {
         &manifest.version,
     );
     if named != says {
-        return Err(wrong("what it says is not what its name says".into()));
+        return Err(wrong("its product, channel, architecture or version differs from its target name".into()));
     }
     let mut artifacts = BTreeMap::new();
     for component in &manifest.components {
@@ -185,7 +185,7 @@ impl Read for Checked {
         let seen = self.hasher.bytes();
         if seen > length {
             return wrong(format!(
-                "it has more than the {length} bytes that were signed"
+                "it is longer than the {length} bytes in the signed metadata"
             ));
         }
         if read == 0 && !buffer.is_empty() {

@@ -74,10 +74,10 @@ impl Envelope {
         let mut signatures = BTreeMap::new();
         for item in listed {
             let (Some(id), Some(signature)) = (item["keyid"].as_str(), item["sig"].as_str()) else {
-                return Err("one of its signatures has no keyid or no sig".into());
+                return Err("a signature has no keyid or no sig".into());
             };
             if signatures.insert(id.into(), signature.into()).is_some() {
-                return Err(format!("two of its signatures are of key {}", short(id)));
+                return Err(format!("duplicate signature of key {}", short(id)));
             }
         }
         Ok(Envelope { signed, signatures })
@@ -227,7 +227,7 @@ impl Authority {
             .map(|id| short(id))
             .collect();
         Ok(Some(format!(
-            "{} of {} signatures that {} asks for, still missing {} of the keys {}",
+            "{} of {} signatures that {} requires; {} more needed, of the keys {}",
             count,
             self.threshold,
             text::name(&self.by),

@@ -74,7 +74,7 @@ impl External {
         let public = pem::public(&text).map_err(|e| wrong(format!("public_key: {e}")))?;
         if public["scheme"] != scheme.as_str() {
             return Err(wrong(format!(
-                "scheme: it is {scheme}, and the public key's is {}",
+                "scheme: {scheme} does not match the public key, whose scheme is {}",
                 public["scheme"]
             )));
         }
@@ -109,7 +109,7 @@ impl External {
                     }
                     Ok(bytes) => answer = Some(bytes.doing(doing)?),
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break "its answer is lost".into(),
+                    Err(RecvTimeoutError::Disconnected) => break "reading its answer failed".into(),
                 }
             }
             match (child.try_wait().doing(doing)?, &mut answer) {

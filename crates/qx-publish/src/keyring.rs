@@ -126,7 +126,7 @@ impl Signer {
     fn new(file: &Path, public: Value, how: How) -> Result<Signer> {
         let key = Key::from_value(&public).ok_or_else(|| {
             Error::new(format!(
-                "reading the key {}: its scheme is not known",
+                "reading the key {}: its signature scheme is not supported",
                 file.display()
             ))
         })?;
@@ -229,7 +229,7 @@ pub fn create_key(
         return Err(Error::with(
             ErrorKind::Usage,
             format!(
-                "{}: the name of a private key ends in {PRIVATE}",
+                "{}: the name of a private key must end in {PRIVATE}",
                 file.display()
             ),
         ));
@@ -255,14 +255,14 @@ fn check_directory(file: &Path) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let meta = fs::metadata(directory).doing(|| format!("looking at {}", directory.display()))?;
+    let meta = fs::metadata(directory).doing(|| format!("examining {}", directory.display()))?;
     let me = rustix::process::geteuid().as_raw();
     // In a sticky directory nobody replaces what is another's.
     let open = meta.mode() & 0o002 != 0 && meta.mode() & 0o1000 == 0;
     if open || ![me, 0].contains(&meta.uid()) {
         return Err(Error::new(format!(
-            "making the key {}: the directory belongs to user {} with mode {:04o}; others could put keys of theirs \
-             there",
+            "making the key {}: the directory belongs to user {} and has mode {:04o}, so other users could replace \
+             the key",
             file.display(),
             meta.uid(),
             meta.mode() & 0o7777
@@ -296,8 +296,8 @@ fn read_public(file: &Path) -> Result<Value> {
     let text = match fs::read_to_string(&public) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::new(format!(
-                "reading the key {0}: it is encrypted, and its public half is not beside it (openssl pkey -in {0} -pubout \
-                 -out {1})",
+                "reading the key {0}: it is encrypted and its public half is missing; create it with `openssl pkey -in {0} \
+                 -pubout -out {1}`",
                 file.display(),
                 public.display()
             )));

@@ -69,7 +69,7 @@ impl Passphrase {
                 if typed.is_empty() {
                     return Err(Error::new("an empty passphrase protects nothing"));
                 }
-                if ask("the same again: ")? != typed {
+                if ask("repeat the passphrase: ")? != typed {
                     return Err(Error::new("the two passphrases differ"));
                 }
                 typed

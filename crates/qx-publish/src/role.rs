@@ -28,7 +28,7 @@ pub(crate) fn check_team_name(team: &str) -> Result<()> {
     let wrong = |why: &str| {
         Error::with(
             ErrorKind::Usage,
-            format!("a team cannot be called '{}': {why}", text::name(team)),
+            format!("invalid team name '{}': {why}", text::name(team)),
         )
     };
     team.parse::<qx_release::manifest::Name>()
@@ -36,12 +36,12 @@ pub(crate) fn check_team_name(team: &str) -> Result<()> {
     let last = team.rsplit('.').next().unwrap_or(team).to_ascii_lowercase();
     if top_level(&last) {
         return Err(wrong(
-            "that is the name of a role that every repository has",
+            "it is the name of a top-level role",
         ));
     }
     if team.contains('+') {
         // Clients encode it in file names, and servers decode it, each in their own way.
-        return Err(wrong("a + means different things in different web servers"));
+        return Err(wrong("web servers disagree about the meaning of +"));
     }
     Ok(())
 }

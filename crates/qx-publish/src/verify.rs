@@ -81,7 +81,7 @@ impl Verification {
                     "the {role} metadata list {name}, which appliances take from the {found} metadata"
                 )),
                 None => self.notes.push(format!(
-                    "the {role} metadata list {name}, which appliances do not take from them"
+                    "the {role} metadata list {name}, but appliances do not accept it from them"
                 )),
             }
         }
@@ -111,7 +111,7 @@ impl Verification {
         for dir in ["metadata", "targets"] {
             if let Err(error) = walk(&current.dir, dir, &mut |path| {
                 if !known(path) {
-                    self.notes.push(format!("nothing names {path}"));
+                    self.notes.push(format!("no metadata refer to {path}"));
                 }
             }) {
                 self.problems.push(error.chain());
@@ -142,7 +142,7 @@ fn walk(repo: &Path, dir: &str, each: &mut impl FnMut(&str)) -> Result<()> {
         let name = entry
             .file_name()
             .into_string()
-            .map_err(|name| Error::new(format!("{}: {} is not text", doing(), name.display())))?;
+            .map_err(|name| Error::new(format!("{}: the name {} is not UTF-8", doing(), name.display())))?;
         names.push((name, entry.file_type().doing(doing)?.is_dir()));
     }
     names.sort();
@@ -174,7 +174,7 @@ impl fmt::Display for Verification {
             self.bytes,
             self.releases,
             match self.problems.len() {
-                0 => "whole".to_owned(),
+                0 => "no problems".to_owned(),
                 1 => "1 problem".to_owned(),
                 many => format!("{many} problems"),
             }
