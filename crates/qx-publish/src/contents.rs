@@ -153,7 +153,7 @@ pub(crate) fn check_as_client(current: &Current, now: SystemTime) -> Result<()> 
     Ok(())
 }
 
-/// A target's file, read to its end: more or less bytes than signed, or others, are an error of the last read.
+/// Reads a target's file. If its length or digest is not the signed one, the last read fails.
 pub(crate) struct Checked {
     file: io::Take<File>,
     expected: TargetFile,

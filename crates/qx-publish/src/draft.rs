@@ -160,7 +160,7 @@ impl Draft {
         Ok(added)
     }
 
-    /// What somebody signs who signs it, for people. `published`: what is there now, if that is known.
+    /// Describes what a signature on it approves, for people. `published`: what is published now, if that is known.
     pub fn describe(&self, published: Option<&Current>) -> String {
         let signed = &self.envelope.signed;
         let mut text = format!(

@@ -93,7 +93,7 @@ impl Envelope {
         self.signed["expires"].as_str().unwrap_or_default()
     }
 
-    /// When it expires; something that is no time counts as long ago.
+    /// When it expires; a malformed time counts as expired.
     pub fn expires(&self) -> SystemTime {
         humantime::parse_rfc3339(self.expires_text()).unwrap_or(SystemTime::UNIX_EPOCH)
     }

@@ -149,12 +149,12 @@ impl External {
     }
 }
 
-/// Gives the message to the command, which need not want it.
+/// Writes the message to the command, which need not read it.
 fn feed(mut stdin: ChildStdin, message: Vec<u8>) {
     thread::spawn(move || drop(stdin.write_all(&message)));
 }
 
-/// The answer, once it is complete or too long. A thread of its own: it may never be.
+/// Reads the answer until it is complete or too long, in a thread of its own: it may never be either.
 fn answer(stdout: ChildStdout) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

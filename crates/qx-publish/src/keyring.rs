@@ -50,8 +50,8 @@ enum How {
 }
 
 impl Keyring {
-    /// Looks what keys are in a directory. A file that is no key is no error, and a passphrase is
-    /// asked for when its key is to sign. `passphrase_file` has it in its first line.
+    /// Finds the keys in a directory. A file that is not a key is no error; a passphrase is asked for only when
+    /// its key has to sign. `passphrase_file` has it in its first line.
     pub fn open(dir: &Path, passphrase_file: Option<&Path>) -> Result<Keyring> {
         let doing = || format!("reading the keys in {}", dir.display());
         let mut files = Vec::new();
@@ -96,7 +96,7 @@ impl Keyring {
         Error::new(message)
     }
 
-    /// What lies there under the name of a key and is of no use, and why: a line each.
+    /// The key files that cannot be used, and why: one line each.
     pub fn unusable(&self) -> &[String] {
         &self.unusable
     }
@@ -144,7 +144,7 @@ impl Sign for Signer {
         self.public.clone()
     }
 
-    /// What others return is nothing before it was verified: another card may be in the reader, and the public half
+    /// The signature is verified before it is used: another card may be in the reader, and the public half
     /// beside an encrypted key may be another's.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
         let signature = match &self.how {

@@ -18,7 +18,7 @@ pub(crate) fn top_level(role: &str) -> bool {
     Role::ALL.iter().any(|known| known.as_str() == role)
 }
 
-/// What a role's metadata say they are: teams are targets.
+/// The `_type` of a role's metadata: that of a team is `targets`.
 pub(crate) fn kind(role: &str) -> &str {
     if top_level(role) { role } else { TARGETS }
 }

@@ -96,7 +96,7 @@ impl Verification {
         }
     }
 
-    /// Files that nothing names. Earlier versions of metadata are no strangers: readers may be at them still.
+    /// Notes files that no metadata refer to. Earlier versions of metadata are left out: clients may still be reading them.
     fn strangers(&mut self, current: &Current) {
         let metadata = contents::metadata(current);
         let mut targets = BTreeSet::new();

@@ -53,8 +53,8 @@ pub fn matches(component: &Component, path: &Path) -> Result<(), String> {
     compare(component, path, &found)
 }
 
-/// Whether this component lies at `path`, its files what they were, and at most others beside them; `names` are those that it
-/// has. If not, one sentence says why.
+/// Checks that the component at `path` is unchanged, ignoring entries that are not its own; `names` are its own entries. If
+/// not, one sentence says why.
 pub fn matches_among(
     component: &Component,
     path: &Path,
@@ -66,7 +66,7 @@ pub fn matches_among(
     compare(component, path, &found)
 }
 
-/// The names of all entries below `path`, but of its own directory: what [`matches_among`] takes.
+/// Lists the names of all entries below `path`, without its own directory, as [`matches_among`] takes them.
 pub fn names(kind: Kind, path: &Path) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     walk(kind, path, &|_| true, &mut |name, _| {
@@ -78,7 +78,7 @@ pub fn names(kind: Kind, path: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// What lies below `path` and has none of these names; what is in a directory of that kind is not gone through.
+/// Lists what lies below `path` and has none of these names; a directory among it is listed without its content.
 pub fn added(path: &Path, names: &BTreeSet<String>) -> Vec<PathBuf> {
     let added = std::cell::RefCell::new(Vec::new());
     let known = |name: &str| {
@@ -183,7 +183,7 @@ enum Found {
 }
 
 type Visit<'a> = dyn FnMut(&str, Found) -> Result<()> + 'a;
-/// Which names a walk does not pass over.
+/// Which names a walk visits; it skips all others.
 type Known<'a> = dyn Fn(&str) -> bool + 'a;
 
 /// Visits a component's entries, each directory before what it holds. Paths are relative to the tree; its

@@ -74,9 +74,9 @@ pub struct Delegation {
     pub role: RoleName,
     /// Who delegates to it.
     pub delegator: String,
-    /// Who speaks for it there. The same role may have others elsewhere.
+    /// Its keys and threshold in this delegation. Another delegator may name others.
     pub verifiers: Verifiers,
-    /// Whether nobody after it is asked for what it is trusted with.
+    /// Whether the search for what it is trusted with ends after it.
     pub terminating: bool,
 }
 

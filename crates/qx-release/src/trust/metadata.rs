@@ -34,7 +34,7 @@ pub struct Root {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
-    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    /// When it was signed (`x-issued`, an addition to TUF), if given and not later than its expiry.
     pub issued: Option<SystemTime>,
     /// Whether files carry their version or digest in their name.
     pub consistent_snapshot: bool,
@@ -51,7 +51,7 @@ pub struct Timestamp {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
-    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    /// When it was signed (`x-issued`, an addition to TUF), if given and not later than its expiry.
     pub issued: Option<SystemTime>,
     /// The latest snapshot.
     pub snapshot: MetaFile,
@@ -110,7 +110,7 @@ pub struct TargetInfo {
     pub hashes: Hashes,
 }
 
-/// Digests of the kinds that this version knows. There may be none, and what cannot be checked is never right.
+/// Digests of the supported kinds. If there is none, every check fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hashes {
     /// SHA-256.
@@ -288,7 +288,7 @@ impl From<TargetFile> for TargetInfo {
 }
 
 impl TargetInfo {
-    /// Checks length and digests; what has no digest of a known kind is not right.
+    /// Checks length and digests; fails if there is no digest of a supported kind.
     pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
         check_length(file, bytes, Some(self.length))?;
         self.hashes.check(file, bytes)
@@ -418,7 +418,7 @@ impl Parse for Root {
     }
 }
 
-/// Whatever else stands there is as good as nothing.
+/// When it was signed; a malformed value counts as absent.
 fn issued(fields: &Fields, expires: &Expires) -> Option<SystemTime> {
     let text = json::string(fields.issued?).ok()?;
     let issued = humantime::parse_rfc3339(&text).ok()?;
@@ -573,7 +573,7 @@ impl Targets {
         found
     }
 
-    /// Gives every target that is listed here to `visit`; those whose names no appliance could place are left out.
+    /// Gives every target that is listed here to `visit`, except those whose names are not valid paths.
     pub fn each(&self, visit: &mut dyn FnMut(RelPath, TargetInfo)) {
         self.walk(&mut |name, info| {
             if let (Ok(name), Ok(info)) = (name.parse(), TargetInfo::parse(info)) {

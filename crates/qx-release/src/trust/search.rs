@@ -80,7 +80,7 @@ pub fn search<T: Listing, L: Deref<Target = T>>(
     Ok(None)
 }
 
-/// What is asked next comes last. After a terminating role nobody else is asked.
+/// Pushes delegations so that the next one to ask comes last. After a terminating role no other is asked.
 fn push(next: &mut Vec<Delegation>, found: Vec<Delegation>) {
     if found.last().is_some_and(|last| last.terminating) {
         next.clear();
@@ -88,7 +88,7 @@ fn push(next: &mut Vec<Delegation>, found: Vec<Delegation>) {
     next.extend(found.into_iter().rev());
 }
 
-/// Whom targets metadata trust with a target, in order, up to the first that is terminating.
+/// The delegations that cover a target, in order, up to the first that is terminating.
 fn delegations_for<T: Listing>(
     targets: &T,
     delegator: &str,
@@ -111,8 +111,8 @@ fn delegations_for<T: Listing>(
     })
 }
 
-/// Whom targets metadata trust, by a pattern, with names of which `might` says that they are of interest. It is asked with
-/// each pattern. Hash prefixes and bins say nothing of names.
+/// The delegations with a pattern that `might` accepts. Those by hash prefix or bin are left out, because they say nothing
+/// about names.
 pub fn by_pattern(
     targets: &Targets,
     delegator: &str,
