@@ -346,7 +346,7 @@ pub(crate) struct Inspect {
     pub json: bool,
 }
 
-/// Serve a repository over HTTP, for trying things out.
+/// Serve a repository over HTTP, for testing.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "serve")]
 pub(crate) struct Serve {

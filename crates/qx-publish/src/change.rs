@@ -219,7 +219,10 @@ impl Change {
             .collect();
         Err(Error::new(match &waiting[..] {
             [] => format!("no draft is pending in {}", self.current.dir.display()),
-            _ => format!("it matches none of the pending drafts: {}", waiting.join(", ")),
+            _ => format!(
+                "it matches none of the pending drafts: {}",
+                waiting.join(", ")
+            ),
         }))
     }
 

@@ -74,7 +74,9 @@ pub(crate) fn release(current: &Current, offer: &Offer) -> Result<Release> {
         &manifest.version,
     );
     if named != says {
-        return Err(wrong("its product, channel, architecture or version differs from its target name".into()));
+        return Err(wrong(
+            "its product, channel, architecture or version differs from its target name".into(),
+        ));
     }
     let mut artifacts = BTreeMap::new();
     for component in &manifest.components {

@@ -33,7 +33,7 @@ pub(crate) const PUBLIC: u32 = 0o644;
 
 /// A day.
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
-/// So many days ahead, the end of metadata's validity is warned of.
+/// How many days ahead the expiry of metadata is warned of.
 pub(crate) const SOON_DAYS: u32 = 60;
 /// The longest life that metadata can be given, in days: twenty years.
 const MAX_DAYS: u32 = 20 * 365;
@@ -253,8 +253,8 @@ impl Current {
         Ok(meta.clone())
     }
 
-    /// The version that a role's next metadata have. A team that comes back goes on where it ended, for a snapshot
-    /// forgets nothing.
+    /// The version that a role's next metadata have. A team that comes back continues its version numbers, because a
+    /// snapshot forgets none.
     pub fn next_version(&self, role: &str) -> u64 {
         let published = match self.role(role) {
             Ok(envelope) => envelope.version(),

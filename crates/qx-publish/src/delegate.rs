@@ -16,7 +16,7 @@ use qx_release::manifest::{Manifest, RelPath};
 use qx_release::offer::Offer;
 use qx_release::text;
 
-/// What a team is to be.
+/// The properties of a team.
 pub struct Team<'a> {
     /// Its name.
     pub name: &'a str,
@@ -146,7 +146,9 @@ fn check_pattern(pattern: &str) -> Result<()> {
         .parse::<RelPath>()
         .map_err(|why| wrong(&format!("matches no target: {why}")))?;
     if pattern.contains(['[', ']']) {
-        return Err(wrong("contains a bracket, which TUF clients interpret differently"));
+        return Err(wrong(
+            "contains a bracket, which TUF clients interpret differently",
+        ));
     }
     Ok(())
 }

@@ -165,13 +165,13 @@ impl Envelope {
 }
 
 impl Authority {
-    /// Whom a root names for a top-level role.
+    /// The keys and threshold that a root names for a top-level role.
     pub fn of_root(root: &Value, role: &str) -> Authority {
         let by = format!("version {} of the root", root["version"]);
         Authority::new(by, &root["keys"], &root["roles"][role])
     }
 
-    /// Whom targets metadata name for a team; `None` if they do not delegate to it.
+    /// The keys and threshold that targets metadata name for a team; `None` if they do not delegate to it.
     pub fn of_team(targets: &Value, team: &str) -> Option<Authority> {
         let by = format!("version {} of the targets", targets["version"]);
         let keys = &targets["delegations"]["keys"];

@@ -109,7 +109,9 @@ impl External {
                     }
                     Ok(bytes) => answer = Some(bytes.doing(doing)?),
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break "reading its answer failed".into(),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        break "reading its answer failed".into();
+                    }
                 }
             }
             match (child.try_wait().doing(doing)?, &mut answer) {

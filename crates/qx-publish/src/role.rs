@@ -35,9 +35,7 @@ pub(crate) fn check_team_name(team: &str) -> Result<()> {
         .map_err(|why| wrong(&why))?;
     let last = team.rsplit('.').next().unwrap_or(team).to_ascii_lowercase();
     if top_level(&last) {
-        return Err(wrong(
-            "it is the name of a top-level role",
-        ));
+        return Err(wrong("it is the name of a top-level role"));
     }
     if team.contains('+') {
         // Clients encode it in file names, and servers decode it, each in their own way.

@@ -236,7 +236,9 @@ fn renew(change: &mut Change, role: &str, keys: &Keyring) -> Result<Option<Strin
     };
     let authority = change.current.authority(online)?;
     if authority.at_hand(keys) < authority.threshold {
-        return Ok(Some("the keys that sign them are not available here".into()));
+        return Ok(Some(
+            "the keys that sign them are not available here".into(),
+        ));
     }
     change.renew(online);
     Ok(None)

@@ -139,10 +139,13 @@ fn walk(repo: &Path, dir: &str, each: &mut impl FnMut(&str)) -> Result<()> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&place).doing(doing)? {
         let entry = entry.doing(doing)?;
-        let name = entry
-            .file_name()
-            .into_string()
-            .map_err(|name| Error::new(format!("{}: the name {} is not UTF-8", doing(), name.display())))?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            Error::new(format!(
+                "{}: the name {} is not UTF-8",
+                doing(),
+                name.display()
+            ))
+        })?;
         names.push((name, entry.file_type().doing(doing)?.is_dir()));
     }
     names.sort();

@@ -70,7 +70,7 @@ pub fn command(vector: &[String]) -> String {
     line(&vector.iter().map(shown).collect::<Vec<_>>().join(" "))
 }
 
-/// At most so many characters of a text, those that are not plainly visible escaped.
+/// A text, cut to this many characters, with those that are not plainly visible escaped.
 pub fn clean(text: &str, most: usize) -> String {
     let mut out = String::new();
     let mut room = most;

@@ -24,7 +24,9 @@ impl Manifest {
             ("health", self.health.len()),
         ] {
             if count > MAX_ITEMS {
-                return Err(format!("{what}: {count} items exceed the limit of {MAX_ITEMS}"));
+                return Err(format!(
+                    "{what}: {count} items exceed the limit of {MAX_ITEMS}"
+                ));
             }
         }
         if self.version.to_string().len() > MAX_VERSION {
@@ -48,7 +50,10 @@ impl Manifest {
         unique("data", self.data.iter().map(|d| &d.name))?;
         for data in &self.data {
             if data.accepts_from > data.accepts_to {
-                return Err(format!("data: {}: accepts_from is greater than accepts_to", data.name));
+                return Err(format!(
+                    "data: {}: accepts_from is greater than accepts_to",
+                    data.name
+                ));
             }
         }
         if let Some(migrate) = &self.migrate {
@@ -110,10 +115,14 @@ impl Manifest {
             .iter()
             .any(|c| path.below(&c.install_path).is_some())
         {
-            return Err(format!("{what}: no component of this release contains {path}"));
+            return Err(format!(
+                "{what}: no component of this release contains {path}"
+            ));
         }
         if vector.len() > MAX_ITEMS || vector.iter().any(|arg| arg.contains('\0')) {
-            return Err(format!("{what}: more than {MAX_ITEMS} arguments, or a NUL byte in one"));
+            return Err(format!(
+                "{what}: more than {MAX_ITEMS} arguments, or a NUL byte in one"
+            ));
         }
         Ok(())
     }
@@ -246,7 +255,7 @@ impl Component {
     }
 }
 
-/// The name in the first `{data:NAME}` that is none of these.
+/// The name in the first `{data:NAME}` that is not one of these.
 fn unknown_place<'a>(argument: &'a str, names: &[Name]) -> Option<&'a str> {
     let places = argument.split("{data:").skip(1);
     let named = places.map(|rest| rest.split('}').next().unwrap_or(rest));

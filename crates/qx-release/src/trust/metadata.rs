@@ -329,7 +329,9 @@ impl Hashes {
             why,
         };
         if self.is_empty() {
-            return Err(tampered("the metadata give no digest of a supported kind".into()));
+            return Err(tampered(
+                "the metadata give no digest of a supported kind".into(),
+            ));
         }
         if let Some(expected) = self.sha256
             && Digest::of(bytes) != expected
@@ -642,7 +644,10 @@ fn envelope<'a, T>(
     let numeric = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = spec.split('.').collect();
     if parts[0] != "1" || !(2..=3).contains(&parts.len()) || !parts.iter().all(|p| numeric(p)) {
-        return Err(format!("spec_version '{}' is not supported (1.x is)", spec.escape_debug()));
+        return Err(format!(
+            "spec_version '{}' is not supported (only 1.x is)",
+            spec.escape_debug()
+        ));
     }
     let version = match there(fields.version, "version")?.parse() {
         Ok(version) if version > 0 => version,

@@ -62,7 +62,9 @@ pub fn search<T: Listing, L: Deref<Target = T>>(
         }
         if asked.len() == limits.delegated_roles {
             let most = limits.delegated_roles;
-            let why = format!("searching for {name}: more than {most} delegated roles would have to be asked");
+            let why = format!(
+                "searching for {name}: more than {most} delegated roles would have to be asked"
+            );
             return Err(Error::with(ErrorKind::Publisher, why));
         }
         let targets = load(&delegation)?;
