@@ -72,7 +72,7 @@ fn a_key_is_named_so_that_it_is_found() {
         desk.command_fails(
             &mut desk.command(&["key", "new", name]),
             2,
-            &["ends in .pem"],
+            &["must end in .pem"],
         );
     }
     desk.command_fails(
