@@ -637,7 +637,8 @@ mod tests {
             // The highest that the field's own type takes: none may be left without a bound.
             let highest = [u64::MAX, u32::MAX.into()].map(|value| with(field, value.into()));
             let ranged = highest.iter().filter_map(|read| read.as_ref().err());
-            let told = |error: &&String| error.starts_with(field) && error.contains("is not from");
+            let told =
+                |error: &&String| error.starts_with(field) && error.contains("is out of range");
             assert!(ranged.filter(told).count() > 0, "{field}: {highest:?}");
             for wrong in [json!(-1), json!(1.5), json!("many"), json!(u64::MAX)] {
                 let error = with(field, wrong).unwrap_err();
@@ -654,7 +655,7 @@ mod tests {
         ] {
             let error = with(field, json!(value)).unwrap_err();
             assert!(
-                error.contains(&format!("{field}: {value} is not from")),
+                error.contains(&format!("{field}: {value} is out of range")),
                 "{error}"
             );
         }

@@ -34,7 +34,7 @@ fn one_of_two_root_keys() {
         let by = |id: &str, key: &str| json!({"keyid": id, "sig": attacker.signature(&root, key)});
         let own = attacker.public("own").0;
         let first = by(&id, stolen);
-        let one = "signed by 1 of the 2 keys that version 2 of the root asks for";
+        let one = "signed by 1 of the 2 keys that version 2 of the root requires";
         for (what, signatures, word) in [
             ("alone", json!([first]), one),
             ("and their own", json!([first, by(&own, "own")]), one),

@@ -254,7 +254,7 @@ fn names_forge_no_line() {
     let published = appliance.publish(&["verify", "--repo", path(&appliance.repo)]);
     published
         .code(0)
-        .says(&["nothing names targets/x\\nforged"]);
+        .says(&["no metadata refer to targets/x\\nforged"]);
     plain(&published);
 }
 

@@ -482,7 +482,7 @@ fn keys_where_others_may_write() {
         let refused = appliance.publish(arguments);
         refused.code(1);
         assert!(
-            refused.stderr.contains("others could put keys of theirs"),
+            refused.stderr.contains("other users could replace the key"),
             "{}",
             refused.stderr
         );

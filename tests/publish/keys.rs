@@ -72,7 +72,7 @@ fn a_key_is_named_so_that_it_is_found() {
         desk.command_fails(
             &mut desk.command(&["key", "new", name]),
             2,
-            &["ends in .pem"],
+            &["must end in .pem"],
         );
     }
     desk.command_fails(
@@ -274,7 +274,7 @@ fn a_person_types_the_passphrase_once_and_unseen() {
         let child = terminal.start(&desk, &["key", "new", "new.pem", "--encrypt"]);
         terminal.shows("new passphrase for new.pem: ");
         terminal.types("new one\r");
-        terminal.shows("the same again: ");
+        terminal.shows("repeat the passphrase: ");
         terminal.types(again);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.success(), done, "{:?}", texts(&output));
@@ -495,7 +495,7 @@ fn a_signer_is_described_in_full() {
         (json!({"scheme": "rsa"}), "rsa"),
         (
             json!({"scheme": "ecdsa-sha2-nistp256"}),
-            "the public key's is",
+            "does not match the public key",
         ),
         (json!({"command": []}), "command"),
         (json!({"timeout_s": 0}), "timeout_s"),

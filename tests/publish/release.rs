@@ -372,7 +372,7 @@ fn a_published_version_never_changes() {
     place.file("src/controlplane", elf(62, b"another"), 0o755);
     let error = place.fails(RELEASE, Exit::Failed);
     assert!(
-        error.contains("vdc 1.0.0 for x86_64 is published on stable already"),
+        error.contains("vdc 1.0.0 for x86_64 is already published on stable"),
         "{error}"
     );
     // On another channel, for another architecture, or as another version it is another release.
@@ -426,7 +426,7 @@ fn no_partial_or_unfit_set_is_published() {
         }),
         (
             "controlplane",
-            "built for aarch64, and the recipe is for x86_64",
+            "built for aarch64, but the recipe is for x86_64",
             |p, _| {
                 p.file("src/controlplane", elf(183, b""), 0o755);
             },
@@ -445,7 +445,7 @@ fn no_partial_or_unfit_set_is_published() {
         ("controlplane", "not a regular file", |_, r| {
             r["components"][0]["source"] = json!("dashboard")
         }),
-        ("controlplane", "installed for nobody", |_, r| {
+        ("controlplane", "nothing uses it", |_, r| {
             r["services"] = json!([])
         }),
         ("helper", "not marked", |p, r| {
@@ -535,42 +535,42 @@ fn a_wrong_recipe_is_named_with_its_field() {
         ("not a bin component", |r| {
             r["services"][0]["runs"] = json!("bin/other")
         }),
-        ("in no component", |r| {
+        ("no component of this release contains bin/other", |r| {
             r["migrate"]["run"] = json!(["bin/other", "{data:main}"])
         }),
-        ("it has no {data:main}", |r| {
+        ("{data:main} is missing", |r| {
             r["migrate"]["run"] = json!(["migrations/migrate"])
         }),
         ("migrate.down needs `schema_down`", |r| {
             r["migrate"]["down"] = json!(["migrations/migrate", "{data:main}"])
         }),
         ("is for other", |r| r["product"] = json!("other")),
-        ("release_notes: the placeholder '{verison}'", |r| {
+        ("release_notes: unknown placeholder '{verison}'", |r| {
             r["release_notes"] = json!("This is {verison}.")
         }),
-        ("health[0].url: the placeholder '{ version }'", |r| {
+        ("health[0].url: unknown placeholder '{ version }'", |r| {
             r["health"][0]["url"] = json!("http://127.0.0.1/{ version }")
         }),
-        ("health[0].json.pointer: the placeholder '{x}'", |r| {
+        ("health[0].json.pointer: unknown placeholder '{x}'", |r| {
             r["health"][0]["json"]["pointer"] = json!("/{x}")
         }),
         (
-            "health[0].json.equals: the placeholder '{data:main}'",
+            "health[0].json.equals: unknown placeholder '{data:main}'",
             |r| r["health"][0]["json"]["equals"] = json!([{"at": "{data:main}"}]),
         ),
-        ("health[0].address: the placeholder '{Version}'", |r| {
+        ("health[0].address: unknown placeholder '{Version}'", |r| {
             r["health"][0] = json!({"type": "tcp", "address": "{Version}:80"})
         }),
-        ("health[0].run: the placeholder '{version_}'", |r| {
+        ("health[0].run: unknown placeholder '{version_}'", |r| {
             r["health"][0] = json!({"type": "exec", "run": ["migrations/migrate", "{version_}"]})
         }),
-        ("migrate.run: the placeholder '{datum:main}'", |r| {
+        ("migrate.run: unknown placeholder '{datum:main}'", |r| {
             r["migrate"]["run"] = json!(["migrations/migrate", "{datum:main}"])
         }),
-        ("migrate.check: the placeholder '{release}'", |r| {
+        ("migrate.check: unknown placeholder '{release}'", |r| {
             r["migrate"]["check"] = json!(["migrations/migrate", "{release}"])
         }),
-        ("migrate.down: the placeholder '{release}'", |r| {
+        ("migrate.down: unknown placeholder '{release}'", |r| {
             r["migrate"]["down"] = json!(["migrations/migrate", "{release}"])
         }),
     ];
@@ -684,7 +684,7 @@ fn a_set_that_could_never_accept_itself_is_not_made() {
         place.recipe("1.0.0", change);
         for command in [RELEASE, FACTORY] {
             let error = place.fails(command, Exit::Usage);
-            for word in [named, "1.0.0, which {version} stands for", "health["] {
+            for word in [named, "1.0.0; use {version}", "health["] {
                 assert!(error.contains(word), "{word}: {error}");
             }
         }

@@ -280,11 +280,11 @@ fn a_root_whose_keys_are_apart_is_signed_in_several_places() {
     let one = sign_draft(&place, "safe1");
     let two = sign_draft(&place, "safe2");
     let out = place.good(&["sign"], &["--add-signature", &one]);
-    assert!(out.contains("waits: 1 of 2 signatures"), "{out}");
+    assert!(out.contains("is pending: 1 of 2 signatures"), "{out}");
     assert_eq!(place.fresh().root, 1, "one signature is not enough");
     // The same once more changes nothing.
     let out = place.good(&["sign"], &["--add-signature", &one]);
-    assert!(out.contains("waits: 1 of 2 signatures"), "{out}");
+    assert!(out.contains("is pending: 1 of 2 signatures"), "{out}");
     let out = place.good(&["sign"], &["--add-signature", &two]);
     assert!(out.contains("published root version 2"), "{out}");
     assert_eq!((place.fresh().root, place.fresh().releases.len()), (2, 2));
@@ -298,7 +298,7 @@ fn a_root_whose_keys_are_apart_is_signed_in_several_places() {
     );
     // It cannot be published again.
     let told = place.bad(1, &["sign"], &["--add-signature", &two]);
-    assert!(told.contains("no draft waits"), "{told}");
+    assert!(told.contains("no draft is pending"), "{told}");
     release(&place, "1.2.0", &["web"], &[]);
 }
 
@@ -358,23 +358,23 @@ fn signatures_that_do_not_belong_to_a_draft_are_refused() {
     let other = "0".repeat(128);
     refused(
         &|bad| bad["signatures"][0]["sig"] = json!(other),
-        "is wrong",
+        "is invalid",
     );
     refused(
         &|bad| bad["signatures"][0]["sig"] = json!("xyz"),
-        "is wrong",
+        "is invalid",
     );
     refused(
         &|bad| bad["signatures"][0]["keyid"] = json!("0".repeat(64)),
-        "is not one that",
+        "is not accepted for the",
     );
     refused(
         &|bad| bad["signed"]["version"] = json!(3),
-        "none of the drafts",
+        "none of the pending drafts",
     );
     refused(
         &|bad| bad["signed"]["expires"] = json!("2090-01-01T00:00:00Z"),
-        "none of the drafts",
+        "none of the pending drafts",
     );
     refused(
         &|bad| bad["signatures"] = json!({}),
@@ -669,7 +669,7 @@ fn targets_with_a_threshold_are_signed_in_several_places() {
     // Made again it is the same draft.
     place.good(&["release", &recipe], &[]);
     let told = place.bad(1, &["release", &place.recipe("2.0.0", &["node"])], &[]);
-    assert!(told.contains("waits for signatures"), "{told}");
+    assert!(told.contains("is waiting for signatures"), "{told}");
     let signed = sign_draft(&place, "safe");
     let out = place.good(&["sign"], &["--add-signature", &signed]);
     assert!(out.contains("published targets version 3"), "{out}");
@@ -791,7 +791,7 @@ fn a_team_with_keys_elsewhere_signs_first() {
         &["delegate", "team"],
         &["--paths", "vdc/artifacts/*", "--key", "team.pub"],
     );
-    assert!(out.contains("waits"), "{out}");
+    assert!(out.contains("is pending"), "{out}");
     // Nobody delegates to metadata that are not there.
     assert!(place.signed(1, "targets")["delegations"].is_null());
     assert!(!place.path("repo/metadata/2.targets.json").exists());
@@ -866,7 +866,7 @@ fn two_publishers_at_once_do_not_mix() {
     ] {
         let told = place.bad(6, arguments, &[]);
         assert!(
-            told.contains("run this again when it has ended"),
+            told.contains("retry when it has finished"),
             "{arguments:?} {told}"
         );
     }
@@ -1007,7 +1007,7 @@ fn a_team_publishes_what_it_may_and_nothing_else() {
         &["release", &recipe],
         &["--as", "webbers", "--channel", "web"],
     );
-    assert!(told.contains("published on web already"), "{told}");
+    assert!(told.contains("already published on web"), "{told}");
 }
 
 /// Root and targets that expired together are renewed by people in different places, neither waiting for the other, and

@@ -55,7 +55,7 @@ impl Command {
     }
 }
 
-/// Make keys and an empty repository.
+/// Create keys and an empty repository.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "init")]
 pub(crate) struct Init {
@@ -68,15 +68,15 @@ pub(crate) struct Init {
     /// the product whose releases it will hold
     #[argh(option)]
     pub product: Name,
-    /// how many keys speak for the root (1)
+    /// the number of root keys (1)
     #[argh(option, default = "1")]
     pub root_keys: usize,
-    /// how many of them must sign (more than half)
+    /// how many root keys must sign (more than half)
     #[argh(option)]
     pub root_threshold: Option<u64>,
 }
 
-/// Make and show keys.
+/// Create and show keys.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "key")]
 pub(crate) struct KeyCommand {
@@ -91,7 +91,7 @@ pub(crate) enum KeySubcommand {
     Show(KeyShow),
 }
 
-/// Make a private key, and its public half beside it.
+/// Create a private key, and its public half next to it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "new")]
 pub(crate) struct KeyNew {
@@ -101,7 +101,7 @@ pub(crate) struct KeyNew {
     /// ed25519 (the default) or ecdsa-sha2-nistp256
     #[argh(option, default = "Scheme::Ed25519")]
     pub scheme: Scheme,
-    /// protect it by a passphrase
+    /// encrypt it with a passphrase
     #[argh(switch)]
     pub encrypt: bool,
     /// a file whose first line is the passphrase (else QX_PUBLISH_PASSPHRASE, else the terminal)
@@ -179,7 +179,7 @@ pub(crate) struct Sign {
     /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
     #[argh(option)]
     pub passphrase_file: Option<PathBuf>,
-    /// where to write the signed draft (in its place)
+    /// where to write the signed draft (overwrites the draft)
     #[argh(option)]
     pub out: Option<PathBuf>,
     /// the repository's directory; with a draft: to show what changes
@@ -188,12 +188,12 @@ pub(crate) struct Sign {
     /// a draft that was signed elsewhere; may be repeated
     #[argh(option)]
     pub add_signature: Vec<PathBuf>,
-    /// the old key of a role whose keys change is lost for good
+    /// the old key of a role whose keys change is permanently lost
     #[argh(switch)]
     pub without_old_key: bool,
 }
 
-/// Give a role other keys. Without an option that says which, each key is replaced by a new one.
+/// Change the keys of a role. Without --key, --remove and --threshold, each key is replaced by a new one.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "rotate")]
 pub(crate) struct Rotate {
@@ -209,21 +209,21 @@ pub(crate) struct Rotate {
     /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
     #[argh(option)]
     pub passphrase_file: Option<PathBuf>,
-    /// a key that comes: the file of a public key, or "new"; may be repeated
+    /// a key to add: the file of a public key, or "new" (a new one); may be repeated
     #[argh(option)]
     pub key: Vec<String>,
-    /// a key that goes, by the start of its id, or "none" (all, if keys come); may be repeated
+    /// a key to remove, by the start of its id, or "none" (all, if keys are added); may be repeated
     #[argh(option)]
     pub remove: Vec<String>,
-    /// how many keys must sign then
+    /// how many keys must sign from now on
     #[argh(option)]
     pub threshold: Option<u64>,
-    /// the old key is lost for good: do not wait for its signature
+    /// the old key is permanently lost: do not wait for its signature
     #[argh(switch)]
     pub without_old_key: bool,
 }
 
-/// Renew what expires soon; made for cron. Exits 10 if something will expire that it could not renew.
+/// Renew metadata that expire soon; made for cron. Exits 10 if some of them could not be renewed.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "refresh")]
 pub(crate) struct Refresh {
@@ -236,7 +236,7 @@ pub(crate) struct Refresh {
     /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
     #[argh(option)]
     pub passphrase_file: Option<PathBuf>,
-    /// renew what expires within so many days (a third of its life, at most 120 days)
+    /// renew metadata that expire within this many days (a third of their lifetime, at most 120 days)
     #[argh(option)]
     pub within: Option<u32>,
 }
@@ -256,7 +256,7 @@ pub(crate) struct Expiry {
     pub repo: PathBuf,
 }
 
-/// Let a team publish what matches its patterns, or take that right away.
+/// Let a team publish targets that match its patterns, or revoke that right.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "delegate")]
 pub(crate) struct Delegate {
@@ -281,10 +281,10 @@ pub(crate) struct Delegate {
     /// how many of its keys must sign (1)
     #[argh(option)]
     pub threshold: Option<u64>,
-    /// what matches its patterns is looked for nowhere else
+    /// targets that match its patterns are searched for nowhere else
     #[argh(switch)]
     pub terminating: bool,
-    /// take the right to publish away
+    /// revoke the right to publish
     #[argh(switch)]
     pub remove: bool,
 }
@@ -311,10 +311,10 @@ pub(crate) struct Bundle {
     /// the version
     #[argh(option)]
     pub version: Version,
-    /// only what is on this channel (all channels that have the version)
+    /// only releases on this channel (all channels that have the version)
     #[argh(option)]
     pub channel: Option<Name>,
-    /// only what is for this architecture (all that have the version)
+    /// only releases for this architecture (all that have the version)
     #[argh(option)]
     pub arch: Option<Name>,
     /// the file to write; nothing is overwritten
@@ -329,7 +329,7 @@ pub(crate) struct Verify {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
-    /// for programs
+    /// print JSON
     #[argh(switch)]
     pub json: bool,
 }
@@ -341,12 +341,12 @@ pub(crate) struct Inspect {
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,
-    /// for programs
+    /// print JSON
     #[argh(switch)]
     pub json: bool,
 }
 
-/// Serve a repository over HTTP, for trying things out.
+/// Serve a repository over HTTP, for testing.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "serve")]
 pub(crate) struct Serve {

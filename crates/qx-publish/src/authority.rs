@@ -10,7 +10,7 @@ use qx_release::error::{Error, ErrorKind, Result};
 /// The most keys that one role is given.
 pub(crate) const MAX_KEYS: usize = 32;
 
-/// Refuses what no set of signatures satisfies, or what any would.
+/// Refuses a threshold that no set of signatures satisfies, or that every set would.
 pub(crate) fn check_threshold(threshold: u64, keys: usize) -> Result<()> {
     if keys > MAX_KEYS {
         return Err(usage(&format!("a role has at most {MAX_KEYS} keys")));
@@ -46,7 +46,7 @@ pub(crate) fn set_keys(root: &mut Value, role: &str, authority: &Authority) {
     }
 }
 
-/// What was asked for cannot be.
+/// The error for a request that cannot be carried out.
 pub(crate) fn usage(why: &str) -> Error {
     Error::with(ErrorKind::Usage, why)
 }

@@ -104,7 +104,7 @@ fn write(current: &Current, releases: &[Release], file: &Path) -> Result<u64> {
             return Err(Error::with(
                 ErrorKind::Busy,
                 format!(
-                    "something was published to {} in the meantime",
+                    "{} changed while the bundle was being written; run this again",
                     current.dir.display()
                 ),
             ));
@@ -132,7 +132,7 @@ fn write(current: &Current, releases: &[Release], file: &Path) -> Result<u64> {
     Ok(out.get_ref().metadata().doing(finishing)?.len())
 }
 
-/// Adds a file that says nothing but its name, its length and its bytes.
+/// Adds a file with nothing but its name, its length and its bytes.
 fn add(
     archive: &mut tar::Builder<BufWriter<File>>,
     path: &str,

@@ -83,7 +83,7 @@ impl Change {
                 return Err(Error::with(
                     ErrorKind::Busy,
                     format!(
-                        "another qx-publish is publishing to {}; run this again when it has ended",
+                        "another qx-publish is publishing to {}; retry when it has finished",
                         dir.display()
                     ),
                 ));
@@ -183,7 +183,7 @@ impl Change {
             } else if self.current.role(role).ok().map(content) != Some(said) {
                 // One that says what is published already is only a renewal, and no loss.
                 return Err(Error::new(format!(
-                    "a draft of the {role} metadata waits for signatures, and says something else; collect them or remove {}",
+                    "a different draft of the {role} metadata is waiting for signatures; publish it with `qx-publish sign` or remove {}",
                     waiting.file(&self.current.dir).display()
                 )));
             }
@@ -218,8 +218,11 @@ impl Change {
             .map(|draft| draft.file(&self.current.dir).display().to_string())
             .collect();
         Err(Error::new(match &waiting[..] {
-            [] => format!("no draft waits in {}", self.current.dir.display()),
-            _ => format!("it is none of the drafts that wait: {}", waiting.join(", ")),
+            [] => format!("no draft is pending in {}", self.current.dir.display()),
+            _ => format!(
+                "it matches none of the pending drafts: {}",
+                waiting.join(", ")
+            ),
         }))
     }
 

@@ -28,7 +28,7 @@ pub(crate) fn init(command: &Init, now: SystemTime) -> Result<String> {
     } = command;
     let made = qx_publish::init(repo, keys, product, *root_keys, *root_threshold, now)?;
     let mut text = format!(
-        "the repository {} is ready, its keys are in {}\nthe root that appliances trust, for /etc/qx-update/root.json: {}\n",
+        "the repository {} is ready, its keys are in {}\ntrusted root for appliances (/etc/qx-update/root.json): {}\n",
         repo.display(),
         keys.display(),
         made.root.display()
@@ -40,7 +40,7 @@ pub(crate) fn init(command: &Init, now: SystemTime) -> Result<String> {
         );
     }
     text += &format!(
-        "{} of {} root keys must sign a new root; the others stay here, because every publication needs them\n",
+        "{} of {} root keys must sign a new root; the keys of the other roles stay here, because every publication needs them\n",
         made.threshold,
         made.root_keys.len()
     );
@@ -125,14 +125,14 @@ pub(crate) fn sign(command: Sign, now: SystemTime) -> Result<String> {
             let signed = qx_publish::sign(&draft, &keyring, repo.as_deref(), &out)?;
             let mut text = signed.description;
             text += &format!(
-                "signed by {}, in {}\n",
+                "signed by {}, written to {}\n",
                 text::name(&signed.keys.join(", ")),
                 out.display()
             );
             for missing in &signed.missing {
                 text += &format!("{missing}\n");
             }
-            text += "next: qx-publish sign --repo DIR --keys DIR --add-signature FILE where the repository is\n";
+            text += "next: run `qx-publish sign --repo DIR --keys DIR --add-signature FILE` on the machine that has the repository\n";
             Ok(text)
         }
         (None, Some(repo)) if out.is_none() => {
@@ -196,7 +196,7 @@ pub(crate) fn refresh(command: &Refresh, now: SystemTime) -> Result<(String, Exi
     };
     let (next, role) = &done.next;
     text += &format!(
-        "run this again on {} ({role})\n",
+        "next refresh due at {} ({role})\n",
         humantime::format_rfc3339_seconds((*next).max(now))
     );
     for line in &done.open {
@@ -213,7 +213,7 @@ pub(crate) fn expiry(command: &Expiry, now: SystemTime) -> Result<String> {
     let Expiry { role, days, repo } = command;
     qx_publish::set_lifetime(Change::open(repo, now)?, role, *days)?;
     Ok(format!(
-        "from their next version on, the {role} metadata are valid for {days} days\n"
+        "the {role} metadata will be valid for {days} days from their next version on\n"
     ))
 }
 
@@ -282,7 +282,7 @@ pub(crate) fn bundle(command: &Bundle, now: SystemTime) -> Result<String> {
     let bundle = qx_publish::bundle(&command.repo, &wanted, out, now)?;
     let mut text = format!("wrote {}: {} bytes\n", out.display(), bundle.bytes);
     for release in &bundle.releases {
-        text += &format!("with {}\n", release.offer.target);
+        text += &format!("contains {}\n", release.offer.target);
     }
     Ok(text)
 }
@@ -368,7 +368,7 @@ fn changed(done: &Done, repo: &Path, keys: &Path) -> String {
 fn waiting(done: &Done, repo: &Path, keys: &Path) -> String {
     let mut text = String::new();
     for draft in &done.waiting {
-        text += &format!("{} waits: {}\n", draft.file.display(), draft.why);
+        text += &format!("{} is pending: {}\n", draft.file.display(), draft.why);
     }
     if !done.waiting.is_empty() {
         // A file that is of no use may be the key that is missed.
@@ -376,8 +376,8 @@ fn waiting(done: &Done, repo: &Path, keys: &Path) -> String {
             text += &format!("{line}\n");
         }
         text += &format!(
-            "next: qx-publish sign FILE --keys DIR --out SIGNED where a missing key is; then qx-publish sign --repo {} --keys \
-             {} --add-signature SIGNED\n",
+            "next: run `qx-publish sign FILE --keys DIR --out SIGNED` on a machine that has a missing key, then `qx-publish sign \
+             --repo {} --keys {} --add-signature SIGNED`\n",
             repo.display(),
             keys.display()
         );

@@ -74,7 +74,9 @@ pub(crate) fn release(current: &Current, offer: &Offer) -> Result<Release> {
         &manifest.version,
     );
     if named != says {
-        return Err(wrong("what it says is not what its name says".into()));
+        return Err(wrong(
+            "its product, channel, architecture or version differs from its target name".into(),
+        ));
     }
     let mut artifacts = BTreeMap::new();
     for component in &manifest.components {
@@ -153,7 +155,7 @@ pub(crate) fn check_as_client(current: &Current, now: SystemTime) -> Result<()> 
     Ok(())
 }
 
-/// A target's file, read to its end: more or less bytes than signed, or others, are an error of the last read.
+/// Reads a target's file. If its length or digest is not the signed one, the last read fails.
 pub(crate) struct Checked {
     file: io::Take<File>,
     expected: TargetFile,
@@ -185,7 +187,7 @@ impl Read for Checked {
         let seen = self.hasher.bytes();
         if seen > length {
             return wrong(format!(
-                "it has more than the {length} bytes that were signed"
+                "it is longer than the {length} bytes in the signed metadata"
             ));
         }
         if read == 0 && !buffer.is_empty() {

@@ -33,7 +33,7 @@ pub(crate) const PUBLIC: u32 = 0o644;
 
 /// A day.
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
-/// So many days ahead, the end of metadata's validity is warned of.
+/// How many days ahead the expiry of metadata is warned of.
 pub(crate) const SOON_DAYS: u32 = 60;
 /// The longest life that metadata can be given, in days: twenty years.
 const MAX_DAYS: u32 = 20 * 365;
@@ -99,7 +99,7 @@ impl About {
         if !(1..=MAX_DAYS).contains(&days) {
             return Err(Error::with(
                 ErrorKind::Usage,
-                format!("metadata can be valid for 1 to {MAX_DAYS} days, not for {days}"),
+                format!("metadata must be valid for 1 to {MAX_DAYS} days, not {days}"),
             ));
         }
         self.expiry_days.insert(role.to_owned(), days);
@@ -132,7 +132,7 @@ impl Current {
         current.load_roots()?;
         if current.root()["consistent_snapshot"] != true {
             return Err(Error::new(format!(
-                "{}: without consistent snapshots, readers would see parts of a publication",
+                "{}: consistent snapshots are required, or clients could see a partial publication",
                 dir.display()
             )));
         }
@@ -253,8 +253,8 @@ impl Current {
         Ok(meta.clone())
     }
 
-    /// The version that a role's next metadata have. A team that comes back goes on where it ended, for a snapshot
-    /// forgets nothing.
+    /// The version that a role's next metadata have. A team that comes back continues its version numbers, because a
+    /// snapshot forgets none.
     pub fn next_version(&self, role: &str) -> u64 {
         let published = match self.role(role) {
             Ok(envelope) => envelope.version(),
@@ -301,10 +301,10 @@ impl Current {
             let dir = self.dir.display();
             (left < ahead).then(|| {
                 format!(
-                    "the {role} metadata {} at {}; qx-publish refresh --repo {dir} --keys DIR renews them{}",
+                    "the {role} metadata {} at {}; to renew them, run `qx-publish refresh --repo {dir} --keys DIR`{}",
                     if left.is_zero() { "expired" } else { "expire" },
                     envelope.expires_text(),
-                    if role == ROOT { ", in time for the root keys to be fetched and sign" } else { "" },
+                    if role == ROOT { ", early enough to fetch the root keys" } else { "" },
                 )
             })
         };

@@ -16,7 +16,7 @@ use qx_release::manifest::{Manifest, RelPath};
 use qx_release::offer::Offer;
 use qx_release::text;
 
-/// What a team is to be.
+/// The properties of a team.
 pub struct Team<'a> {
     /// Its name.
     pub name: &'a str,
@@ -40,7 +40,7 @@ pub fn delegate(
     check_team_name(team.name)?;
     if team.paths.is_empty() {
         return Err(usage(
-            "a team needs --paths: patterns of what it may publish",
+            "--paths is required: the patterns of the targets that the team may publish",
         ));
     }
     for pattern in team.paths {
@@ -53,7 +53,7 @@ pub fn delegate(
     if delegation(&targets, team.name).is_some() {
         if !team.keys.is_empty() || team.threshold.is_some() {
             return Err(usage(&format!(
-                "the team {} already exists; qx-publish rotate {} changes its keys",
+                "the team {} already exists; change its keys with `qx-publish rotate {}`",
                 team.name, team.name
             )));
         }
@@ -146,7 +146,9 @@ fn check_pattern(pattern: &str) -> Result<()> {
         .parse::<RelPath>()
         .map_err(|why| wrong(&format!("matches no target: {why}")))?;
     if pattern.contains(['[', ']']) {
-        return Err(wrong("has a bracket, which TUF clients do not agree about"));
+        return Err(wrong(
+            "contains a bracket, which TUF clients interpret differently",
+        ));
     }
     Ok(())
 }

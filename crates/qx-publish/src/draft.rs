@@ -52,7 +52,7 @@ impl Draft {
             let draft = &value["draft"];
             let role = draft["role"]
                 .as_str()
-                .ok_or("it does not say that it is a draft")?;
+                .ok_or("it is not a draft (draft.role is missing)")?;
             if !top_level(role) {
                 check_team_name(role).map_err(|e| e.to_string())?;
             }
@@ -71,7 +71,7 @@ impl Draft {
             Ok(Draft {
                 role: role.to_owned(),
                 envelope,
-                asks: asks.ok_or("it does not say whose signatures it asks for")?,
+                asks: asks.ok_or("draft.asks is missing or malformed")?,
             })
         };
         parse().map_err(|why: String| Error::new(format!("{}: {why}", doing())))
@@ -129,7 +129,7 @@ impl Draft {
                 .collect();
             if asked.is_empty() {
                 return Err(Error::new(format!(
-                    "the key {} is not one that the {} metadata ask for",
+                    "key {} is not accepted for the {} metadata",
                     short(id),
                     self.role
                 )));
@@ -142,7 +142,7 @@ impl Draft {
                 };
                 if !other.verifies(&alone) {
                     return Err(Error::new(format!(
-                        "the signature of the key {} is wrong",
+                        "the signature of key {} is invalid",
                         short(id)
                     )));
                 }
@@ -160,7 +160,7 @@ impl Draft {
         Ok(added)
     }
 
-    /// What somebody signs who signs it, for people. `published`: what is there now, if that is known.
+    /// Describes what a signature on it approves, for people. `published`: what is published now, if that is known.
     pub fn describe(&self, published: Option<&Current>) -> String {
         let signed = &self.envelope.signed;
         let mut text = format!(
@@ -313,7 +313,7 @@ pub fn sign(file: &Path, keys: &Keyring, repo: Option<&Path>, out: &Path) -> Res
             "key that could add a signature to {} ({})",
             file.display(),
             if missing.is_empty() {
-                "it has all that it needs".to_owned()
+                "it has all required signatures".to_owned()
             } else {
                 missing.join("; ")
             }

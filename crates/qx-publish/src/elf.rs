@@ -63,13 +63,13 @@ pub(crate) fn program(head: &[u8], arch: &str) -> Result<Program, String> {
             _ => names.join(" or "),
         };
         return Err(format!(
-            "it is built for {found}, and the recipe is for {arch}"
+            "it is built for {found}, but the recipe is for {arch}"
         ));
     }
     // An executable, or a position-independent one, which is marked as a shared object.
     if !matches!(kind, 2 | 3) {
         return Err(format!(
-            "it is an ELF file of type {kind}, which is no program"
+            "it is an ELF file of type {kind}, not an executable"
         ));
     }
     Ok(Program::Elf)
@@ -121,7 +121,7 @@ mod tests {
         let error = program(&head(2, 1, 3, 183), "x86_64").unwrap_err();
         assert_eq!(
             error,
-            "it is built for aarch64, and the recipe is for x86_64"
+            "it is built for aarch64, but the recipe is for x86_64"
         );
     }
 }

@@ -74,10 +74,10 @@ impl Envelope {
         let mut signatures = BTreeMap::new();
         for item in listed {
             let (Some(id), Some(signature)) = (item["keyid"].as_str(), item["sig"].as_str()) else {
-                return Err("one of its signatures has no keyid or no sig".into());
+                return Err("a signature has no keyid or no sig".into());
             };
             if signatures.insert(id.into(), signature.into()).is_some() {
-                return Err(format!("two of its signatures are of key {}", short(id)));
+                return Err(format!("duplicate signature of key {}", short(id)));
             }
         }
         Ok(Envelope { signed, signatures })
@@ -93,7 +93,7 @@ impl Envelope {
         self.signed["expires"].as_str().unwrap_or_default()
     }
 
-    /// When it expires; something that is no time counts as long ago.
+    /// When it expires; a malformed time counts as expired.
     pub fn expires(&self) -> SystemTime {
         humantime::parse_rfc3339(self.expires_text()).unwrap_or(SystemTime::UNIX_EPOCH)
     }
@@ -165,13 +165,13 @@ impl Envelope {
 }
 
 impl Authority {
-    /// Whom a root names for a top-level role.
+    /// The keys and threshold that a root names for a top-level role.
     pub fn of_root(root: &Value, role: &str) -> Authority {
         let by = format!("version {} of the root", root["version"]);
         Authority::new(by, &root["keys"], &root["roles"][role])
     }
 
-    /// Whom targets metadata name for a team; `None` if they do not delegate to it.
+    /// The keys and threshold that targets metadata name for a team; `None` if they do not delegate to it.
     pub fn of_team(targets: &Value, team: &str) -> Option<Authority> {
         let by = format!("version {} of the targets", targets["version"]);
         let keys = &targets["delegations"]["keys"];
@@ -227,7 +227,7 @@ impl Authority {
             .map(|id| short(id))
             .collect();
         Ok(Some(format!(
-            "{} of {} signatures that {} asks for, still missing {} of the keys {}",
+            "{} of {} signatures that {} requires; {} more needed, of the keys {}",
             count,
             self.threshold,
             text::name(&self.by),

@@ -74,7 +74,7 @@ impl External {
         let public = pem::public(&text).map_err(|e| wrong(format!("public_key: {e}")))?;
         if public["scheme"] != scheme.as_str() {
             return Err(wrong(format!(
-                "scheme: it is {scheme}, and the public key's is {}",
+                "scheme: {scheme} does not match the public key, whose scheme is {}",
                 public["scheme"]
             )));
         }
@@ -109,7 +109,9 @@ impl External {
                     }
                     Ok(bytes) => answer = Some(bytes.doing(doing)?),
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break "its answer is lost".into(),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        break "reading its answer failed".into();
+                    }
                 }
             }
             match (child.try_wait().doing(doing)?, &mut answer) {
@@ -149,12 +151,12 @@ impl External {
     }
 }
 
-/// Gives the message to the command, which need not want it.
+/// Writes the message to the command, which need not read it.
 fn feed(mut stdin: ChildStdin, message: Vec<u8>) {
     thread::spawn(move || drop(stdin.write_all(&message)));
 }
 
-/// The answer, once it is complete or too long. A thread of its own: it may never be.
+/// Reads the answer until it is complete or too long, in a thread of its own: it may never be either.
 fn answer(stdout: ChildStdout) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {

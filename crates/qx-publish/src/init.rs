@@ -51,7 +51,7 @@ pub fn init(
         return Err(Error::with(
             ErrorKind::Usage,
             format!(
-                "the private keys must not lie in the repository, where everybody could read them: {}",
+                "the private keys must not be inside the repository, where clients could read them: {}",
                 keys.display()
             ),
         ));
@@ -74,7 +74,7 @@ pub fn init(
     let occupied = is_occupied(repo)?;
     if occupied && !resumed {
         return Err(Error::new(format!(
-            "{} is not empty, and nothing is overwritten",
+            "{} is not empty; nothing is overwritten",
             repo.display()
         )));
     }
@@ -116,7 +116,7 @@ fn lock(keys: &Path) -> Result<File> {
         return Err(Error::with(
             ErrorKind::Busy,
             format!(
-                "another qx-publish makes keys in {}; run this again when it has ended",
+                "another qx-publish is creating keys in {}; retry when it has finished",
                 keys.display()
             ),
         ));
@@ -129,7 +129,7 @@ fn is_resumed(unfinished: &Path, purpose: &str) -> Result<bool> {
     match fs::read_to_string(unfinished) {
         Ok(before) if before == purpose => Ok(true),
         Ok(before) => Err(Error::new(format!(
-            "{}: init for {} was interrupted; run that again, or remove this file and the keys beside it",
+            "{}: init for {} was interrupted; run it again with the same arguments, or remove this file and the keys next to it",
             unfinished.display(),
             before.trim_end()
         ))),

@@ -50,8 +50,8 @@ enum How {
 }
 
 impl Keyring {
-    /// Looks what keys are in a directory. A file that is no key is no error, and a passphrase is
-    /// asked for when its key is to sign. `passphrase_file` has it in its first line.
+    /// Finds the keys in a directory. A file that is not a key is no error; a passphrase is asked for only when
+    /// its key has to sign. `passphrase_file` has it in its first line.
     pub fn open(dir: &Path, passphrase_file: Option<&Path>) -> Result<Keyring> {
         let doing = || format!("reading the keys in {}", dir.display());
         let mut files = Vec::new();
@@ -96,7 +96,7 @@ impl Keyring {
         Error::new(message)
     }
 
-    /// What lies there under the name of a key and is of no use, and why: a line each.
+    /// The key files that cannot be used, and why: one line each.
     pub fn unusable(&self) -> &[String] {
         &self.unusable
     }
@@ -126,7 +126,7 @@ impl Signer {
     fn new(file: &Path, public: Value, how: How) -> Result<Signer> {
         let key = Key::from_value(&public).ok_or_else(|| {
             Error::new(format!(
-                "reading the key {}: its scheme is not known",
+                "reading the key {}: its signature scheme is not supported",
                 file.display()
             ))
         })?;
@@ -144,7 +144,7 @@ impl Sign for Signer {
         self.public.clone()
     }
 
-    /// What others return is nothing before it was verified: another card may be in the reader, and the public half
+    /// The signature is verified before it is used: another card may be in the reader, and the public half
     /// beside an encrypted key may be another's.
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
         let signature = match &self.how {
@@ -229,7 +229,7 @@ pub fn create_key(
         return Err(Error::with(
             ErrorKind::Usage,
             format!(
-                "{}: the name of a private key ends in {PRIVATE}",
+                "{}: the name of a private key must end in {PRIVATE}",
                 file.display()
             ),
         ));
@@ -255,14 +255,14 @@ fn check_directory(file: &Path) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let meta = fs::metadata(directory).doing(|| format!("looking at {}", directory.display()))?;
+    let meta = fs::metadata(directory).doing(|| format!("examining {}", directory.display()))?;
     let me = rustix::process::geteuid().as_raw();
     // In a sticky directory nobody replaces what is another's.
     let open = meta.mode() & 0o002 != 0 && meta.mode() & 0o1000 == 0;
     if open || ![me, 0].contains(&meta.uid()) {
         return Err(Error::new(format!(
-            "making the key {}: the directory belongs to user {} with mode {:04o}; others could put keys of theirs \
-             there",
+            "making the key {}: the directory belongs to user {} and has mode {:04o}, so other users could replace \
+             the key",
             file.display(),
             meta.uid(),
             meta.mode() & 0o7777
@@ -296,8 +296,8 @@ fn read_public(file: &Path) -> Result<Value> {
     let text = match fs::read_to_string(&public) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::new(format!(
-                "reading the key {0}: it is encrypted, and its public half is not beside it (openssl pkey -in {0} -pubout \
-                 -out {1})",
+                "reading the key {0}: it is encrypted and its public half is missing; create it with `openssl pkey -in {0} \
+                 -pubout -out {1}`",
                 file.display(),
                 public.display()
             )));

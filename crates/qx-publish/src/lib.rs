@@ -157,7 +157,7 @@ fn check_product(recipe: &Recipe, product: &Name, repo: &Path, change: &Change) 
     Err(Error::with(
         ErrorKind::Usage,
         format!(
-            "the recipe {} is for {product}, and the repository {} is {ours}'s",
+            "the recipe {} is for {product}, but the repository {} is for {ours}",
             recipe.path.display(),
             repo.display(),
         ),
@@ -177,7 +177,7 @@ fn new_release(manifest: &Manifest, channel: &Name, change: &Change) -> Result<R
         .map_err(|why: String| Error::with(ErrorKind::Usage, why))?;
     if change.current.search(&target).is_some() {
         return Err(Error::new(format!(
-            "{product} {version} for {arch} is published on {channel} already; a published version never changes"
+            "{product} {version} for {arch} is already published on {channel}; a published version cannot be changed"
         )));
     }
     Ok(target)

@@ -77,7 +77,7 @@ pub(crate) fn make(file: &Path) -> Result<()> {
             durable::remove(&public_file(file))?;
             create_key(file, Scheme::Ed25519, None).map(drop)
         }
-        Err(e) => Err(e).doing(|| format!("looking at {}", file.display())),
+        Err(e) => Err(e).doing(|| format!("examining {}", file.display())),
     }
 }
 
@@ -89,7 +89,7 @@ fn ours(file: &Path, meta: &fs::Metadata) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(format!(
-        "making the key {}: user {} put something else there",
+        "making the key {}: user {} has put something else there",
         file.display(),
         meta.uid()
     )))

@@ -69,7 +69,7 @@ impl Passphrase {
                 if typed.is_empty() {
                     return Err(Error::new("an empty passphrase protects nothing"));
                 }
-                if ask("the same again: ")? != typed {
+                if ask("repeat the passphrase: ")? != typed {
                     return Err(Error::new("the two passphrases differ"));
                 }
                 typed
@@ -79,7 +79,7 @@ impl Passphrase {
         Ok(passphrase)
     }
 
-    /// What needs nobody to type it, and where it is from.
+    /// The passphrase from the file or the environment, and where it is from.
     fn given(&self) -> Result<Option<(Vec<u8>, String)>> {
         let (bytes, whence) = match (&self.file, std::env::var_os(VARIABLE)) {
             (Some(file), _) => {
@@ -105,7 +105,7 @@ impl Passphrase {
     }
 }
 
-/// Asks at the terminal, with what is typed not shown.
+/// Asks at the terminal, without echo.
 fn ask(prompt: &str) -> Result<Vec<u8>> {
     let terminal = "/dev/tty";
     let mut tty = File::options()

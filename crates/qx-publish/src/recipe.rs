@@ -102,7 +102,7 @@ impl Recipe {
             ));
         }
         if !elf::known(recipe.arch.as_str()) {
-            return Err(format!("arch: '{}' is not known", recipe.arch));
+            return Err(format!("arch: '{}' is not supported", recipe.arch));
         }
         // The manifest's own types ignore what they do not know, for a later version may; in a recipe it is a slip of
         // the pen, and a misspelt time-out that is silently the default would be found out on an appliance.
@@ -230,17 +230,17 @@ impl Recipe {
         let called = self.programs().any(|p| p == source.install_path.as_str());
         if !(runs || uses || called || source.tool) {
             return Err(source.unfit(
-                "no service runs or uses it and no migration or health check runs it, so it would be installed for nobody (a \
-                 program for people or scripts has \"tool\": true)",
+                "nothing uses it: no service runs or uses it, and no migration or health check runs it (mark a program for \
+                 people or scripts with \"tool\": true)",
             ));
         }
         if file == Program::Script && runs {
             return Err(source.unfit(
-                "a service runs it, and it is a script: the process would be seen to run the interpreter",
+                "a service runs it, but it is a script: its process would run the interpreter, not this file",
             ));
         }
         if file == Program::Script && !(called || source.tool) {
-            return Err(source.unfit("it is a script, and not marked \"tool\": true"));
+            return Err(source.unfit("it is a script, but is not marked \"tool\": true"));
         }
         Ok(())
     }

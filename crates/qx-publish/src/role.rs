@@ -18,7 +18,7 @@ pub(crate) fn top_level(role: &str) -> bool {
     Role::ALL.iter().any(|known| known.as_str() == role)
 }
 
-/// What a role's metadata say they are: teams are targets.
+/// The `_type` of a role's metadata: that of a team is `targets`.
 pub(crate) fn kind(role: &str) -> &str {
     if top_level(role) { role } else { TARGETS }
 }
@@ -28,20 +28,18 @@ pub(crate) fn check_team_name(team: &str) -> Result<()> {
     let wrong = |why: &str| {
         Error::with(
             ErrorKind::Usage,
-            format!("a team cannot be called '{}': {why}", text::name(team)),
+            format!("invalid team name '{}': {why}", text::name(team)),
         )
     };
     team.parse::<qx_release::manifest::Name>()
         .map_err(|why| wrong(&why))?;
     let last = team.rsplit('.').next().unwrap_or(team).to_ascii_lowercase();
     if top_level(&last) {
-        return Err(wrong(
-            "that is the name of a role that every repository has",
-        ));
+        return Err(wrong("it is the name of a top-level role"));
     }
     if team.contains('+') {
         // Clients encode it in file names, and servers decode it, each in their own way.
-        return Err(wrong("a + means different things in different web servers"));
+        return Err(wrong("web servers disagree about the meaning of +"));
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ pub fn rotate(
         let online = [TIMESTAMP, SNAPSHOT].contains(&role);
         if online && authority.at_hand(keys) < authority.threshold {
             return Err(keys.missing(&format!(
-                "key that signs the {role} metadata ({}, {} needed); if the old one is gone for good, add --without-old-key",
+                "key that signs the {role} metadata ({}, {} needed); if the old key is permanently lost, add --without-old-key",
                 authority.keys.keys().map(|id| short(id)).collect::<Vec<_>>().join(", "),
                 authority.threshold
             )));
@@ -100,7 +100,7 @@ fn changed(
                     .collect();
                 let [id] = &matching[..] else {
                     return Err(usage(&format!(
-                        "{} keys of the role {} have an id that starts with '{}'; it has {}",
+                        "{} keys of the role {} have an id that starts with '{}', not exactly one; its keys are {}",
                         matching.len(),
                         rotation.role,
                         text::name(start),
@@ -207,7 +207,7 @@ pub fn refresh(
     let current = Current::load(&dir)?;
     for Waiting { role, file, why } in &done.waiting {
         open.push(format!(
-            "the {role} metadata are valid until {}: {} waits: {why}",
+            "the {role} metadata are valid until {}: {} is pending: {why}",
             current.role(role)?.expires_text(),
             file.display()
         ));
@@ -236,7 +236,9 @@ fn renew(change: &mut Change, role: &str, keys: &Keyring) -> Result<Option<Strin
     };
     let authority = change.current.authority(online)?;
     if authority.at_hand(keys) < authority.threshold {
-        return Ok(Some("the keys that renew them are not here".into()));
+        return Ok(Some(
+            "the keys that sign them are not available here".into(),
+        ));
     }
     change.renew(online);
     Ok(None)

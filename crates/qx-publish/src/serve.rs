@@ -1,5 +1,5 @@
-//! A small static web server for a repository: GET and HEAD, single ranges, one request a connection. For trying
-//! things out; any other server will do as well.
+//! A small static web server for a repository: GET and HEAD, single ranges, one request a connection. For
+//! testing; any other server will do as well.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -20,7 +20,7 @@ const MAX_REQUEST: u64 = 16 * 1024;
 /// How long a client may keep a connection waiting.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Serves the files below a directory on a listener, for ever.
+/// Serves the files below a directory on a listener; never returns but with an error.
 pub fn serve(dir: &Path, listener: &TcpListener) -> Result<()> {
     let open = dir
         .canonicalize()

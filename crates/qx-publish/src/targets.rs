@@ -124,7 +124,7 @@ fn may_publish(named: &Value, name: &RelPath) -> bool {
         || texts(&named["path_hash_prefixes"]).any(|prefix| digest.starts_with(prefix))
 }
 
-/// Whom they delegate to.
+/// The delegations of targets metadata.
 pub(crate) fn roles(targets: &mut Value) -> Result<&mut Vec<Value>> {
     targets["delegations"]["roles"]
         .as_array_mut()

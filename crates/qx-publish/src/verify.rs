@@ -81,7 +81,7 @@ impl Verification {
                     "the {role} metadata list {name}, which appliances take from the {found} metadata"
                 )),
                 None => self.notes.push(format!(
-                    "the {role} metadata list {name}, which appliances do not take from them"
+                    "the {role} metadata list {name}, but appliances do not accept it from them"
                 )),
             }
         }
@@ -96,7 +96,7 @@ impl Verification {
         }
     }
 
-    /// Files that nothing names. Earlier versions of metadata are no strangers: readers may be at them still.
+    /// Notes files that no metadata refer to. Earlier versions of metadata are left out: clients may still be reading them.
     fn strangers(&mut self, current: &Current) {
         let metadata = contents::metadata(current);
         let mut targets = BTreeSet::new();
@@ -111,7 +111,7 @@ impl Verification {
         for dir in ["metadata", "targets"] {
             if let Err(error) = walk(&current.dir, dir, &mut |path| {
                 if !known(path) {
-                    self.notes.push(format!("nothing names {path}"));
+                    self.notes.push(format!("no metadata refer to {path}"));
                 }
             }) {
                 self.problems.push(error.chain());
@@ -139,10 +139,13 @@ fn walk(repo: &Path, dir: &str, each: &mut impl FnMut(&str)) -> Result<()> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&place).doing(doing)? {
         let entry = entry.doing(doing)?;
-        let name = entry
-            .file_name()
-            .into_string()
-            .map_err(|name| Error::new(format!("{}: {} is not text", doing(), name.display())))?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            Error::new(format!(
+                "{}: the name {} is not UTF-8",
+                doing(),
+                name.display()
+            ))
+        })?;
         names.push((name, entry.file_type().doing(doing)?.is_dir()));
     }
     names.sort();
@@ -174,7 +177,7 @@ impl fmt::Display for Verification {
             self.bytes,
             self.releases,
             match self.problems.len() {
-                0 => "whole".to_owned(),
+                0 => "no problems".to_owned(),
                 1 => "1 problem".to_owned(),
                 many => format!("{many} problems"),
             }

@@ -27,7 +27,7 @@ pub(crate) fn fill(
             }
             Some((name, _)) if !(places && name.starts_with("data:")) => {
                 return Err(format!(
-                    "{field}: the placeholder '{{{}}}' is not known (there is {{version}}{})",
+                    "{field}: unknown placeholder '{{{}}}' (known: {{version}}{})",
                     name.escape_debug(),
                     if places { " and {data:NAME}" } else { "" }
                 ));
@@ -87,8 +87,8 @@ pub(crate) fn contradiction(manifest: &Manifest) -> Option<String> {
     of_the_release(manifest).find_map(|(number, check)| {
         let (pointer, asked) = asks(check).find(|(_, asked)| another(asked, own))?;
         Some(format!(
-            "health[{number}].json ({}): {} at {} is not the recipe's own version, {own}, which {{version}} stands for (the \
-             check of a service with versions of its own says \"service\": \"NAME\")",
+            "health[{number}].json ({}): {} at {} is not the recipe's own version, {own}; use {{version}}, or \"service\": \"NAME\" \
+             for the check of a service with versions of its own",
             check.probe.to_string().escape_debug(),
             asked.escape_debug(),
             pointer.escape_debug()
@@ -103,7 +103,7 @@ pub fn doubts(manifest: &Manifest) -> Vec<String> {
     let mut look = |field: String, text: &str| {
         if let Some(other) = mentions_another(text, own) {
             found.push(format!(
-                "{field} names the version {other}, and the recipe's own is {own}, which {{version}} stands for"
+                "{field} names the version {other}, but the recipe's own is {own}; use {{version}} if that is meant"
             ));
         }
     };

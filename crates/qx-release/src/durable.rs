@@ -1,4 +1,4 @@
-//! The only file that syncs and renames. Whatever these functions have returned from is on the medium:
+//! The only file that syncs and renames. When one of these functions returns, its effect is on the medium:
 //! a file is put in place by writing a temporary one beside it, syncing that, renaming it, and syncing the
 //! directory. None of them leaves a half-written file under its final name.
 
@@ -34,8 +34,8 @@ pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .doing(|| format!("writing {}", path.display()))
 }
 
-/// Creates a file in the place of whatever has its name: whoever may write to the directory may have put a link, a pipe
-/// or a directory there, and nothing is written through that.
+/// Creates a file, replacing whatever has its name: anybody who can write to the directory may have put a link, a pipe
+/// or a directory there, and nothing may be written through that.
 pub fn create(path: &Path, mode: u32) -> io::Result<File> {
     remove_any(path).map_err(io::Error::other)?;
     fs::OpenOptions::new()
@@ -61,14 +61,14 @@ pub fn link(path: &Path, target: &str) -> Result<()> {
         .doing(|| format!("linking {} to {target}", path.display()))
 }
 
-/// Removes a file or a link; nothing there is fine.
+/// Removes a file or a link, if it exists.
 pub fn remove(path: &Path) -> Result<()> {
     remove_if_there(path)
         .and_then(|()| sync_directory(parent(path)))
         .doing(|| format!("removing {}", path.display()))
 }
 
-/// Removes a directory with all below it; nothing there is fine.
+/// Removes a directory and everything below it, if it exists.
 pub fn remove_tree(path: &Path) -> Result<()> {
     let gone = match fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -78,14 +78,14 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         .doing(|| format!("removing {}", path.display()))
 }
 
-/// Removes a directory in which nothing is.
+/// Removes an empty directory.
 pub fn remove_empty(path: &Path) -> Result<()> {
     fs::remove_dir(path)
         .and_then(|()| sync_directory(parent(path)))
         .doing(|| format!("removing the directory {}", path.display()))
 }
 
-/// Creates a directory, and those above it, with these permission bits; there already is fine.
+/// Creates a directory and its missing parents with these permission bits; an existing directory is fine.
 pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -123,7 +123,7 @@ pub fn exchange(one: &Path, other: &Path) -> Result<()> {
         .doing(|| format!("exchanging {} and {}", one.display(), other.display()))
 }
 
-/// Removes a file, a link, or a directory with all below it; nothing there is fine.
+/// Removes a file, a link, or a directory and everything below it, if it exists.
 pub fn remove_any(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => remove_tree(path),
@@ -132,7 +132,7 @@ pub fn remove_any(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether a directory's file system has what everything here is built on: symbolic links, and the exchange of two
+/// Checks that a directory's file system supports what everything here relies on: symbolic links, and the exchange of two
 /// directories in one step. Leaves nothing behind.
 pub fn try_links_and_exchanges(directory: &Path) -> Result<()> {
     let [one, other] = ["one", "other"].map(|name| temporary(&directory.join(name)));
@@ -146,7 +146,7 @@ pub fn try_links_and_exchanges(directory: &Path) -> Result<()> {
     };
     let tried = tried().doing(|| {
         format!(
-            "trying links and exchanges in {}, which the data partition must have (ext4 and XFS do, vfat does not)",
+            "testing symbolic links and atomic exchange in {}, which the data partition must support (ext4 and XFS do, vfat does not)",
             directory.display()
         )
     });

@@ -71,7 +71,7 @@ pub enum ErrorKind {
     Unavailable,
     /// What a source has is not what was signed, or not to be trusted.
     Untrusted,
-    /// What was signed is wrong in itself: the fault of whoever published it.
+    /// The signed content itself is wrong: the fault of its publisher.
     Publisher,
     /// A release that this appliance must not or does not want to install.
     NotEligible,

@@ -13,7 +13,7 @@ use typed::Typed;
 
 mod typed;
 
-/// The texts of an object's members of these names. One that is null is not there; others do not matter.
+/// Returns the texts of an object's members with these names. Null counts as absent; other members are ignored.
 pub fn fields<'a, const N: usize>(
     text: &'a str,
     names: [&str; N],
@@ -49,37 +49,37 @@ fn pick<'a>(text: &'a str, names: &[&str], found: &mut [Option<&'a str>]) -> Res
     })
 }
 
-/// The text of a member that must be there.
+/// Returns the text of a required member.
 pub fn there<'a>(value: Option<&'a str>, name: &str) -> Result<&'a str, String> {
     value.ok_or_else(|| format!("{name} is missing"))
 }
 
-/// Reads an integer from 0.
+/// Reads a non-negative integer.
 pub fn integer(value: Option<&str>, name: &str) -> Result<u64, String> {
     let text = there(value, name)?;
     text.parse()
         .map_err(|_| format!("{name} must be a non-negative integer"))
 }
 
-/// Whether a number is one of these; the error names it and them.
+/// Checks that a number is in a range; the error names both.
 pub fn in_range(name: &str, value: u64, range: RangeInclusive<u64>) -> Result<(), String> {
     match range.contains(&value) {
         true => Ok(()),
         false => Err(format!(
-            "{name}: {value} is not from {} to {}",
+            "{name}: {value} is out of range ({} to {})",
             range.start(),
             range.end()
         )),
     }
 }
 
-/// Reads true or false, if it is there.
+/// Reads true or false, if the member exists.
 pub fn boolean(value: Option<&str>, name: &str) -> Result<Option<bool>, String> {
     match value {
         None => Ok(None),
         Some("true") => Ok(Some(true)),
         Some("false") => Ok(Some(false)),
-        Some(_) => Err(format!("{name} is not true or false")),
+        Some(_) => Err(format!("{name} must be true or false")),
     }
 }
 
@@ -169,7 +169,7 @@ impl<'a> Visitor<'a> for Items<'_, 'a> {
     }
 }
 
-/// Ends the walk; what was wrong is kept aside, for the parser would add a place that means nothing to the reader.
+/// Ends the walk. The error is kept apart, because the parser would append a position that means nothing to the reader.
 fn stop<E: de::Error>(result: Result<(), String>, refused: &mut Option<String>) -> Result<(), E> {
     result.map_err(|why| {
         *refused = Some(why);

@@ -1,4 +1,4 @@
-//! A release as its name tells of it: the name of a manifest's target says what it is for.
+//! A release as described by the name of its manifest's target: product, channel, architecture and version.
 
 use semver::Version;
 

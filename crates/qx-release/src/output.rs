@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use crate::error::{Context, ErrorKind, Result};
 use crate::text;
 
-/// Writes an answer to the standard output. One that could not be written (`>/dev/full`) was not given. A reader that has
-/// seen enough (`| head`) is no failure.
+/// Writes an answer to standard output. Failing to write it (`>/dev/full`) is an error; a reader that closes the pipe early
+/// (`| head`) is not.
 pub fn answer(text: &str) -> Result<()> {
     match write(io::stdout(), text.as_bytes()) {
         Err(Errno::PIPE) => Ok(()),
@@ -21,13 +21,13 @@ pub fn answer(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a line to the standard error, if it can be.
+/// Writes a line to standard error; a failure to do so is ignored.
 pub fn complain(program: &str, text: &str) {
     let text = text::line(text);
     let _ = write(io::stderr(), format!("{program}: {text}\n").as_bytes());
 }
 
-/// Writes all of it. Whoever shares the descriptor may have made it non-blocking.
+/// Writes all bytes. The descriptor may be non-blocking: another process that shares it may have made it so.
 pub fn write(to: impl AsFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(&to, bytes) {

@@ -1,6 +1,6 @@
-//! What a process inherits from whoever started it, put into a known state before anything else: cron, a web interface, a
-//! `nohup` and an init script start the same programs and leave different things behind, and none of it may decide how an
-//! update goes, or reach a service or a migration.
+//! Puts what a process inherits (signals, umask, descriptors, priority) into a known state before anything else: cron, a
+//! web interface, `nohup` and an init script start the same programs in different environments, and none of that may affect
+//! an update, or reach a service or a migration.
 //!
 //! The standard library opens `/dev/null` for a standard descriptor that is closed, and has SIGPIPE ignored here and not in
 //! children.
@@ -15,8 +15,8 @@ use signal_hook::consts::{
     FORBIDDEN, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGSTOP, SIGXFSZ,
 };
 
-/// Called first, while there is one thread: what it sets holds for all that come, and for children. What cannot be set is
-/// left as it is.
+/// To be called first, while there is one thread: its settings hold for all later threads, and for children. What cannot be
+/// set is left as it is.
 pub fn settle() {
     let _ = SigSet::empty().thread_set_mask();
     dispositions();
@@ -24,12 +24,12 @@ pub fn settle() {
     keep_descriptors_to_ourselves();
 }
 
-/// For what starts services: they get no priority that somebody chose for a command.
+/// Resets the priority, so that services do not inherit the one that was chosen for the command that starts them.
 pub fn ordinary_priority() {
     let _ = rustix::process::setpriority_process(None, 0);
 }
 
-/// A directory that this process works in cannot be unmounted; and it may be gone already.
+/// Changes to `/`: the working directory of a process cannot be unmounted, and may no longer exist.
 pub fn leave_directory() {
     let _ = rustix::process::chdir("/");
 }

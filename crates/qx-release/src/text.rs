@@ -5,17 +5,17 @@ use std::path::Path;
 
 /// The longest path or URL that is shown, in characters.
 const PATH: usize = 512;
-/// So much of a value from outside is told, in characters.
+/// The longest value from outside that is shown, in characters.
 pub const VALUE: usize = 200;
 /// The longest line that is shown or kept, in characters: room for a few paths or URLs.
 pub const LINE: usize = 4000;
 
-/// A path, as far as it is text.
+/// A path, for display.
 pub fn path(path: &Path) -> String {
     clean(&path.to_string_lossy(), PATH)
 }
 
-/// A name that nobody has looked at, or another short text.
+/// An unchecked name, or another short text, for display.
 pub fn name(text: &str) -> String {
     clean(text, PATH)
 }
@@ -53,7 +53,7 @@ pub fn place(text: &str) -> String {
     }
 }
 
-/// A text, the place in it shown as [`place`] does.
+/// A text in which a place is shown as [`place`] shows it.
 pub fn hiding(text: &str, secret: &str) -> String {
     match secret.starts_with('/') || secret.is_empty() {
         true => text.to_owned(),
@@ -70,7 +70,7 @@ pub fn command(vector: &[String]) -> String {
     line(&vector.iter().map(shown).collect::<Vec<_>>().join(" "))
 }
 
-/// At most so many characters of a text, those that are not plainly visible escaped.
+/// A text, cut to this many characters, with those that are not plainly visible escaped.
 pub fn clean(text: &str, most: usize) -> String {
     let mut out = String::new();
     let mut room = most;

@@ -53,8 +53,8 @@ pub fn matches(component: &Component, path: &Path) -> Result<(), String> {
     compare(component, path, &found)
 }
 
-/// Whether this component lies at `path`, its files what they were, and at most others beside them; `names` are those that it
-/// has. If not, one sentence says why.
+/// Checks that the component at `path` is unchanged, ignoring entries that are not its own; `names` are its own entries. If
+/// not, one sentence says why.
 pub fn matches_among(
     component: &Component,
     path: &Path,
@@ -66,7 +66,7 @@ pub fn matches_among(
     compare(component, path, &found)
 }
 
-/// The names of all entries below `path`, but of its own directory: what [`matches_among`] takes.
+/// Lists the names of all entries below `path`, without its own directory, as [`matches_among`] takes them.
 pub fn names(kind: Kind, path: &Path) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     walk(kind, path, &|_| true, &mut |name, _| {
@@ -78,7 +78,7 @@ pub fn names(kind: Kind, path: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// What lies below `path` and has none of these names; what is in a directory of that kind is not gone through.
+/// Lists what lies below `path` and has none of these names; a directory among it is listed without its content.
 pub fn added(path: &Path, names: &BTreeSet<String>) -> Vec<PathBuf> {
     let added = std::cell::RefCell::new(Vec::new());
     let known = |name: &str| {
@@ -119,7 +119,7 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
             (Some(entries_left), Some(bytes_left)) => (entries, bytes) = (entries_left, bytes_left),
             _ => {
                 return Err(Error::new(format!(
-                    "{}: larger than the manifest says of {}",
+                    "{}: larger than the manifest states for {}",
                     doing(),
                     component.name
                 )));
@@ -183,14 +183,14 @@ enum Found {
 }
 
 type Visit<'a> = dyn FnMut(&str, Found) -> Result<()> + 'a;
-/// Which names a walk does not pass over.
+/// Which names a walk visits; it skips all others.
 type Known<'a> = dyn Fn(&str) -> bool + 'a;
 
 /// Visits a component's entries, each directory before what it holds. Paths are relative to the tree; its
 /// own directory, and a `bin`, is `.`.
 fn walk(kind: Kind, path: &Path, known: &Known, visit: &mut Visit) -> Result<()> {
     let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
-        .doing(|| format!("looking at {}", path.display()))?;
+        .doing(|| format!("examining {}", path.display()))?;
     match (kind, FileType::from_raw_mode(stat.st_mode)) {
         (Kind::Bin, FileType::RegularFile) => visit(".", open_file(CWD, path, path)?),
         (Kind::Tree, FileType::Directory) => {
@@ -232,7 +232,7 @@ fn walk_directory(
         let relative = relative.as_str();
         let name = Path::new(&name);
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-            .doing(|| format!("looking at {}", here.display()))?;
+            .doing(|| format!("examining {}", here.display()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => visit(relative, open_file(dir, name, &here)?)?,
             FileType::Directory => {
@@ -397,7 +397,7 @@ fn compare(component: &Component, path: &Path, found: &Measured) -> Result<(), S
     let differs = |what: &str, is: &dyn Display, should: &dyn Display| {
         let (path, name) = (path.display(), &component.name);
         Err(format!(
-            "{path} is not the {name} of the manifest: its {what} is {is} instead of {should}"
+            "{path} does not match {name} in the manifest: its {what} is {is} instead of {should}"
         ))
     };
     if found.bytes != component.size_bytes {

@@ -55,7 +55,7 @@ impl Change {
                 };
                 let Some(authority) = Authority::of_team(targets, team) else {
                     return Err(Error::new(format!(
-                        "a draft waits of the team {team}, which the targets do not know: remove {}",
+                        "a draft of the team {team} is pending, but the targets do not delegate to that team; remove {}",
                         self.proposals[role].file(&self.current.dir).display()
                     )));
                 };
@@ -94,7 +94,7 @@ impl Change {
         if let Some(team) = other.find(|role| !teams.contains(role)) {
             return Ok(Some((
                 team.clone(),
-                "the targets that delegate to it wait too".into(),
+                "the targets that delegate to it are pending too".into(),
             )));
         }
         for team in teams {
@@ -111,7 +111,8 @@ impl Change {
                     &team
                 };
                 let why = format!(
-                    "the metadata of the team {team}, signed by its new keys, and what names these belong together"
+                    "the metadata of the team {team}, signed by its new keys, must be published together with the targets that name \
+                     these keys"
                 );
                 return Ok(Some((cause.into(), why)));
             }
@@ -119,7 +120,7 @@ impl Change {
         // The targets that a waiting root asks to be signed anew may be published before it, not after it.
         if ready.contains_key(ROOT) {
             if !targets.verifies(&Authority::of_root(self.new_root(), TARGETS)) {
-                let why = "the targets, signed by their new keys, come first";
+                let why = "the targets, signed by their new keys, must be published first";
                 return Ok(Some((ROOT.into(), why.into())));
             }
         } else if self.without_old_key
@@ -128,7 +129,7 @@ impl Change {
         {
             return Ok(Some((
                 TARGETS.into(),
-                "the root that names their keys waits too".into(),
+                "the root that names their keys is pending too".into(),
             )));
         }
         Ok(None)
@@ -198,7 +199,7 @@ impl Change {
                 envelope.sign(&authority, keys)?;
                 if let Some(missing) = authority.missing(&envelope)? {
                     let lost = match ready.contains_key(ROOT) {
-                        true => "; if the old one is gone for good, add --without-old-key",
+                        true => "; if the old key is permanently lost, add --without-old-key",
                         false => "",
                     };
                     return Err(keys.missing(&format!(

@@ -1,4 +1,4 @@
-//! How what is ready comes under its final names.
+//! Moves what is ready to its final names.
 
 use std::collections::BTreeMap;
 use std::fs;

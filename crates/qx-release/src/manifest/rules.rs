@@ -24,14 +24,16 @@ impl Manifest {
             ("health", self.health.len()),
         ] {
             if count > MAX_ITEMS {
-                return Err(format!("{what}: {count} items are more than {MAX_ITEMS}"));
+                return Err(format!(
+                    "{what}: {count} items exceed the limit of {MAX_ITEMS}"
+                ));
             }
         }
         if self.version.to_string().len() > MAX_VERSION {
             return Err(format!("version: it is longer than {MAX_VERSION} bytes"));
         }
         if self.components.is_empty() {
-            return Err("components: a release has at least one".into());
+            return Err("components: at least one is required".into());
         }
         let mut names = BTreeSet::new();
         for component in &self.components {
@@ -48,7 +50,10 @@ impl Manifest {
         unique("data", self.data.iter().map(|d| &d.name))?;
         for data in &self.data {
             if data.accepts_from > data.accepts_to {
-                return Err(format!("data: {} accepts no schema", data.name));
+                return Err(format!(
+                    "data: {}: accepts_from is greater than accepts_to",
+                    data.name
+                ));
             }
         }
         if let Some(migrate) = &self.migrate {
@@ -110,10 +115,14 @@ impl Manifest {
             .iter()
             .any(|c| path.below(&c.install_path).is_some())
         {
-            return Err(format!("{what}: {path} is in no component of this release"));
+            return Err(format!(
+                "{what}: no component of this release contains {path}"
+            ));
         }
         if vector.len() > MAX_ITEMS || vector.iter().any(|arg| arg.contains('\0')) {
-            return Err(format!("{what}: too many arguments, or a NUL in one"));
+            return Err(format!(
+                "{what}: more than {MAX_ITEMS} arguments, or a NUL byte in one"
+            ));
         }
         Ok(())
     }
@@ -130,7 +139,7 @@ impl Manifest {
             for argument in vector {
                 if let Some(name) = unknown_place(argument, &migrate.touches) {
                     return Err(format!(
-                        "{what}: it does not touch the data set of {{data:{name}}}"
+                        "{what}: {{data:{name}}} names a data set that migrate.touches does not list"
                     ));
                 }
             }
@@ -143,8 +152,8 @@ impl Manifest {
             let on_a_copy = !migrate.in_place || migrate.rehearse;
             if on_a_copy && !migrate.run.iter().any(|argument| argument.contains(&place)) {
                 return Err(format!(
-                    "migrate.run: it has no {place}, so it could not be pointed at a copy of the data; a migration that \
-                     insists on the live place needs `in_place`"
+                    "migrate.run: {place} is missing, so the migration cannot run on a copy of the data; one that must run on \
+                     the live data needs `in_place`"
                 ));
             }
         }
@@ -152,7 +161,7 @@ impl Manifest {
             let down = !migrate.down.is_empty() && migrate.touches.contains(&data.name);
             if down && data.schema_down.is_none() {
                 return Err(format!(
-                    "data: {}: migrate.down needs `schema_down`, the schema that it leaves",
+                    "data: {}: migrate.down needs `schema_down`, the schema after the downgrade",
                     data.name
                 ));
             }
@@ -171,12 +180,12 @@ impl Manifest {
         }
         if check.retries > MAX_RETRIES {
             return Err(format!(
-                "health.retries: {} are more than {MAX_RETRIES}",
+                "health.retries: {} exceeds the limit of {MAX_RETRIES}",
                 check.retries
             ));
         }
         if check.interval_s == 0 || check.timeout_s == 0 {
-            return Err("health: interval_s and timeout_s are at least 1".into());
+            return Err("health: interval_s and timeout_s must be at least 1".into());
         }
         if let Some(service) = &check.of
             && !self.services.iter().any(|s| s.name == *service)
@@ -206,7 +215,7 @@ impl Component {
     fn check(&self) -> Result<(), String> {
         if self.entries > MAX_ENTRIES {
             return Err(format!(
-                "components: {}: {} entries are more than {MAX_ENTRIES}",
+                "components: {}: {} entries exceed the limit of {MAX_ENTRIES}",
                 self.name, self.entries
             ));
         }
@@ -222,7 +231,7 @@ impl Component {
             .any(|top| path.starts_with(top));
         if !placed || !(known || path == "migrations") {
             return Err(format!(
-                "components: {} goes to {path}, which is not below bin/, share/ or migrations",
+                "components: {}: install_path {path} is not below bin/, share/ or migrations",
                 self.name
             ));
         }
@@ -246,7 +255,7 @@ impl Component {
     }
 }
 
-/// The name in the first `{data:NAME}` that is none of these.
+/// The name in the first `{data:NAME}` that is not one of these.
 fn unknown_place<'a>(argument: &'a str, names: &[Name]) -> Option<&'a str> {
     let places = argument.split("{data:").skip(1);
     let named = places.map(|rest| rest.split('}').next().unwrap_or(rest));
@@ -268,7 +277,7 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a Name>) -> Result<(), S
 fn seconds(what: &str, value: u64) -> Result<(), String> {
     if value > MAX_SECONDS {
         return Err(format!(
-            "{what}: {value} seconds are more than {MAX_SECONDS}"
+            "{what}: {value} seconds exceed the limit of {MAX_SECONDS}"
         ));
     }
     Ok(())

@@ -37,7 +37,7 @@ fn write_value(
     room: usize,
     out: &mut dyn FnMut(&[u8]),
 ) -> Result<(), String> {
-    let depth = depth.checked_sub(1).ok_or("it is nested too deep")?;
+    let depth = depth.checked_sub(1).ok_or("it is nested too deeply")?;
     match text.as_bytes().first() {
         Some(b'{') => {
             let mut members: Vec<(Cow<str>, &str)> = Vec::new();

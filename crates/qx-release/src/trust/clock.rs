@@ -1,19 +1,18 @@
 //! What time it is, on a machine whose clock may be wrong or missing.
 //!
-//! The rule: time is not before the *floor*, which is the day this program was built or, if later, the latest time of
-//! signing (`x-issued`) in metadata that were verified. A system clock at or after the floor is believed. One that is
-//! before it is wrong, as is one that is further ahead than any appliance lives: the floor is used in its place, and
-//! *freshness is not verified*: metadata that expired before the floor are refused as ever, but that nothing newer was
-//! withheld since then, nobody can tell. Nothing that was not signed ever moves the floor, so that a clock that was wrong
-//! once leaves no trace.
+//! The rule: time is never before the *floor*, which is the day this program was built or, if later, the latest signing time
+//! (`x-issued`) in verified metadata. A system clock at or after the floor is trusted. A clock before it is wrong, and so is
+//! one further ahead than any appliance lives: the floor is used instead, and *freshness is not verified*: metadata that
+//! expired before the floor are refused as usual, but newer metadata may have been withheld since then without being
+//! noticed. Only signed data moves the floor, so a clock that was wrong once leaves no trace.
 
 use std::time::{Duration, SystemTime};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// Clocks of publishers and appliances differ; so far behind the floor, a clock is not called wrong.
+/// Clocks of publishers and appliances differ: a clock that is behind the floor by at most this is still trusted.
 const SKEW: Duration = DAY;
-/// So long after the program was built, a clock is not believed: what boards without a battery come up with (2099,
-/// 2106, …) is beyond it, and no appliance is older.
+/// A clock that is further ahead of the build than this is not trusted: no appliance is older, and the times with which
+/// boards without a battery start (2099, 2106, …) are beyond it.
 const LIFE: Duration = Duration::from_secs(25 * 365 * 86_400);
 
 /// The system's clock, and what is known without it.
@@ -53,7 +52,7 @@ impl Clock {
         self.system
     }
 
-    /// Whether [`Clock::now`] is the time, as far as anybody can tell, and not only a time that has passed.
+    /// Whether the system clock is trusted, so that [`Clock::now`] is the current time and not only a time in the past.
     pub fn is_believed(&self) -> bool {
         self.system + SKEW >= self.floor && self.system <= self.last
     }

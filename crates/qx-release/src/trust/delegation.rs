@@ -23,7 +23,7 @@ impl RoleName {
             .min(Limits::default().role_name_bytes);
         let quoted = name.escape_debug();
         if name.is_empty() || name.chars().any(char::is_control) {
-            Err(format!("'{quoted}' is not the name of a role"))
+            Err(format!("'{quoted}' is not a valid role name"))
         } else if name.len() > longest {
             Err(format!(
                 "the role name '{quoted}' is longer than {longest} bytes"
@@ -74,9 +74,9 @@ pub struct Delegation {
     pub role: RoleName,
     /// Who delegates to it.
     pub delegator: String,
-    /// Who speaks for it there. The same role may have others elsewhere.
+    /// Its keys and threshold in this delegation. Another delegator may name others.
     pub verifiers: Verifiers,
-    /// Whether nobody after it is asked for what it is trusted with.
+    /// Whether the search for what it is trusted with ends after it.
     pub terminating: bool,
 }
 
@@ -121,7 +121,7 @@ pub(super) fn walk(
     match (roles, succinct) {
         (Some(roles), None) => each_role(roles, limits, &mut take)?,
         (None, Some(succinct)) => bins(succinct, limits, &mut take)?,
-        _ => return Err("one of roles and succinct_roles is needed".into()),
+        _ => return Err("exactly one of roles and succinct_roles is required".into()),
     }
     Ok(taken)
 }
@@ -145,7 +145,7 @@ fn each_role(roles: &str, limits: &Limits, take: &mut Take) -> Result<(), String
             (None, Some(list)) => (list, Paths::HashPrefixes(list)),
             _ => {
                 return Err(format!(
-                    "{name}: one of paths and path_hash_prefixes is needed"
+                    "{name}: exactly one of paths and path_hash_prefixes is required"
                 ));
             }
         };
@@ -166,7 +166,7 @@ fn bins(succinct: &str, limits: &Limits, take: &mut Take) -> Result<(), String> 
     let [bits, prefix] = json::fields(succinct, ["bit_length", "name_prefix"])?;
     let bits = match json::integer(bits, "bit_length")? {
         bits @ 1..=32 => bits as u32,
-        bits => return Err(format!("bit_length {bits} is not 1 to 32")),
+        bits => return Err(format!("bit_length {bits} is out of range (1 to 32)")),
     };
     let prefix = format!("{}-", json::string(json::there(prefix, "name_prefix")?)?);
     // The name of any bin is as good as that of another.

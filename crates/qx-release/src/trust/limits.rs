@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-/// Limits of metadata, each with a default. All of them hold before a signature is checked, for whoever has the network
-/// can send what he likes.
+/// Limits of metadata, each with a default. All of them apply before a signature is checked, because whoever controls the
+/// network can send anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {

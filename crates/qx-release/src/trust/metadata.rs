@@ -34,7 +34,7 @@ pub struct Root {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
-    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    /// When it was signed (`x-issued`, an addition to TUF), if given and not later than its expiry.
     pub issued: Option<SystemTime>,
     /// Whether files carry their version or digest in their name.
     pub consistent_snapshot: bool,
@@ -51,7 +51,7 @@ pub struct Timestamp {
     pub version: u64,
     /// When it must no longer be trusted.
     pub expires: Expires,
-    /// When it was signed, if it says so and that is before it expires: not a member that TUF knows.
+    /// When it was signed (`x-issued`, an addition to TUF), if given and not later than its expiry.
     pub issued: Option<SystemTime>,
     /// The latest snapshot.
     pub snapshot: MetaFile,
@@ -110,7 +110,7 @@ pub struct TargetInfo {
     pub hashes: Hashes,
 }
 
-/// Digests of the kinds that this version knows. There may be none, and what cannot be checked is never right.
+/// Digests of the supported kinds. If there is none, every check fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hashes {
     /// SHA-256.
@@ -252,13 +252,13 @@ impl MetaFile {
         let [version, length, hashes] = json::fields(text, ["version", "length", "hashes"])?;
         let version = json::integer(version, "version")?;
         if version == 0 {
-            return Err("versions start at 1".into());
+            return Err("version must be at least 1".into());
         }
         let length = length.map(|_| json::integer(length, "length"));
         let hashes = hashes.map(Hashes::parse).transpose()?;
         // Digests that are all of unknown kinds would otherwise pass as no digest at all.
         if hashes.is_some_and(|hashes| hashes.is_empty()) {
-            return Err("no sha256 and no sha512 in the hashes".into());
+            return Err("hashes contain neither sha256 nor sha512".into());
         }
         Ok(MetaFile {
             version,
@@ -288,7 +288,7 @@ impl From<TargetFile> for TargetInfo {
 }
 
 impl TargetInfo {
-    /// Checks length and digests; what has no digest of a known kind is not right.
+    /// Checks length and digests; fails if there is no digest of a supported kind.
     pub fn check(&self, file: &str, bytes: &[u8]) -> Result<(), Error> {
         check_length(file, bytes, Some(self.length))?;
         self.hashes.check(file, bytes)
@@ -329,7 +329,9 @@ impl Hashes {
             why,
         };
         if self.is_empty() {
-            return Err(tampered("it has no digest of a supported kind".into()));
+            return Err(tampered(
+                "the metadata give no digest of a supported kind".into(),
+            ));
         }
         if let Some(expected) = self.sha256
             && Digest::of(bytes) != expected
@@ -356,7 +358,7 @@ impl Hashes {
         let sha256 = sha256.map(|text| json::string(text)?.parse());
         let sha512 = sha512.map(|text| {
             let bytes = unhex(&json::string(text)?).and_then(|bytes| bytes.try_into().ok());
-            bytes.ok_or("sha512: it is not 128 hexadecimal digits".to_owned())
+            bytes.ok_or("sha512: not 128 hexadecimal digits".to_owned())
         });
         Ok(Hashes {
             sha256: sha256.transpose()?,
@@ -418,7 +420,7 @@ impl Parse for Root {
     }
 }
 
-/// Whatever else stands there is as good as nothing.
+/// When it was signed; a malformed value counts as absent.
 fn issued(fields: &Fields, expires: &Expires) -> Option<SystemTime> {
     let text = json::string(fields.issued?).ok()?;
     let issued = humantime::parse_rfc3339(&text).ok()?;
@@ -573,7 +575,7 @@ impl Targets {
         found
     }
 
-    /// Gives every target that is listed here to `visit`; those whose names no appliance could place are left out.
+    /// Gives every target that is listed here to `visit`, except those whose names are not valid paths.
     pub fn each(&self, visit: &mut dyn FnMut(RelPath, TargetInfo)) {
         self.walk(&mut |name, info| {
             if let (Ok(name), Ok(info)) = (name.parse(), TargetInfo::parse(info)) {
@@ -642,11 +644,14 @@ fn envelope<'a, T>(
     let numeric = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let parts: Vec<&str> = spec.split('.').collect();
     if parts[0] != "1" || !(2..=3).contains(&parts.len()) || !parts.iter().all(|p| numeric(p)) {
-        return Err(format!("spec_version '{}' is not 1.*", spec.escape_debug()));
+        return Err(format!(
+            "spec_version '{}' is not supported (only 1.x is)",
+            spec.escape_debug()
+        ));
     }
     let version = match there(fields.version, "version")?.parse() {
         Ok(version) if version > 0 => version,
-        _ => return Err("version is not an integer from 1".into()),
+        _ => return Err("version must be a positive integer".into()),
     };
     let expires = string(fields.expires, "expires")?;
     let expires = Expires {
@@ -665,7 +670,7 @@ fn envelope<'a, T>(
 fn parse_signatures(text: &str, limits: &Limits) -> Result<Vec<Signature>, String> {
     let mut signatures: Vec<Signature> = Vec::new();
     json::items(text, &mut |item| {
-        at_most(signatures.len(), limits.signatures, "of them")?;
+        at_most(signatures.len(), limits.signatures, "entries")?;
         let [keyid, sig] = json::fields(item, ["keyid", "sig"])?;
         let keyid = string(keyid, "keyid")?;
         // One a key bounds the work that hostile metadata can ask for.

@@ -172,7 +172,7 @@ impl fmt::Display for Error {
                 threshold,
             } => write!(
                 f,
-                "the {role} metadata are signed by {valid} of the {threshold} keys that {by} asks for"
+                "the {role} metadata are signed by {valid} of the {threshold} keys that {by} requires"
             ),
             Error::Version {
                 role,
@@ -180,7 +180,7 @@ impl fmt::Display for Error {
                 rule: VersionRule::AtLeast(trusted),
             } => write!(
                 f,
-                "version {offered} of the {role} metadata is older than version {trusted}, which was trusted before"
+                "version {offered} of the {role} metadata is older than version {trusted}, which is already trusted"
             ),
             Error::Version {
                 role,
@@ -188,7 +188,7 @@ impl fmt::Display for Error {
                 rule: VersionRule::Exactly(expected),
             } => write!(
                 f,
-                "version {offered} of the {role} metadata was offered where version {expected} is due"
+                "version {offered} of the {role} metadata was offered instead of version {expected}"
             ),
             Error::ListsOlder {
                 file,
@@ -196,7 +196,7 @@ impl fmt::Display for Error {
                 trusted,
             } => write!(
                 f,
-                "the snapshot metadata list version {offered} of {file}, older than version {trusted}, which was trusted before"
+                "the snapshot metadata list version {offered} of {file}, older than version {trusted}, which is already trusted"
             ),
             Error::Expired {
                 role,
@@ -205,7 +205,7 @@ impl fmt::Display for Error {
                 now,
             } => write!(
                 f,
-                "version {version} of the {role} metadata expired at {expires}, and the clock says {now}"
+                "version {version} of the {role} metadata expired at {expires} (time now: {now})"
             ),
             Error::Missing { role, file } => {
                 write!(f, "the {role} metadata do not list {file}")

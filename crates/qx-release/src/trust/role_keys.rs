@@ -16,7 +16,7 @@ pub struct RoleKeys {
 }
 
 impl RoleKeys {
-    /// Those of a delegator's keys that are meant.
+    /// Selects these keys from a delegator's keys.
     pub fn verifiers(&self, keys: &Keys) -> Verifiers {
         let known = self.keyids.iter().filter_map(|id| keys.get_key_value(id));
         Verifiers {
@@ -58,10 +58,10 @@ pub(super) fn parse_keys(text: &str, limits: &Limits) -> Result<Keys, String> {
     Ok(keys)
 }
 
-/// The error for one more than so many.
+/// Fails if one more would exceed the limit.
 pub(super) fn at_most(there: usize, limit: usize, what: &str) -> Result<(), String> {
     if there >= limit {
-        return Err(format!("there are more than {limit} {what}"));
+        return Err(format!("more than {limit} {what}"));
     }
     Ok(())
 }

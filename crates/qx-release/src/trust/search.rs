@@ -62,7 +62,9 @@ pub fn search<T: Listing, L: Deref<Target = T>>(
         }
         if asked.len() == limits.delegated_roles {
             let most = limits.delegated_roles;
-            let why = format!("looking for {name}: it would take more than {most} delegated roles");
+            let why = format!(
+                "searching for {name}: more than {most} delegated roles would have to be asked"
+            );
             return Err(Error::with(ErrorKind::Publisher, why));
         }
         let targets = load(&delegation)?;
@@ -80,7 +82,7 @@ pub fn search<T: Listing, L: Deref<Target = T>>(
     Ok(None)
 }
 
-/// What is asked next comes last. After a terminating role nobody else is asked.
+/// Pushes delegations so that the next one to ask comes last. After a terminating role no other is asked.
 fn push(next: &mut Vec<Delegation>, found: Vec<Delegation>) {
     if found.last().is_some_and(|last| last.terminating) {
         next.clear();
@@ -88,7 +90,7 @@ fn push(next: &mut Vec<Delegation>, found: Vec<Delegation>) {
     next.extend(found.into_iter().rev());
 }
 
-/// Whom targets metadata trust with a target, in order, up to the first that is terminating.
+/// The delegations that cover a target, in order, up to the first that is terminating.
 fn delegations_for<T: Listing>(
     targets: &T,
     delegator: &str,
@@ -111,8 +113,8 @@ fn delegations_for<T: Listing>(
     })
 }
 
-/// Whom targets metadata trust, by a pattern, with names of which `might` says that they are of interest. It is asked with
-/// each pattern. Hash prefixes and bins say nothing of names.
+/// The delegations with a pattern that `might` accepts. Those by hash prefix or bin are left out, because they say nothing
+/// about names.
 pub fn by_pattern(
     targets: &Targets,
     delegator: &str,
@@ -496,9 +498,9 @@ mod tests {
             (with("paths", json!([1])), "string"),
             (with("paths", Value::Null), "one of paths"),
             (with("path_hash_prefixes", json!(["0"])), "one of paths"),
-            (with("name", json!("")), "not the name of a role"),
-            (with("name", json!("a\nb")), "not the name of a role"),
-            (with("name", json!("a\u{0}b")), "not the name of a role"),
+            (with("name", json!("")), "not a valid role name"),
+            (with("name", json!("a\nb")), "not a valid role name"),
+            (with("name", json!("a\u{0}b")), "not a valid role name"),
             (with("name", json!("x".repeat(77))), "longer than 76"),
             (with("name", json!("snapshot")), "top-level"),
             (with("name", json!("targets")), "top-level"),

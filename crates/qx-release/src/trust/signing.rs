@@ -48,7 +48,7 @@ impl FromStr for Scheme {
             .find(|scheme| scheme.as_str() == text)
             .ok_or_else(|| {
                 format!(
-                    "'{}' is not a scheme: ed25519 or ecdsa-sha2-nistp256",
+                    "'{}' is not a supported signature scheme (ed25519 or ecdsa-sha2-nistp256)",
                     text.escape_debug()
                 )
             })

@@ -26,8 +26,8 @@ pub struct TrustedSet {
 pub enum SnapshotCopy {
     /// It was fetched, as the timestamp announces it.
     Announced,
-    /// It is the appliance's own copy, which was checked against an earlier timestamp. Out of date, it is an error and yet
-    /// remembered, to tell what is a rollback.
+    /// It is the appliance's own copy, which was checked against an earlier timestamp. If it is out of date, taking it fails,
+    /// but it is remembered, to detect rollbacks.
     Stored,
 }
 
@@ -95,9 +95,9 @@ impl TrustedSet {
         Ok(())
     }
 
-    /// Raises the clock's floor to when the root and `timestamp`, the appliance's own copy, were signed. For when all roots
-    /// are taken, and nothing was measured yet. A copy that the root does not verify says nothing: what a stolen key dated
-    /// is forgotten when the key is replaced.
+    /// Raises the clock's floor to the times at which the root and `timestamp`, the appliance's own copy, were signed. To be
+    /// called after all roots are taken and before any expiry is checked. A copy that the root's keys do not verify is
+    /// ignored: a date signed with a stolen key is forgotten when the key is replaced.
     pub fn date(&mut self, timestamp: Option<&[u8]>) {
         self.clock.not_before(self.root.issued);
         if let Some(Ok(timestamp)) = timestamp.map(|bytes| Timestamp::parse(bytes, &self.limits))
@@ -108,9 +108,9 @@ impl TrustedSet {
         }
     }
 
-    /// Takes a timestamp; `false` if it is the very version that is trusted already, which is kept.
+    /// Takes a timestamp; `false` if this version is already trusted, in which case the trusted one is kept.
     ///
-    /// An expired one is an error and yet remembered: it still tells what is a rollback.
+    /// An expired one is an error, but it is remembered, to detect rollbacks.
     pub fn update_timestamp(&mut self, bytes: &[u8]) -> Result<bool, Error> {
         self.in_time(&self.root)?;
         let new = Timestamp::parse(bytes, &self.limits)?;
@@ -174,8 +174,8 @@ impl TrustedSet {
         Ok(())
     }
 
-    /// The metadata of a delegated role: those that the snapshot announces, signed as its delegator asks. Nothing is
-    /// remembered, for another delegator may ask otherwise.
+    /// Verifies the metadata of a delegated role: announced by the snapshot, and signed as its delegator requires. Nothing is
+    /// stored, because another delegator may require other signatures.
     pub fn delegated(&self, delegation: &Delegation, bytes: Vec<u8>) -> Result<Targets, Error> {
         let by = || format!("the delegation by {}", delegation.delegator.escape_debug());
         self.announced(&delegation.role.file(), bytes, &delegation.verifiers, &by)
