@@ -84,14 +84,16 @@ pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
 /// The data that is kept, the oldest first.
 #[cfg(feature = "update")]
 pub(super) fn kept_data(host: &Host, config: Option<&str>) -> Result<Exit> {
-    let (store, _, _) = open_store(host, config)?;
+    let (store, _, config) = open_store(host, config)?;
     store.may_read()?;
+    let keep_s = config.ok().map(|config| config.limits.keep_data_s);
     let all = store.kept_data()?;
     if all.is_empty() {
         return answer("no data is kept\n");
     }
-    for kept in all {
-        answer(&format!("{}\n", text::line(&kept.describe())))?;
+    for mut kept in all {
+        kept.age(&host.moment());
+        answer(&format!("{}\n", text::line(&kept.describe(keep_s))))?;
     }
     Ok(Exit::Done)
 }

@@ -14,7 +14,7 @@ use qx_release::surroundings;
 use super::follow::follow;
 use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
-use crate::command::{Appliance, Apply, Back};
+use crate::command::{Appliance, Apply, Back, Goal};
 use crate::model::dataplan::NewerData;
 use crate::model::id::OperationId;
 use crate::model::source::SourceAddress;
@@ -57,6 +57,9 @@ pub(super) struct ApplyArguments {
     /// reinstall the release whose files are damaged
     #[argh(switch)]
     repair: bool,
+    /// download and stage the release only; a later apply switches to it
+    #[argh(switch)]
+    stage_only: bool,
     /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
@@ -108,7 +111,7 @@ pub(super) struct RollbackArguments {
 #[argh(subcommand, name = "reset")]
 pub(super) struct ResetArguments {}
 
-/// List, restore, export or delete kept data.
+/// List, restore, export or delete kept data; rehearse a migration.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "data")]
 pub(super) struct DataArguments {
@@ -120,6 +123,7 @@ pub(super) struct DataArguments {
 #[argh(subcommand)]
 pub(super) enum DataCommand {
     List(ListArguments),
+    Rehearse(RehearseArguments),
     Restore(RestoreArguments),
     Export(ExportArguments),
     Drop(DropArguments),
@@ -129,6 +133,24 @@ pub(super) enum DataCommand {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "list")]
 pub(super) struct ListArguments {}
+
+/// Stage VERSION and try its migration on a copy of the data, while the services run.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rehearse")]
+pub(super) struct RehearseArguments {
+    /// the release whose migration is tried
+    #[argh(positional)]
+    version: Version,
+    /// use this url, directory or bundle instead of the configured sources
+    #[argh(option, arg_name = "repo")]
+    from: Option<String>,
+    /// try the release even if it is quarantined or held
+    #[argh(switch)]
+    retry: bool,
+    /// wait for another qx-update process to finish
+    #[argh(switch)]
+    wait: bool,
+}
 
 /// Restore kept data for the running set; the live data is kept in its place.
 #[derive(FromArgs)]
@@ -207,6 +229,9 @@ fn settings(command: &Subcommand) -> (Option<Progress>, bool) {
         Subcommand::Data(DataArguments {
             command: DataCommand::Restore(a),
         }) => (None, a.wait),
+        Subcommand::Data(DataArguments {
+            command: DataCommand::Rehearse(a),
+        }) => (None, a.wait),
         _ => (None, false),
     }
 }
@@ -239,6 +264,10 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             dry_run: a.dry_run,
             retry: a.retry,
             repair: a.repair,
+            goal: match a.stage_only {
+                true => Goal::Staged,
+                false => Goal::Proved,
+            },
         }),
         Subcommand::Confirm(a) => appliance.confirm(a.force),
         Subcommand::Rollback(a) => {
@@ -250,6 +279,13 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
         }
         Subcommand::Reset(_) => appliance.reset(),
         Subcommand::Data(a) => match &a.command {
+            DataCommand::Rehearse(a) => appliance.apply(&Apply {
+                version: Some(a.version.clone()),
+                from: a.from.as_deref().map(SourceAddress::from),
+                retry: a.retry,
+                goal: Goal::Rehearsed,
+                ..Apply::default()
+            }),
             DataCommand::Restore(a) => appliance.restore_data(a.id),
             DataCommand::Drop(a) => appliance.drop_data(a.id),
             DataCommand::Export(a) => appliance.export_data(a.id, &here.join(&a.file)),

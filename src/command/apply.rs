@@ -78,6 +78,7 @@ impl Appliance {
             dry_run: request.dry_run,
             retry: true,
             repair: true,
+            goal: request.goal,
         };
         self.install(&request, lost.manifest, record)
     }
@@ -235,7 +236,7 @@ impl Appliance {
             restarted,
         }
         .run(op, record)?;
-        self.switch(op, &staged)
+        self.reach(request.goal, op, &staged)
     }
 
     /// The slot has to go before the new release comes: what still runs from there is restarted from the active set first. Says
@@ -273,7 +274,8 @@ impl Appliance {
         };
         // The configuration of now counts, and the data as it is now.
         let data = self.data_plan(&staged.manifest, request.repair, record)?;
-        self.switch(op.under_config(&self.config).with_data_plan(data), record)
+        let op = op.under_config(&self.config).with_data_plan(data);
+        self.reach(request.goal, op, record)
     }
 
     /// Tries the health checks of the set that runs: what the next one is measured against.

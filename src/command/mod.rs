@@ -56,6 +56,18 @@ pub enum Back {
     Factory,
 }
 
+/// How far an install goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Goal {
+    /// The release lies staged, and nothing has been stopped.
+    Staged,
+    /// Its migration was tried on a copy of the data besides.
+    Rehearsed,
+    /// It runs, and is proved.
+    #[default]
+    Proved,
+}
+
 /// What `apply` is asked for.
 #[derive(Debug, Default)]
 pub struct Apply {
@@ -69,6 +81,8 @@ pub struct Apply {
     pub retry: bool,
     /// Install the release again whose files were damaged, without a migration.
     pub repair: bool,
+    /// How far it goes.
+    pub goal: Goal,
 }
 
 impl Appliance {
@@ -178,6 +192,19 @@ impl Appliance {
                 data_stage::image_operation(&self.config, &self.host, &self.store, record, idle)
             }
             _ => Ok(None),
+        }
+    }
+
+    /// What is left of an install once its release lies staged.
+    fn reach(&mut self, goal: Goal, op: Operation, staged: &Record) -> Result<Exit> {
+        match goal {
+            Goal::Staged => {
+                let what = format!("{} is staged; `qx-update apply` switches to it", op.to);
+                self.log.info("stage", what);
+                Ok(Exit::Done)
+            }
+            Goal::Rehearsed => self.switch_of(op).rehearse_only(staged),
+            Goal::Proved => self.switch(op, staged),
         }
     }
 

@@ -194,6 +194,13 @@ pub(super) fn copy(aside: &Aside, side: Side, log: &mut Log) -> Result<u64> {
     Ok(before.print)
 }
 
+pub(super) fn bytes(aside: &Aside) -> Result<u64> {
+    match Place::of(aside.host, aside.set)? {
+        Some(place) => Ok(survey(&place, ALL)?.bytes),
+        None => Ok(0),
+    }
+}
+
 /// The processes that use it, at its place or where it is mounted besides.
 pub(super) fn users(aside: &Aside) -> Result<Vec<Use>> {
     let Some(place) = Place::of(aside.host, aside.set)? else {

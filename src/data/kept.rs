@@ -167,23 +167,18 @@ pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut 
         return Ok(());
     }
     let now = host.moment();
-    for kept in store.kept_data()? {
+    for mut kept in store.kept_data()? {
         if is_in_use(&kept, record) {
             continue;
         }
-        let lasted = match &kept.lasted {
-            Some(lasted) => lasted.until(&now),
-            None => Lasted::since(&now),
-        };
+        kept.age(&now);
+        let lasted = kept.lasted.as_ref().map_or(0, |lasted| lasted.seconds);
         let why = match kept.reason {
             KeptReason::Unexplained => continue,
             KeptReason::Open => "what it was for has ended",
-            _ if lasted.seconds > keep_s => "it was kept for limits.keep_data_s",
+            _ if lasted > keep_s => "it was kept for limits.keep_data_s",
             _ => {
-                store.note_kept(&Kept {
-                    lasted: Some(lasted),
-                    ..kept
-                })?;
+                store.note_kept(&kept)?;
                 continue;
             }
         };

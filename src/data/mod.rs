@@ -95,6 +95,17 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     Ok(bytes)
 }
 
+/// What a data set takes, where that can be seen.
+pub fn bytes(host: &Host, store: &Store, set: &DataSet) -> Result<Option<u64>> {
+    Aside {
+        host,
+        store,
+        set,
+        id: OperationId::new(0),
+    }
+    .bytes()
+}
+
 /// Whether there is room for what an operation does to the data, and its migration can be limited as it is to be.
 ///
 /// # Errors

@@ -38,6 +38,15 @@ impl Aside<'_> {
         .doing(|| format!("copying the data set {}", self.set.name))
     }
 
+    /// What the live data takes, by what its limit counts.
+    pub fn bytes(&self) -> Result<Option<u64>> {
+        match &self.set.method {
+            Method::Files => files::bytes(self).map(Some),
+            Method::Command(_) => Ok(None),
+        }
+        .doing(|| format!("measuring the data set {}", self.set.name))
+    }
+
     /// The processes that use the live data, as far as that can be seen.
     pub fn users(&self) -> Result<Vec<Use>> {
         match &self.set.method {

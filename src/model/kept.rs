@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::dataset::{DataSet, Side};
 use crate::model::id::OperationId;
-use crate::model::moment::Lasted;
+use crate::model::moment::{Lasted, Moment};
 use crate::model::slot::Installed;
 use qx_release::manifest::Name;
 
@@ -71,8 +71,16 @@ impl Kept {
         }
     }
 
-    /// One line for people: what it is, whose, from when, and why it is kept.
-    pub fn describe(&self) -> String {
+    /// It has been kept until now.
+    pub fn age(&mut self, now: &Moment) {
+        self.lasted = Some(match &self.lasted {
+            Some(lasted) => lasted.until(now),
+            None => Lasted::since(now),
+        });
+    }
+
+    /// One line for people: what it is, whose, from when, why it is kept, and for how long yet if it is for `keep_s`.
+    pub fn describe(&self, keep_s: Option<u64>) -> String {
         let set = |set: &DataSet| match self.schemas.get(&set.name) {
             Some(schema) => format!("{} at schema {schema}", set.name),
             None => format!("{} at an unknown schema", set.name),
@@ -92,11 +100,26 @@ impl Kept {
             None => String::new(),
         };
         format!(
-            "{}  {}: used by {} {since}until {}; {why}",
+            "{}  {}: used by {} {since}until {}; {why}{}",
             self.id,
             sets.join(", "),
             self.release,
-            self.until
+            self.until,
+            self.remaining(keep_s)
+        )
+    }
+
+    fn remaining(&self, keep_s: Option<u64>) -> String {
+        let goes = matches!(self.reason, KeptReason::Replaced | KeptReason::SetAside);
+        let Some(keep_s) = keep_s.filter(|_| goes) else {
+            return String::new();
+        };
+        let lasted = self.lasted.as_ref().map_or(0, |lasted| lasted.seconds);
+        let hours = keep_s.saturating_sub(lasted) / 3600;
+        format!(
+            "; kept for another {} days {} hours, unless its space is needed",
+            hours / 24,
+            hours % 24
         )
     }
 

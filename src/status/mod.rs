@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::model::config::{Config, Services};
+use crate::model::dataset::DataSet;
 use crate::model::fit::Fit;
 use crate::model::id::OperationId;
 use crate::model::idle::{Idle, Trouble};
@@ -68,8 +69,12 @@ pub struct Status {
     pub last: Option<Attempt>,
     /// An `apply` since then that failed before it had an operation.
     pub failure: Option<EarlyFailure>,
+    /// The data sets that the appliance declares.
+    pub data: Vec<DataSetState>,
     /// The data that is kept, the oldest first.
     pub kept_data: Vec<Kept>,
+    /// Seconds for which data is kept.
+    pub keep_data_s: Option<u64>,
     /// The last refresh of trust that succeeded, and whether it could tell what is fresh.
     pub refreshed: Option<Refreshed>,
     /// The running set's services.
@@ -101,6 +106,19 @@ pub struct Open {
     pub started: String,
     /// How many further boots its trial has seen.
     pub boots: u32,
+}
+
+/// A data set, as it is now.
+#[derive(Debug, Serialize)]
+pub struct DataSetState {
+    /// As releases call it.
+    pub name: Name,
+    /// Its schema, as recorded.
+    pub schema: Option<u64>,
+    /// What its files take, in bytes; absent for one that has commands of its own.
+    pub bytes: Option<u64>,
+    /// The most that it may take.
+    pub limit_bytes: u64,
 }
 
 /// A service, as its process shows it.
@@ -148,10 +166,15 @@ impl Status {
         let trouble = record.and_then(trouble);
         let held = record.and_then(|record| held(record, &found, host));
         let mut problems = problems(&loaded, store, config);
-        let kept_data = store.kept_data().unwrap_or_else(|e| {
+        let mut kept_data = store.kept_data().unwrap_or_else(|e| {
             problems.push(e.chain());
             Vec::new()
         });
+        kept_data
+            .iter_mut()
+            .for_each(|kept| kept.age(&host.moment()));
+        let data = config.as_ref().map_or(&[][..], |config| &config.data);
+        let data = data_sets(data, record, host, store, &mut problems);
         problems.extend(found.problems(store));
         problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
@@ -183,7 +206,9 @@ impl Status {
             lost: record.and_then(lost),
             last: record.and_then(|r| r.last.clone()),
             failure: record.and_then(|r| r.failure.clone()),
+            data,
             kept_data,
+            keep_data_s: config.as_ref().ok().map(|c| c.limits.keep_data_s),
             refreshed,
             services,
             elsewhere,
@@ -270,6 +295,37 @@ fn found(store: &Store) -> Found {
         plain: plain.then_some(bin),
         fault,
     }
+}
+
+/// The data sets as they are. What cannot be measured is a problem now, before an update meets it.
+fn data_sets(
+    declared: &[DataSet],
+    record: Option<&Record>,
+    host: &Host,
+    store: &Store,
+    problems: &mut Vec<String>,
+) -> Vec<DataSetState> {
+    let state = |set: &DataSet| DataSetState {
+        name: set.name.clone(),
+        schema: record.and_then(|record| record.schemas_now().get(&set.name).copied()),
+        bytes: bytes(set, host, store).unwrap_or_else(|e| {
+            problems.push(e.chain());
+            None
+        }),
+        limit_bytes: set.limit_bytes,
+    };
+    declared.iter().map(state).collect()
+}
+
+#[cfg(feature = "update")]
+fn bytes(set: &DataSet, host: &Host, store: &Store) -> Result<Option<u64>> {
+    crate::data::bytes(host, store, set)
+}
+
+/// What recovers only has no means to measure it.
+#[cfg(not(feature = "update"))]
+fn bytes(_: &DataSet, _: &Host, _: &Store) -> Result<Option<u64>> {
+    Ok(None)
 }
 
 fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<String> {

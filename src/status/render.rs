@@ -1,6 +1,6 @@
 //! The answer for people: lines of a name and a text.
 
-use super::{Elsewhere, Open, ServiceState, Status};
+use super::{DataSetState, Elsewhere, Open, ServiceState, Status};
 use crate::model::operation::{Attempt, Discarded, EarlyFailure, OperationKind};
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::store::{Freshness, Refreshed};
@@ -42,8 +42,11 @@ pub fn for_people(status: &Status) -> String {
     for refusal in &status.refused {
         page.refusal(refusal);
     }
+    for set in &status.data {
+        page.data_set(set);
+    }
     for kept in &status.kept_data {
-        page.add("kept", kept.describe());
+        page.add("kept", kept.describe(status.keep_data_s));
     }
     for problem in &status.problems {
         page.add("problem", problem.clone());
@@ -92,6 +95,18 @@ impl Page {
             },
         };
         self.add("service", format!("{}: {told}", service.name));
+    }
+
+    fn data_set(&mut self, set: &DataSetState) {
+        let schema = match set.schema {
+            Some(schema) => format!("schema {schema}"),
+            None => "schema not recorded".to_owned(),
+        };
+        let size = match set.bytes {
+            Some(bytes) => format!(", {bytes} of at most {} bytes", set.limit_bytes),
+            None => String::new(),
+        };
+        self.add("data", format!("{}: {schema}{size}", set.name));
     }
 
     fn elsewhere(&mut self, process: &Elsewhere) {

@@ -13,31 +13,45 @@ use crate::system::host::Host;
 use qx_release::error::{Context, Error, Result};
 use qx_release::manifest::Migrate;
 
+/// Who asks for a rehearsal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    ByRelease,
+    ByPerson,
+}
+
+/// What came of a rehearsal that did not fail.
+pub(super) enum Tried {
+    Succeeded,
+    NotNeeded(&'static str),
+    NotPossible(String),
+}
+
 impl Switch<'_> {
-    /// Step 6: the migration is tried on a copy of the data, while the old services run.
-    pub(super) fn rehearse(&mut self, record: &Record) -> Result<(), Failure> {
-        if self.op.change != DataChange::Migrate || self.op.data.is_empty() {
-            return Ok(());
+    /// Step 6: the migration is tried on a copy of the data, while the old services run; if the release asks for it, or a
+    /// person does.
+    pub(super) fn rehearse(&mut self, asked: Asked, record: &Record) -> Result<Tried, Failure> {
+        if self.op.change != DataChange::Migrate {
+            return Ok(Tried::NotNeeded("the data needs no migration"));
+        }
+        if self.op.data.is_empty() {
+            return Ok(Tried::NotNeeded(
+                "the release does not declare the data that it migrates",
+            ));
         }
         let (runner, migrate) = runner(self.host, self.store, &self.op, &self.to)?;
-        if !migrate.rehearse {
-            self.log.info(
-                "rehearsal",
-                "the release does not ask for a rehearsal of its migration",
-            );
-            return Ok(());
+        if asked == Asked::ByRelease && !migrate.rehearse {
+            return Ok(Tried::NotNeeded("the release does not request it"));
         }
         data::begin(self.host, self.store, &self.op, record)?;
-        let skipped = data::rehearse(runner, migrate, self.log)?;
-        match skipped {
-            Some(why) => self
-                .log
-                .warning("rehearsal", format!("no rehearsal: {why}")),
-            None => self
-                .log
-                .info("rehearsal", "the migration succeeded on a copy of the data"),
-        }
-        Ok(())
+        Ok(match data::rehearse(runner, migrate, self.log)? {
+            None => {
+                let what = "the migration succeeded on a copy of the data";
+                self.log.info("rehearsal", what);
+                Tried::Succeeded
+            }
+            Some(why) => Tried::NotPossible(why),
+        })
     }
 
     /// Before anything is stopped: whether there is room for what follows.

@@ -12,7 +12,8 @@ mod conclude;
 mod data;
 mod services;
 
-use qx_release::error::{Error, Exit, Result};
+use data::{Asked, Tried};
+use qx_release::error::{Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name, Service};
 
 use crate::data::migrate::Failure;
@@ -99,8 +100,16 @@ impl<'a> Switch<'a> {
     /// Goes over to the new set and proves it, or comes back.
     pub fn run(mut self, record: &Record) -> Result<Exit> {
         self.has_room()?;
-        if let Err(failure) = self.rehearse(record) {
-            return self.reject(failure, record);
+        match self.rehearse(Asked::ByRelease, record) {
+            Ok(Tried::Succeeded) => {}
+            Ok(Tried::NotNeeded(why)) => {
+                self.log.info("rehearsal", format!("no rehearsal: {why}"));
+            }
+            Ok(Tried::NotPossible(why)) => {
+                self.log
+                    .warning("rehearsal", format!("no rehearsal: {why}"));
+            }
+            Err(failure) => return self.reject(failure, record),
         }
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
@@ -113,6 +122,28 @@ impl<'a> Switch<'a> {
             Ok(()) => self.conclude_trial(&reached),
             Err(cause) => self.revert(cause, &reached),
         }
+    }
+
+    /// Only step 6, because a person asks for it: the release stays staged.
+    pub fn rehearse_only(mut self, record: &Record) -> Result<Exit> {
+        self.has_room()?;
+        let tried = match self.rehearse(Asked::ByPerson, record) {
+            Ok(tried) => tried,
+            Err(failure) => return self.reject(failure, record),
+        };
+        self.drop_copies();
+        let doing = format!("rehearsing the migration of {}", self.op.to);
+        match tried {
+            Tried::Succeeded => {}
+            Tried::NotNeeded(why) => self.log.info("rehearsal", format!("{doing}: {why}")),
+            Tried::NotPossible(why) => {
+                return Err(Error::with(
+                    ErrorKind::NotEligible,
+                    format!("{doing}: {why}"),
+                ));
+            }
+        }
+        Ok(Exit::Done)
     }
 
     /// The release failed before anything was stopped.

@@ -783,6 +783,68 @@ fn who_still_uses_the_data_is_told() {
     assert_eq!(found(&appliance)["db"], "migrated\n");
 }
 
+/// A person stages a release ahead, or tries its migration, while the old one runs: nothing is stopped and no copy stays behind;
+/// the switch comes later, and takes what lies staged.
+#[test]
+fn a_person_rehearses_and_stages_ahead() {
+    let appliance = with_data();
+    let unchanged = |before: &std::collections::BTreeMap<u32, PathBuf>| {
+        assert_eq!(appliance.processes(), *before);
+        assert_eq!(found(&appliance), old());
+        tidy(&appliance);
+    };
+    let before = appliance.processes();
+    appliance.release(&appliance.recipe("1.1.1"));
+    let status = appliance.update(&["data", "rehearse", "1.1.1"]);
+    status.code(0).says(&["the data needs no migration"]);
+    unchanged(&before);
+    // The release does not ask for it; a person does.
+    let failing = "echo half >$1; echo no such column >&2; exit 1";
+    appliance.release(&migrating(&appliance, "1.2.0", failing));
+    appliance
+        .update(&["data", "rehearse", "1.2.0"])
+        .refused(1, &["rejected", "rehearsal"]);
+    unchanged(&before);
+    appliance
+        .update(&["status"])
+        .says(&["1.2.0 is quarantined", "no such column"]);
+    let good = format!("[ \"$QX_UPDATE_REHEARSAL\" ] && echo rehearsed; {MIGRATE}");
+    appliance.release(&migrating(&appliance, "1.3.0", &good));
+    appliance
+        .update(&["data", "rehearse", "1.3.0"])
+        .code(0)
+        .says(&["rehearsed", "the migration succeeded on a copy"]);
+    unchanged(&before);
+    assert_eq!(appliance.phase(), "staged");
+    appliance.update(&["status"]).says(&[
+        "`qx-update apply` switches to it",
+        "db: schema 1, 13 of at most",
+    ]);
+    // Again, by what lies there already.
+    appliance
+        .update(&["data", "rehearse", "1.3.0"])
+        .code(0)
+        .says(&[
+            "is staged and verified already",
+            "the migration succeeded on a copy",
+        ]);
+    appliance
+        .update(&["apply", "--stage-only"])
+        .code(0)
+        .says(&["1.3.0 (slot b) is staged"]);
+    unchanged(&before);
+    appliance.update(&["apply"]).code(0);
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+    appliance.runs("1.3.0");
+    appliance.update(&["status"]).says(&[
+        "db: schema 2, 13 of at most 1073741824 bytes",
+        "kept for another 6 days 23 hours, unless its space is needed",
+    ]);
+    let data = &appliance.status()["data"][0];
+    assert_eq!(data["name"], "db");
+    assert_eq!(data["bytes"], 13);
+}
+
 /// What the migration wrote is on the medium before it becomes the live data, whatever the migration syncs itself.
 #[test]
 fn what_is_migrated_is_on_the_medium_first() {
