@@ -113,7 +113,7 @@ impl Aside<'_> {
         });
         schema
             .map(Some)
-            .doing(|| format!("asking for the schema of the data set {}", self.set.name))
+            .doing(|| format!("reading the schema of the data set {}", self.set.name))
     }
 
     /// What is free where copies lie.

@@ -42,7 +42,7 @@ pub(super) struct Survey {
 /// # Errors
 /// Something is there that no copy can be made of: a device, another file system.
 pub(super) fn look(survey: &mut Survey, from: &File, name: &OsStr, path: &Path) -> Result<()> {
-    let doing = || format!("looking at {}", path.display());
+    let doing = || format!("examining {}", path.display());
     let Some(directory) = look_at_one(survey, from, name).doing(doing)? else {
         return Ok(());
     };
@@ -136,7 +136,7 @@ impl<'a> Copying<'a> {
 
     /// Makes the directory that was copied into like another one: the owner, the mode and all the rest.
     pub(super) fn like(&mut self, other: &File, path: &Path) -> Result<()> {
-        let doing = || format!("copying what {} is like", path.display());
+        let doing = || format!("copying the attributes of {}", path.display());
         let stat = rustix::fs::fstat(other).doing(doing)?;
         let into = self.into;
         self.finish(other, into, &stat).doing(doing)

@@ -77,7 +77,7 @@ impl Sides {
                 Sides::beside(aside, place)?
             }
         };
-        made.ok_or_else(|| Error::new("the directory for copies went away"))
+        made.ok_or_else(|| Error::new("the directory for copies was removed"))
     }
 
     fn at(entry: PathBuf, path: PathBuf) -> Result<Option<Sides>> {
@@ -91,7 +91,7 @@ impl Sides {
         // Whoever owns the data may write to the directory around it.
         if owner != rustix::process::geteuid().as_raw() {
             return Err(Error::new(format!(
-                "{}: it belongs to user {owner}, so its content is not qx-update's",
+                "{}: it belongs to user {owner}, so its content is not trusted",
                 doing()
             )));
         }
@@ -133,7 +133,7 @@ fn same_mount(host: &Host, one: &File, other: &File) -> Result<bool> {
     match [one, other].map(|directory| host.proc().mount_id(directory)) {
         [Some(one), Some(other)] => Ok(one == other),
         _ => Err(Error::new(
-            "asking the kernel which mount a directory is on: /proc/self/fdinfo does not say",
+            "determining the mount of a directory: /proc/self/fdinfo does not tell it",
         )),
     }
 }
@@ -148,7 +148,7 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
         && !same_mount(aside.host, &place.directory, &directory)?
     {
         return Err(Error::new(format!(
-            "{} is a mount point, so it cannot be renamed: a data set is a directory in one",
+            "{} is a mount point and cannot be renamed: use a directory below it as the place of the data set",
             place.path.display()
         )));
     }
@@ -210,7 +210,7 @@ pub(super) fn unchanged(aside: &Aside, found: u64) -> Result<()> {
     match survey(&place, ALL)?.print == found {
         true => Ok(()),
         false => Err(Error::new(format!(
-            "{} was written to meanwhile, though its services are stopped: something else uses it",
+            "{} was written to while its services were stopped: another process uses it",
             place.path.display()
         ))),
     }
@@ -341,7 +341,7 @@ pub(super) fn exchange(aside: &Aside, from: Side, log: &mut Log) -> Result<()> {
     if let Some(stray) = stray {
         let name = stray.file_name().unwrap_or_default();
         let what = format!(
-            "something was put at {} meanwhile; it is in {}",
+            "unexpected files appeared at {} during the exchange; moved to {}",
             place.path.display(),
             sides.path.join(name).display()
         );
@@ -388,7 +388,7 @@ pub(super) fn place_of_copy(aside: &Aside, side: Side) -> Result<String> {
     let sides = Sides::find(aside, place.as_ref())?;
     let (Some(sides), Some(place)) = (&sides, &place) else {
         return Err(Error::new(format!(
-            "looking for the copy of the data set {}: there is none",
+            "the copy of the data set {} is missing",
             aside.set.name
         )));
     };

@@ -135,7 +135,7 @@ impl MigrationRunner<'_> {
             return Ok(());
         }
         let ended = hidden(&ended.describe());
-        let what = format!("the {step} {} {ended}", text::command(vector));
+        let what = format!("{step}: {} {ended}", text::command(vector));
         Err(Failure {
             error: Error::new(what),
             kind: CauseKind::Release,
@@ -231,14 +231,14 @@ pub fn end_orphans(operation: OperationId, proc: &Proc, log: &mut Log) -> Result
         if Instant::now() >= deadline {
             let stay: Vec<String> = orphans.iter().map(|p| p.pid.to_string()).collect();
             return Err(Error::new(format!(
-                "ending what is left of a migration: cannot kill processes {}",
+                "ending the remaining processes of a migration: cannot kill {}",
                 stay.join(", ")
             )));
         }
         for orphan in orphans {
             log.warning(
                 "migrate",
-                format!("killing process {}, left by a migration", orphan.pid),
+                format!("killing process {}, left behind by a migration", orphan.pid),
             );
             proc.kill(orphan);
         }

@@ -84,8 +84,8 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
                 return Err(Error::with(
                     ErrorKind::NoSpace,
                     format!(
-                        "planning the migration: a copy of {} and its migration take up to {needed} bytes beside it, and \
-                         {free} are free",
+                        "planning the migration: a copy of {} and its migration need up to {needed} bytes on its file \
+                         system, only {free} are free",
                         aside.set.name
                     ),
                 ));
@@ -113,7 +113,7 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
         false => Err(Error::with(
             ErrorKind::NoSpace,
             format!(
-                "before anything is stopped: copies of the data and their migration take up to {needed} bytes in {}, and \
+                "before anything is stopped: copies of the data and their migration need up to {needed} bytes in {}, only \
                  {free} are free",
                 store.path("").display()
             ),
@@ -140,11 +140,11 @@ pub fn schemas(
                 let recorded = schemas.insert(name.clone(), schema);
                 if let Some(recorded) = recorded.filter(|recorded| *recorded != schema) {
                     let what =
-                        format!("{name} is at schema {schema}, and not at {recorded}, as recorded");
+                        format!("the schema of {name} is {schema}, not {recorded} as recorded");
                     log.warning("data", what);
                 }
             }
-            Err(e) => log.warning("data", format!("going by the record: {}", e.chain())),
+            Err(e) => log.warning("data", format!("using the recorded schema: {}", e.chain())),
         }
     }
     schemas

@@ -71,7 +71,7 @@ impl Place {
             let stat = match rustix::fs::statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
-                Err(e) => return Err(e).doing(|| format!("looking at {}", path.display())),
+                Err(e) => return Err(e).doing(|| format!("examining {}", path.display())),
             };
             let kind = FileType::from_raw_mode(stat.st_mode);
             let wrong = match kind {
@@ -84,7 +84,7 @@ impl Place {
             };
             if wrong {
                 return Err(Error::new(format!(
-                    "{} is {}: a data set is a file, or a directory on the file system of the one above",
+                    "{} is {}: a data set must be a file, or a directory on the file system of its parent",
                     path.display(),
                     describe(kind)
                 )));

@@ -72,7 +72,7 @@ fn copies(runner: &MigrationRunner, log: &mut Log) -> Result<Option<String>> {
         // Beside services that need the disk, too.
         if size.with_migration().saturating_add(ROOM) > free {
             return Ok(Some(format!(
-                "a copy of {} and its migration take up to {} bytes, and {free} are free",
+                "a copy of {} and its migration need up to {} bytes, only {free} are free",
                 aside.set.name,
                 size.with_migration()
             )));

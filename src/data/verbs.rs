@@ -45,7 +45,7 @@ impl Aside<'_> {
             // Its server answers for those.
             Method::Command(_) => Ok(Vec::new()),
         }
-        .doing(|| format!("looking for users of the data set {}", self.set.name))
+        .doing(|| format!("finding the users of the data set {}", self.set.name))
     }
 
     /// Whether the live data is what it was when it was copied, as far as that can be told.
@@ -86,7 +86,7 @@ impl Aside<'_> {
         match &self.set.method {
             Method::Files => files::begin_empty(self),
             Method::Command(_) => Err(Error::new(
-                "it has commands of its own, so it cannot start empty",
+                "a `command` data set cannot start empty",
             )),
         }
         .doing(|| format!("setting the data set {} aside", self.set.name))
@@ -118,7 +118,7 @@ impl Aside<'_> {
         match &self.set.method {
             Method::Files => files::export(self, side, archive),
             Method::Command(_) => Err(Error::new(format!(
-                "it has commands of its own: its data is at {}",
+                "a `command` data set has no files to export: its data is at {}",
                 text::place(&self.place_of_copy(side)?)
             ))),
         }

@@ -14,8 +14,8 @@ pub fn verify(set: &Installed, verdict: &dyn Fn(Slot) -> Verdict) -> Result<(), 
     };
     match verdict(slot) {
         Verdict::Good(found) if found.manifest == set.manifest => Ok(()),
-        Verdict::Good(found) => Err(format!("it holds {found}")),
-        Verdict::Empty => Err("it is empty".into()),
+        Verdict::Good(found) => Err(format!("it contains {found}")),
+        Verdict::Empty => Err("the slot is empty".into()),
         Verdict::Damaged(why) => Err(why),
     }
 }

@@ -115,7 +115,7 @@ impl TryFrom<serde_json::Value> for Proxy {
             no_proxy: Vec<String>,
         }
         let Fields { url, no_proxy } = serde_json::from_value(value).map_err(
-            |_| "proxy: it must be an object of `url`, a string, and `no_proxy`, a list of strings",
+            |_| "proxy: must be an object with `url`, a string, and `no_proxy`, a list of strings",
         )?;
         Ok(Proxy { url, no_proxy })
     }
@@ -203,11 +203,11 @@ impl TryFrom<ServicesFields> for Services {
             .find(|(field, has)| *has && !takes.contains(field))
         {
             return Err(format!(
-                "services: the manager {manager} takes no `{field}`"
+                "services: `{field}` does not apply to the manager {manager}"
             ));
         }
         let vector = |field, vector: Option<Vec<String>>| {
-            vector.ok_or_else(|| format!("services: the manager commands needs `{field}`"))
+            vector.ok_or_else(|| format!("services: the manager commands requires `{field}`"))
         };
         Ok(match manager {
             "openrc" => Services::OpenRc {
@@ -350,7 +350,7 @@ impl Config {
         {
             let (path, own) = (text::name(path), text::path(&own));
             return Err(format!(
-                "log.path: {path} is in {own}, which is not a place for a log"
+                "log.path: {path} is in {own}: the log must not be in it"
             ));
         }
         config.check_numbers()?;
@@ -405,7 +405,7 @@ impl Config {
         for set in self.data.iter().filter(|set| set.method == Method::Files) {
             if let Some(own) = own_place(Path::new("/"), &self.data_dir, &set.place) {
                 return Err(format!(
-                    "data: {}: the place {} is in {}, or that in it, which is not a place for data",
+                    "data: {}: the place {} must not overlap {}",
                     set.name,
                     text::place(&set.place),
                     text::path(&own)

@@ -144,7 +144,7 @@ impl DataPlan {
         if let Some(kept) = kept.iter().rev().find(fits) {
             if newer == NewerData::Keep {
                 return Err(format!(
-                    "{why}; the data from before {} is kept: `--set-aside-data` goes back to it, and sets aside what was \
+                    "{why}; the data from before {} is kept: `--set-aside-data` restores it and sets aside the data \
                      written from {} until now",
                     kept.until, kept.until
                 ));
@@ -154,14 +154,14 @@ impl DataPlan {
         let data = find(&names, declared)?;
         if let Some(set) = data.iter().find(|set| set.method != Method::Files) {
             return Err(format!(
-                "{why}; no data from before is kept, and {} has commands of its own, so it cannot start empty",
+                "{why}; no earlier data is kept, and {} is a `command` data set, which cannot start empty",
                 set.name
             ));
         }
         if newer == NewerData::Keep {
             return Err(format!(
-                "{why}; no data from before is kept: `--set-aside-data` sets the data aside, and the older set starts \
-                 without any"
+                "{why}; no earlier data is kept: `--set-aside-data` sets the data aside, and the older set starts \
+                 without data"
             ));
         }
         let mut after = schemas.clone();
@@ -219,7 +219,7 @@ fn find(names: &[Name], declared: &[DataSet]) -> Result<Vec<DataSet>, String> {
     let one = |name: &Name| {
         let set = declared.iter().find(|set| set.name == *name);
         set.cloned().ok_or_else(|| {
-            format!("it migrates the data set {name}, which this appliance's configuration does not declare in `data`")
+            format!("its migration changes the data set {name}, which this appliance's configuration does not declare in `data`")
         })
     };
     names.iter().map(one).collect()
@@ -321,7 +321,7 @@ mod tests {
             // What it leaves is what it says, not what the older set would like.
             (2, Some(9), keep, "files", Err("--set-aside-data")),
             (2, None, aside, "files", Ok(Empty)),
-            (2, None, keep, "files", Err("starts without any")),
+            (2, None, keep, "files", Err("starts without data")),
             (2, None, aside, "command", Err("cannot start empty")),
         ] {
             let active = release(1, 2, down);

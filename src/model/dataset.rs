@@ -146,7 +146,7 @@ impl TryFrom<Fields> for DataSet {
             }
             ("command", Some(copy_place)) if vectors.iter().all(|vector| !vector.is_empty()) => {
                 if !copy_place.contains(ID) {
-                    return wrong("copy_place must contain {id}: there may be several copies");
+                    return wrong("copy_place must contain {id}, so that each copy has a place of its own");
                 }
                 Method::Command(Commands {
                     copy_place,
@@ -158,7 +158,7 @@ impl TryFrom<Fields> for DataSet {
             ("command", _) => {
                 return wrong("`command` needs copy_place, copy, exchange and drop");
             }
-            _ => return wrong("method: it must be `files` or `command`"),
+            _ => return wrong("method must be `files` or `command`"),
         };
         Ok(DataSet {
             name: fields.name,

@@ -32,7 +32,7 @@ impl FromStr for OperationId {
         match u64::from_str_radix(text, 16) {
             Ok(number) if digits => Ok(OperationId(number)),
             _ => Err(format!(
-                "'{}' is not the id of an operation (16 hexadecimal digits)",
+                "'{}' is not an operation id (16 hexadecimal digits)",
                 qx_release::text::name(text)
             )),
         }

@@ -79,13 +79,13 @@ impl Kept {
         };
         let sets: Vec<String> = self.data.iter().map(set).collect();
         let why = match self.reason {
-            KeptReason::Open => "belongs to the operation that is open",
+            KeptReason::Open => "belongs to the open operation",
             KeptReason::Unexplained => {
-                "the update state was lost while it was exchanged: `data restore` makes it live, `data drop` stays with \
-                 what is live"
+                "the update state was lost during the exchange: `data restore` makes it live, `data drop` keeps the \
+                 live data"
             }
             KeptReason::Replaced => "was live before an update",
-            KeptReason::SetAside => "was written under a release that was left",
+            KeptReason::SetAside => "was set aside by a rollback or a restore",
         };
         let since = match &self.since {
             Some(since) => format!("from {since} "),

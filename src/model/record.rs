@@ -247,7 +247,7 @@ pub fn encode(record: &Record, sequence: u64) -> Result<Vec<u8>, String> {
 
 /// Decodes one copy of the record: its sequence number, and itself. An unknown format is an error.
 pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let (line, rest) = text
         .split_once('\n')
         .ok_or("its checksum line is missing")?;

@@ -74,7 +74,7 @@ impl Switch<'_> {
             OperationKind::Rollback | OperationKind::Factory => self.refuse(
                 op.from(),
                 RefusalKind::Held,
-                "a person rolled it back",
+                "rolled back manually",
                 &now,
             ),
         };
@@ -132,7 +132,7 @@ impl Switch<'_> {
         let reverting = match record.phase() {
             Phase::Reverting { .. } => record.clone(),
             _ => {
-                let cause = Cause::new(CauseKind::Person, "a person gave it up");
+                let cause = Cause::new(CauseKind::Person, "abandoned manually");
                 record.begin_revert(self.op.clone(), cause)?
             }
         };
@@ -258,7 +258,7 @@ impl Switch<'_> {
         });
         let trouble = healthy.err().map(|why| Trouble {
             what: format!(
-                "{chosen} runs again after {} failed, and is not healthy: {why}",
+                "{chosen} runs again after {} failed, but is not healthy: {why}",
                 self.op.to
             ),
             needs_person: true,
@@ -348,7 +348,7 @@ impl Switch<'_> {
                 remarks.push(what);
             }
         } else {
-            let what = format!("{set} has no manifest: nothing can be proved about its files");
+            let what = format!("{set} has no manifest: its files cannot be verified");
             self.log.warning("prove", what.clone());
             remarks.push(what);
         }

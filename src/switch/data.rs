@@ -23,7 +23,7 @@ impl Switch<'_> {
         if !migrate.rehearse {
             self.log.info(
                 "rehearsal",
-                "the release does not ask for a rehearsal of its migration",
+                "skipping the rehearsal: the release does not request one",
             );
             return Ok(());
         }
@@ -32,7 +32,7 @@ impl Switch<'_> {
         match skipped {
             Some(why) => self
                 .log
-                .warning("rehearsal", format!("no rehearsal: {why}")),
+                .warning("rehearsal", format!("skipping the rehearsal: {why}")),
             None => self
                 .log
                 .info("rehearsal", "the migration succeeded on a copy of the data"),
@@ -185,10 +185,10 @@ impl Switch<'_> {
         migrate::end_orphans(self.op.id, self.host.proc(), self.log)?;
         let from = self.op.copy().side.other();
         data::exchange(self.host, self.store, &self.op, from, self.log)
-            .doing(|| "taking the data back")?;
+            .doing(|| "restoring the data")?;
         let aside = data::keep_set_aside(self.host, self.store, &self.op)?;
         let what = format!(
-            "the data is what it was before; what was written from {} to {} is kept: `qx-update data list` shows it",
+            "the data is restored; data written from {} to {} is kept (see `qx-update data list`)",
             aside.from, aside.to
         );
         self.log.warning("data", what);

@@ -66,7 +66,7 @@ impl<'a> Switch<'a> {
         idle.retain(|name| !started.contains(name));
         for name in &idle {
             let what =
-                format!("{name} is not running and stays stopped; nothing is proved about it");
+                format!("{name} is not running and stays stopped; it is not verified");
             self.log.warning("services", what);
         }
         self.op.ran = ran;
@@ -86,7 +86,7 @@ impl<'a> Switch<'a> {
                 Some(name) => names.push(name.clone()),
                 None => {
                     let what = format!(
-                        "planning {}: its space is needed, but process {} ({}) still uses {}: end it, or free space",
+                        "planning {}: process {} ({}) still uses {}, whose space is needed: end it, or free space",
                         self.op.to,
                         process.pid,
                         self.host.proc().executable_name(process.pid),
@@ -108,7 +108,7 @@ impl<'a> Switch<'a> {
         stopped
             .and(proved)
             .map_err(|e| e.of(ErrorKind::NeedsPerson))
-            .doing(|| format!("giving up the slot of {} to make room", self.op.to))?;
+            .doing(|| format!("vacating the slot for {}", self.op.to))?;
         self.op.ran = Vec::new();
         Ok(self.op)
     }
@@ -216,7 +216,7 @@ impl<'a> Switch<'a> {
             let stopped = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
             if !stopped && own.is_none() && self.op.uses_data(name) {
                 return Err(Error::new(format!(
-                    "stopping services: {name} uses the data, its stop command failed, so it may still run"
+                    "stopping services: the stop command of {name} failed; it may still run and use the data"
                 )));
             }
         }
@@ -231,7 +231,7 @@ impl<'a> Switch<'a> {
                 };
                 let (pid, runs) = (process.pid, self.host.proc().executable_name(process.pid));
                 let what = format!(
-                    "stopping services: {name} still runs, or runs again: process {pid} ({runs})"
+                    "stopping services: {name} is still running, or was restarted: process {pid} ({runs})"
                 );
                 match (ours(name), again) {
                     (true, true) => left.extend(own),
