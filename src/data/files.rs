@@ -23,9 +23,9 @@ use crate::system::space;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 
-/// SQLite makes it anew for whoever opens the database first, and readers write to it.
+/// SQLite recreates it when the database is first opened, and readers write to it.
 const SHARED_MEMORY: &str = "-shm";
-/// How often a copy of files in use is tried, the first look included, and how long nobody may have written to them.
+/// How many attempts a copy of files in use gets, the first survey included, and how long the files must be unchanged.
 const TRIES: u32 = 6;
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -34,9 +34,9 @@ struct Sides {
     directory: File,
     /// Through its descriptor.
     held: PathBuf,
-    /// Its name in a directory that nobody can turn aside, or that only root can.
+    /// Its path through a directory that nobody, or only root, can replace.
     entry: PathBuf,
-    /// For messages, and for those who run as somebody else.
+    /// For messages, and for programs that run as another user.
     path: PathBuf,
 }
 
@@ -58,7 +58,7 @@ impl Sides {
         Sides::at(place.held.join(&name), place.path.with_file_name(name))
     }
 
-    /// Made where it can be exchanged with the live data, if it is not there yet.
+    /// Finds it, or creates it where it can be exchanged with the live data.
     fn make(aside: &Aside, place: &Place) -> Result<Sides> {
         if let Some(sides) = Sides::find(aside, Some(place))? {
             return Ok(sides);
@@ -103,7 +103,7 @@ impl Sides {
         }))
     }
 
-    /// An empty side, for root alone.
+    /// Creates an empty side, for root alone.
     fn begin(&self, side: Side) -> Result<File> {
         durable::remove_any(&self.held.join(side.name()))?;
         let doing = || format!("creating {}", self.path.join(side.name()).display());
@@ -168,7 +168,7 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
     })
 }
 
-/// Which parts of the data are gone through, by what their names end in.
+/// Which parts of the data are included, by the suffix of their names.
 type Wanted = fn(&str) -> bool;
 const ALL: Wanted = |_| true;
 /// Without what readers change.
@@ -194,7 +194,7 @@ pub(super) fn copy(aside: &Aside, side: Side, log: &mut Log) -> Result<u64> {
     Ok(before.print)
 }
 
-/// The processes that use it, at its place or where it is mounted besides.
+/// The processes that use it, at its place or at another mount of it.
 pub(super) fn users(aside: &Aside) -> Result<Vec<Use>> {
     let Some(place) = Place::of(aside.host, aside.set)? else {
         return Ok(Vec::new());
@@ -223,8 +223,8 @@ pub(super) fn starved(aside: &Aside) -> Result<bool> {
     Ok(free < NOTHING && used(aside).0 <= size.with_migration())
 }
 
-/// Copies the parts that are wanted, so many bytes in total, and makes the directory that they are in as the one around the data is: who could make
-/// files there can make them here.
+/// Copies the wanted parts, `total` bytes, and gives their directory the attributes of the one that contains the data:
+/// whoever may create files there may create them here.
 fn fill(
     place: &Place,
     sides: &Sides,
@@ -409,7 +409,7 @@ pub(super) fn live_place(aside: &Aside) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Whether copies share blocks. Tried: what a file system can do depends on how it was made.
+/// Whether copies share blocks. It is tested, since it depends on how the file system was created.
 fn shares(near: &Path) -> io::Result<bool> {
     let paths = ["shares-from", "shares"]
         .map(|name| near.join(format!(".qx-update-{name}{}", durable::TEMPORARY)));

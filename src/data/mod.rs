@@ -1,5 +1,5 @@
-//! Data that moves with a release. A copy of it is migrated, and exchanged for the live data by renames; going back is the
-//! exchange backwards. Until the exchange nothing has happened, and after it the old data is whole.
+//! Data that moves with a release. A copy of it is migrated, and exchanged for the live data by renames; going back is
+//! the exchange backwards. Until the exchange the live data is unchanged, and after it the old data is complete.
 //!
 //! The order, and what each step is for: [`begin`] notes that there are copies; [`copy()`] makes them; the migration changes
 //! them ([`migrate`]); [`check`] asks whether they can be used; [`sync`] brings them to the medium; [`exchange()`] makes them
@@ -41,7 +41,7 @@ pub use rehearse::rehearse;
 /// How long the last users of the data may take to end, once their services are stopped.
 const WHILE: Duration = Duration::from_secs(5);
 
-/// What is left free, in bytes, beside what copies take.
+/// How many bytes are left free in addition to what copies take.
 const ROOM: u64 = 64 << 20;
 
 /// The data sets of an operation, with where their copies are.
@@ -95,7 +95,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Whether there is room for what an operation does to the data, and its migration can be limited as it is to be.
+/// Whether there is space for what an operation does to the data, and the configured limits can be set for its migration.
 ///
 /// # Errors
 /// [`ErrorKind::NoSpace`], and as [`space()`].
@@ -121,8 +121,8 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     }
 }
 
-/// The schemas that are recorded, but for data that can be asked itself: what that says counts. Where it cannot be asked, or does
-/// not answer, what is recorded counts.
+/// The current schemas: what the `schema` command of a data set prints, or what is recorded where there is none or it
+/// fails.
 pub fn schemas(
     host: &Host,
     store: &Store,
@@ -163,8 +163,8 @@ pub fn copy(
         .collect()
 }
 
-/// Whether nobody uses the live data any more: who has it open would go on with what is set aside. Those that their service
-/// leaves behind get a while to end.
+/// Fails if a process still uses the live data: it would go on writing to what is set aside. Processes that a stopped
+/// service leaves behind get a while to end.
 pub fn released(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     let deadline = Instant::now() + WHILE;
     loop {
@@ -194,7 +194,7 @@ pub fn unchanged(host: &Host, store: &Store, op: &Operation, found: &[u64]) -> R
     all.try_for_each(|(aside, found)| aside.unchanged(*found))
 }
 
-/// Whether a migration that took no more than was planned found no room.
+/// Whether a migration ran out of disk space though it took no more than was planned.
 pub fn starved(host: &Host, store: &Store, op: &Operation) -> Result<bool> {
     for aside in sets(host, store, op) {
         if aside.starved()? {
@@ -204,7 +204,7 @@ pub fn starved(host: &Host, store: &Store, op: &Operation) -> Result<bool> {
     Ok(false)
 }
 
-/// Nothing is to become the live data.
+/// Prepares to start without data: nothing becomes the live data.
 pub fn begin_empty(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.begin_empty())
 }
@@ -228,12 +228,12 @@ pub fn places(
     sets(host, store, op).map(pair).collect()
 }
 
-/// Others may go through to the copies, to migrate them; or no longer.
+/// Lets other users reach the copies, to migrate them; or no longer.
 pub fn open_to_others(host: &Host, store: &Store, op: &Operation, open: bool) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.open_to_others(open))
 }
 
-/// Asks the data sets' own checks about copies, or about the live data.
+/// Runs the data sets' own checks on copies, or on the live data.
 pub fn check(
     host: &Host,
     store: &Store,
@@ -244,12 +244,12 @@ pub fn check(
     sets(host, store, op).try_for_each(|aside| aside.check(&place_of(&aside, copy)?, log))
 }
 
-/// Everything that was written to the data, and to its copies, is on the medium.
+/// Syncs the data and its copies to the medium.
 pub fn sync(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.sync())
 }
 
-/// Makes what lies on a side the live data. Durable, and done again after a cut it comes to the same end.
+/// Makes the data on a side live, durably. Done again after an interruption, it has the same result.
 pub fn exchange(
     host: &Host,
     store: &Store,

@@ -17,7 +17,7 @@ use qx_release::error::{Context, Error, Result};
 /// A directory that exists, and the name of the data in it.
 pub(super) struct Place {
     pub(super) directory: File,
-    /// The way to that directory that nobody can turn aside: through its descriptor.
+    /// The path of that directory through its descriptor, which nobody can redirect.
     pub(super) held: PathBuf,
     /// For messages, and for those who run as its owner.
     pub(super) path: PathBuf,
@@ -61,7 +61,7 @@ impl Place {
         })
     }
 
-    /// What is there. Of something that could be copied but not be exchanged it is an error.
+    /// The parts that exist. One that could be copied but not exchanged is an error.
     pub(super) fn parts(&self) -> Result<Vec<Part>> {
         let mut parts: Vec<Part> = Vec::new();
         for suffix in [""].into_iter().chain(COMPANIONS) {

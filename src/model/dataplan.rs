@@ -1,4 +1,4 @@
-//! What an operation does to the data, and what comes of it.
+//! What an operation does to the data, and which schemas result.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub enum DataChange {
     None,
     /// The new set's migration is run.
     Migrate,
-    /// The old set's way down is run.
+    /// The old set's downgrade is run.
     Down,
     /// Data that was kept becomes live again.
     Kept,
@@ -26,16 +26,16 @@ pub enum DataChange {
     Empty,
 }
 
-/// What becomes of what was written to the data since the set came that is to be left.
+/// What happens to data that was written since the set to be left was installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewerData {
-    /// It stays: where there is no way back with it, there is none.
+    /// It stays: going back is refused where the older set does not accept it.
     Keep,
-    /// A person wants it set aside.
+    /// It is set aside, as a person requested.
     SetAside,
 }
 
-/// What an operation does to the data, and what comes of it.
+/// What an operation does to the data, and which schemas result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataPlan {
     /// How the data is changed.
@@ -59,10 +59,11 @@ impl DataPlan {
         }
     }
 
-    /// To a set whose migration brings the data to its schema. Data that is there already is not touched.
+    /// The plan for going to a set: its migration brings the data to its schema. Data that already has that schema is not
+    /// touched.
     ///
     /// # Errors
-    /// It touches data that this appliance does not declare, or cannot begin with data as it is.
+    /// The migration touches data that this appliance does not declare, or cannot start from its current schema.
     pub fn forward(
         to: &Manifest,
         schemas: &BTreeMap<Name, u64>,
@@ -104,12 +105,12 @@ impl DataPlan {
         })
     }
 
-    /// Back to a set from `active`, as a person asked: the data stays as it is if the set accepts it; else the way down of
-    /// `active` is taken. Only if the person said so, data that was kept and that the set accepts becomes live again, and if
-    /// there is none the set begins without any.
+    /// The plan for going back to a set from `active` on request: the data stays as it is if the set accepts it; else the
+    /// downgrade of `active` is run. Only with [`NewerData::SetAside`], kept data that the set accepts is restored, and
+    /// if there is none the set starts without data.
     ///
     /// # Errors
-    /// One sentence: why there is no way.
+    /// One sentence: why going back is not possible.
     pub fn back(
         active: Option<&Manifest>,
         to: Option<&Manifest>,
@@ -187,7 +188,7 @@ impl DataPlan {
         }
     }
 
-    /// The way down of a set, if it has one, and what it leaves.
+    /// The plan for a set's downgrade, if it has one.
     fn down(
         active: &Manifest,
         schemas: &BTreeMap<Name, u64>,

@@ -7,11 +7,11 @@ use qx_release::manifest::{Data, Manifest, Migrate, Name};
 /// Whether a set can run on data with certain schemas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
-    /// As the data is. Data whose schema nobody has recorded counts as such.
+    /// As the data is. Data of unknown schema counts as fitting.
     Now,
-    /// After its own migration; why not now.
+    /// Only after its own migration; with the reason.
     Migrated(String),
-    /// Not at all; why.
+    /// Not at all; with the reason.
     Never(String),
 }
 

@@ -32,7 +32,7 @@ pub struct Kept {
     pub id: OperationId,
     /// On which side of its exchange it lies.
     pub side: Side,
-    /// Grows with each: dates may be wrong.
+    /// Increases with each note, since dates may be wrong.
     pub number: u64,
     /// How it came to be kept.
     pub reason: KeptReason,
@@ -42,7 +42,7 @@ pub struct Kept {
     pub data: Vec<DataSet>,
     /// The schema of each, where it is known.
     pub schemas: BTreeMap<Name, u64>,
-    /// From when on it was the live data, for people; absent where nobody knows.
+    /// From when on it was the live data, for people; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// Until when.
@@ -116,6 +116,6 @@ pub enum KeptReason {
     Unexplained,
     /// It was the live data until a release came that needed another schema.
     Replaced,
-    /// It is what was written under a release that was left.
+    /// It is live data that a rollback or a restore set aside.
     SetAside,
 }

@@ -46,7 +46,7 @@ pub struct Switch<'a> {
 /// One of the two sets of an operation.
 struct Side {
     set: Set,
-    /// Unknown of a factory set without one.
+    /// Unknown for a factory set without one.
     manifest: Option<Manifest>,
 }
 

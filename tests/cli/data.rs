@@ -503,7 +503,11 @@ fn a_person_goes_back() {
     let before = appliance.processes();
     appliance.update(&["rollback"]).refused(
         10,
-        &["schema of db is 2", "--set-aside-data", "the data written from"],
+        &[
+            "schema of db is 2",
+            "--set-aside-data",
+            "the data written from",
+        ],
     );
     assert_eq!(appliance.processes(), before);
     appliance
@@ -726,9 +730,13 @@ fn what_writes_meanwhile_is_noticed() {
     let live = place(&appliance, "db");
     let script = format!("{MIGRATE}; echo more >>{}", path(&live));
     appliance.release(&migrating(&appliance, "1.2.0", &script));
-    appliance
-        .update(&["apply"])
-        .refused(8, &["was written to while its services were stopped", "another process uses it"]);
+    appliance.update(&["apply"]).refused(
+        8,
+        &[
+            "was written to while its services were stopped",
+            "another process uses it",
+        ],
+    );
     appliance.runs("1.1.0");
     assert_eq!(found(&appliance)["db"], "rowsmore\n");
     assert_eq!(schema(&appliance), 1);
