@@ -194,7 +194,7 @@ pub(super) fn copy(aside: &Aside, side: Side, log: &mut Log) -> Result<u64> {
     Ok(before.print)
 }
 
-/// The processes that use it, at its place or at another mount of it.
+/// The processes that use it, at its place or where it is mounted besides.
 pub(super) fn users(aside: &Aside) -> Result<Vec<Use>> {
     let Some(place) = Place::of(aside.host, aside.set)? else {
         return Ok(Vec::new());

@@ -177,8 +177,8 @@ pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut 
         };
         let why = match kept.reason {
             KeptReason::Unexplained => continue,
-            KeptReason::Open => "its operation has ended",
-            _ if lasted.seconds > keep_s => "limits.keep_data_s has passed",
+            KeptReason::Open => "what it was for has ended",
+            _ if lasted.seconds > keep_s => "it was kept for limits.keep_data_s",
             _ => {
                 store.note_kept(&Kept {
                     lasted: Some(lasted),

@@ -95,7 +95,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Whether there is space for what an operation does to the data, and the configured limits can be set for its migration.
+/// Whether there is room for what an operation does to the data, and its migration can be limited as it is to be.
 ///
 /// # Errors
 /// [`ErrorKind::NoSpace`], and as [`space()`].

@@ -23,7 +23,7 @@ impl Switch<'_> {
         if !migrate.rehearse {
             self.log.info(
                 "rehearsal",
-                "skipping the rehearsal: the release does not request one",
+                "the release does not ask for a rehearsal of its migration",
             );
             return Ok(());
         }
@@ -32,7 +32,7 @@ impl Switch<'_> {
         match skipped {
             Some(why) => self
                 .log
-                .warning("rehearsal", format!("skipping the rehearsal: {why}")),
+                .warning("rehearsal", format!("no rehearsal: {why}")),
             None => self
                 .log
                 .info("rehearsal", "the migration succeeded on a copy of the data"),
