@@ -1,11 +1,11 @@
 //! qx-update keeps the components of an appliance up to date, and never leaves it worse than it found it.
 //!
-//! A release goes into the alternate of two slots under `/data`. One rename of one link, `/data/current`, makes init
-//! scripts find it: they look at `/data/bin/NAME` first, which leads through that link, and at the image's own
-//! `/usr/bin/NAME` second. A release is *good* only when its services were seen to run its files and to be healthy;
-//! otherwise the appliance goes back by itself.
+//! A release goes into the alternate of two slots under `/data`. One rename of one link, `/data/current`, activates it:
+//! init scripts look at `/data/bin/NAME` first, which leads through that link, and at the image's own `/usr/bin/NAME`
+//! second. A release is *good* only when its services were seen to run its files and to be healthy; otherwise the
+//! appliance goes back by itself.
 //!
-//! # The way of an update through the code
+//! # How an update runs through the code
 //!
 //! [`cli`] parses the command line and starts the worker; [`command`] owns the order of the steps:
 //!
@@ -50,12 +50,12 @@
 //! | [`system`] | the machine: paths and clock, processes, services, space, the log |
 //! | [`store`] | what lies under `/data`: lock, record, link, slots, seals |
 //! | [`fetch`] | bytes: web servers, directories, bundles, mirrors |
-//! | [`repository`] | what is published, and whom to believe it |
+//! | [`repository`] | what is published, and whether it is trusted |
 //! | [`data`] | data that moves with a release: copied, migrated, exchanged, kept |
 //! | [`proof`] | what runs, and whether it is healthy |
 //! | [`acquire`] | from a repository to a verified slot |
 //! | [`switch`] | from one set to another, and back |
-//! | [`recovery`] | what a boot makes of what it finds |
+//! | [`recovery`] | what a boot does about the state it finds |
 //! | [`status`] | what a person is told |
 //! | [`command`] | the order of the steps |
 //! | [`cli`] | arguments, worker and screen: the only printing |

@@ -15,7 +15,7 @@ use crate::system::space;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
 
-/// What the log calls this.
+/// The step in the log.
 pub(super) const STEP: &str = "data";
 
 /// One data set in one operation.
@@ -31,7 +31,7 @@ pub struct Aside<'a> {
     pub id: OperationId,
 }
 
-/// What a data set takes.
+/// The space that a data set takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Size {
     /// The most bytes that a copy takes on a disk, if it shares nothing with the original.
@@ -53,7 +53,7 @@ impl Size {
 }
 
 impl Aside<'_> {
-    /// Asks the data set's own check about the data at a place.
+    /// Runs the data set's own check on the data at a place.
     pub fn check(&self, place: &str, log: &mut Log) -> Result<()> {
         if self.set.check.is_empty() {
             return Ok(());
@@ -94,7 +94,7 @@ impl Aside<'_> {
         ended
     }
 
-    /// Asks the data at a place for its schema; `None` if there is no way to ask.
+    /// Reads the schema of the data at a place; `None` if the data set has no command for it.
     pub fn schema(&self, place: &str) -> Result<Option<u64>> {
         if self.set.schema.is_empty() {
             return Ok(None);
@@ -113,7 +113,7 @@ impl Aside<'_> {
         });
         schema
             .map(Some)
-            .doing(|| format!("asking for the schema of the data set {}", self.set.name))
+            .doing(|| format!("reading the schema of the data set {}", self.set.name))
     }
 
     /// What is free where copies lie.
@@ -124,7 +124,7 @@ impl Aside<'_> {
         }
     }
 
-    /// Whether the data is no larger than it may be.
+    /// Fails if the data exceeds its `limit_bytes`.
     pub(super) fn within(&self, bytes: u64) -> Result<()> {
         match bytes <= self.set.limit_bytes {
             true => Ok(()),
@@ -139,7 +139,7 @@ impl Aside<'_> {
     }
 }
 
-/// The places are not put in: there may be a password in one.
+/// The error shows the command without the places, which may contain a password.
 fn succeeded(vector: &[String], places: [&str; 3], ended: &Ended) -> Result<()> {
     match ended.ok() {
         true => Ok(()),
@@ -151,7 +151,7 @@ fn succeeded(vector: &[String], places: [&str; 3], ended: &Ended) -> Result<()> 
     }
 }
 
-/// What a command says, without the places that it was told.
+/// A line of a command's output, with the places hidden.
 fn hidden(line: &str, places: [&str; 3]) -> String {
     let places = places.into_iter().filter(|place| !place.is_empty());
     places.fold(line.to_owned(), |line, place| text::hiding(&line, place))

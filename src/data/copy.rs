@@ -24,7 +24,7 @@ use qx_release::error::{Context, Result};
 /// The longest value of an extended attribute that the kernel knows, and the longest list of their names.
 const MAX_ATTRIBUTE: usize = 65_536;
 
-/// What was gone through.
+/// What was found in the data.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Survey {
     /// The files' content.
@@ -33,16 +33,16 @@ pub(super) struct Survey {
     pub(super) blocks: u64,
     /// How many files, directories and links.
     pub(super) entries: u64,
-    /// Changes with every file that is written to, comes or goes.
+    /// A fingerprint: it changes whenever a file is written, added or removed.
     pub(super) print: u64,
 }
 
-/// Looks at the entry `name` of a directory, and at all below it. `path` is for messages.
+/// Surveys the entry `name` of a directory, and all below it. `path` is for messages.
 ///
 /// # Errors
 /// Something is there that no copy can be made of: a device, another file system.
 pub(super) fn look(survey: &mut Survey, from: &File, name: &OsStr, path: &Path) -> Result<()> {
-    let doing = || format!("looking at {}", path.display());
+    let doing = || format!("examining {}", path.display());
     let Some(directory) = look_at_one(survey, from, name).doing(doing)? else {
         return Ok(());
     };
@@ -54,7 +54,7 @@ pub(super) fn look(survey: &mut Survey, from: &File, name: &OsStr, path: &Path) 
     Ok(())
 }
 
-/// Looks at one entry; a directory is opened.
+/// Surveys one entry; a directory is opened.
 fn look_at_one(survey: &mut Survey, from: &File, name: &OsStr) -> io::Result<Option<File>> {
     let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let kind = copied(from, &stat)?;
@@ -106,7 +106,8 @@ impl Survey {
 pub(super) struct Copying<'a> {
     /// The directory into which the entries are copied.
     into: &'a File,
-    /// Files with several names that were copied already: where, below `into`. Gone when the last name was met.
+    /// Files with several names that were copied already, by inode, with their paths below `into`. Removed at the last
+    /// name.
     linked: HashMap<u64, Linked>,
     attribute: Vec<u8>,
     /// Told of each file's bytes as they are copied.
@@ -134,9 +135,9 @@ impl<'a> Copying<'a> {
         self.below(from, name, &into, Path::new(name), path)
     }
 
-    /// Makes the directory that was copied into like another one: the owner, the mode and all the rest.
+    /// Gives the target directory the owner, the mode and all other attributes of another one.
     pub(super) fn like(&mut self, other: &File, path: &Path) -> Result<()> {
-        let doing = || format!("copying what {} is like", path.display());
+        let doing = || format!("copying the attributes of {}", path.display());
         let stat = rustix::fs::fstat(other).doing(doing)?;
         let into = self.into;
         self.finish(other, into, &stat).doing(doing)
@@ -205,7 +206,7 @@ impl<'a> Copying<'a> {
         Ok(None)
     }
 
-    /// Whether this is another name of what was copied already; then it is one of the copy's.
+    /// Whether this is another name of a file that was copied already; then the copy is linked.
     fn link(&mut self, stat: &Stat, own: &Path) -> io::Result<bool> {
         let Some(linked) = self.linked.get_mut(&stat.st_ino) else {
             let linked = Linked {
@@ -223,7 +224,7 @@ impl<'a> Copying<'a> {
         Ok(true)
     }
 
-    /// The content: in the same blocks if the file system can, else without those that were never written.
+    /// Copies the content: by sharing blocks if the file system can, else keeping the holes.
     fn content(&mut self, from: &File, to: &File, stat: &Stat) -> io::Result<()> {
         let size = stat.st_size.cast_unsigned();
         if rustix::fs::ioctl_ficlone(to, from).is_err() {
@@ -236,8 +237,8 @@ impl<'a> Copying<'a> {
         }
     }
 
-    /// What else a file or a directory has. The owner before the mode, which a change of the owner takes bits from, and
-    /// before the attributes, of which it takes the capabilities; the times last.
+    /// Copies the other attributes of a file or directory. The owner comes before the mode and the extended attributes,
+    /// since changing it clears mode bits and capabilities; the times come last.
     fn finish(&mut self, from: &File, to: &File, stat: &Stat) -> io::Result<()> {
         rustix::fs::fchown(
             to,
@@ -310,7 +311,7 @@ fn attribute_names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|name| !name.is_empty())
 }
 
-/// Opens what is still of that kind: whoever may write here may have put something else in its place since.
+/// Opens an entry that must still be of that kind: whoever may write here may have replaced it.
 fn open(from: &File, name: &OsStr, kind: FileType) -> io::Result<(File, Stat)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(from, name, flags, Mode::empty())?);
@@ -331,7 +332,7 @@ fn entries(directory: &File) -> io::Result<impl Iterator<Item = io::Result<CStri
     }))
 }
 
-/// Copies what is written of a file, and leaves its holes holes.
+/// Copies the data of a file and keeps its holes.
 fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
     let mut buffer = vec![0; 128 * 1024];
     let mut at = 0;

@@ -1,7 +1,7 @@
-//! The exchange: what lies aside becomes the live data, and the live data goes aside. It is made of renames, and from
-//! whatever a cut between two of them leaves, the same exchange goes on to its end, and the opposite one goes back.
+//! The exchange: the data that lies aside becomes live, and the live data goes aside. It consists of renames; interrupted
+//! between any two of them, it is completed by the same exchange and undone by the opposite one.
 //!
-//! Beside the live data there is a directory for each data set of an operation. What is in it says how far the exchange is:
+//! Each data set of an operation has a directory for its copies, whose content tells how far the exchange is:
 //!
 //! | found | live |
 //! |---|---|
@@ -11,7 +11,7 @@
 //! | `next.emptying`, `previous` | a part of the new data |
 //! | `previous` | the new data |
 //!
-//! and the same with `next` and `previous` changed over on the way back.
+//! On the way back it is the same with `next` and `previous` swapped.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -42,7 +42,7 @@ pub(super) enum Step<'a> {
 }
 
 impl Step<'_> {
-    /// Does it, so that it is on the medium afterwards.
+    /// Carries it out, durably.
     pub(super) fn carry_out(self) -> Result<()> {
         match self {
             Step::Make(directory) => durable::create_dir(directory, 0o700),
@@ -52,11 +52,11 @@ impl Step<'_> {
     }
 }
 
-/// Makes what lies on the side `from` of `aside` the live data; what was live is on the other side afterwards. What a
-/// stranger has put where nothing may be is moved out of the way; where to is returned.
+/// Makes the data on the side `from` of `aside` live; what was live is on the other side afterwards. Unexpected files at
+/// the live place are moved out of the way; returns where to.
 ///
 /// # Errors
-/// Nothing is there to be made live, and nothing shows that it has been.
+/// There is no data to make live, and no sign that it is live already.
 pub(super) fn exchange(
     live: &Spot,
     aside: &Path,
@@ -145,8 +145,8 @@ fn parts(name: &OsStr, directory: &Path) -> Vec<OsString> {
     parts
 }
 
-/// Both sides are whole, so what lies at the live place is neither: somebody has started something meanwhile. What lay beside
-/// a directory before is no part of it.
+/// Moves unexpected files at the live place out of the way: both sides are complete, so they belong to neither. Files
+/// that only lay beside a directory stay.
 fn put_stray_away(
     live: &Spot,
     aside: &Path,

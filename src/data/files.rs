@@ -23,9 +23,9 @@ use crate::system::space;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 
-/// SQLite makes it anew for whoever opens the database first, and readers write to it.
+/// SQLite recreates it when the database is first opened, and readers write to it.
 const SHARED_MEMORY: &str = "-shm";
-/// How often a copy of files in use is tried, the first look included, and how long nobody may have written to them.
+/// How many attempts a copy of files in use gets, the first survey included, and how long the files must be unchanged.
 const TRIES: u32 = 6;
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -34,9 +34,9 @@ struct Sides {
     directory: File,
     /// Through its descriptor.
     held: PathBuf,
-    /// Its name in a directory that nobody can turn aside, or that only root can.
+    /// Its path through a directory that nobody, or only root, can replace.
     entry: PathBuf,
-    /// For messages, and for those who run as somebody else.
+    /// For messages, and for programs that run as another user.
     path: PathBuf,
 }
 
@@ -58,7 +58,7 @@ impl Sides {
         Sides::at(place.held.join(&name), place.path.with_file_name(name))
     }
 
-    /// Made where it can be exchanged with the live data, if it is not there yet.
+    /// Finds it, or creates it where it can be exchanged with the live data.
     fn make(aside: &Aside, place: &Place) -> Result<Sides> {
         if let Some(sides) = Sides::find(aside, Some(place))? {
             return Ok(sides);
@@ -77,7 +77,7 @@ impl Sides {
                 Sides::beside(aside, place)?
             }
         };
-        made.ok_or_else(|| Error::new("the directory for copies went away"))
+        made.ok_or_else(|| Error::new("the directory for copies was removed"))
     }
 
     fn at(entry: PathBuf, path: PathBuf) -> Result<Option<Sides>> {
@@ -91,7 +91,7 @@ impl Sides {
         // Whoever owns the data may write to the directory around it.
         if owner != rustix::process::geteuid().as_raw() {
             return Err(Error::new(format!(
-                "{}: it belongs to user {owner}, so its content is not qx-update's",
+                "{}: it belongs to user {owner}, so its content is not trusted",
                 doing()
             )));
         }
@@ -103,7 +103,7 @@ impl Sides {
         }))
     }
 
-    /// An empty side, for root alone.
+    /// Creates an empty side, for root alone.
     fn begin(&self, side: Side) -> Result<File> {
         durable::remove_any(&self.held.join(side.name()))?;
         let doing = || format!("creating {}", self.path.join(side.name()).display());
@@ -133,7 +133,7 @@ fn same_mount(host: &Host, one: &File, other: &File) -> Result<bool> {
     match [one, other].map(|directory| host.proc().mount_id(directory)) {
         [Some(one), Some(other)] => Ok(one == other),
         _ => Err(Error::new(
-            "asking the kernel which mount a directory is on: /proc/self/fdinfo does not say",
+            "determining the mount of a directory: /proc/self/fdinfo does not tell it",
         )),
     }
 }
@@ -148,7 +148,7 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
         && !same_mount(aside.host, &place.directory, &directory)?
     {
         return Err(Error::new(format!(
-            "{} is a mount point, so it cannot be renamed: a data set is a directory in one",
+            "{} is a mount point and cannot be renamed: use a directory below it as the place of the data set",
             place.path.display()
         )));
     }
@@ -168,7 +168,7 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
     })
 }
 
-/// Which parts of the data are gone through, by what their names end in.
+/// Which parts of the data are included, by the suffix of their names.
 type Wanted = fn(&str) -> bool;
 const ALL: Wanted = |_| true;
 /// Without what readers change.
@@ -217,7 +217,7 @@ pub(super) fn unchanged(aside: &Aside, found: u64) -> Result<()> {
     match survey(&place, ALL)?.print == found {
         true => Ok(()),
         false => Err(Error::new(format!(
-            "{} was written to meanwhile, though its services are stopped: something else uses it",
+            "{} was written to while its services were stopped: another process uses it",
             place.path.display()
         ))),
     }
@@ -230,8 +230,8 @@ pub(super) fn starved(aside: &Aside) -> Result<bool> {
     Ok(free < NOTHING && used(aside).0 <= size.with_migration())
 }
 
-/// Copies the parts that are wanted, so many bytes in total, and makes the directory that they are in as the one around the data is: who could make
-/// files there can make them here.
+/// Copies the wanted parts, `total` bytes, and gives their directory the attributes of the one that contains the data:
+/// whoever may create files there may create them here.
 fn fill(
     place: &Place,
     sides: &Sides,
@@ -348,7 +348,7 @@ pub(super) fn exchange(aside: &Aside, from: Side, log: &mut Log) -> Result<()> {
     if let Some(stray) = stray {
         let name = stray.file_name().unwrap_or_default();
         let what = format!(
-            "something was put at {} meanwhile; it is in {}",
+            "unexpected files appeared at {} during the exchange; moved to {}",
             place.path.display(),
             sides.path.join(name).display()
         );
@@ -395,7 +395,7 @@ pub(super) fn place_of_copy(aside: &Aside, side: Side) -> Result<String> {
     let sides = Sides::find(aside, place.as_ref())?;
     let (Some(sides), Some(place)) = (&sides, &place) else {
         return Err(Error::new(format!(
-            "looking for the copy of the data set {}: there is none",
+            "the copy of the data set {} is missing",
             aside.set.name
         )));
     };
@@ -416,7 +416,7 @@ pub(super) fn live_place(aside: &Aside) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Whether copies share blocks. Tried: what a file system can do depends on how it was made.
+/// Whether copies share blocks. It is tested, since it depends on how the file system was created.
 fn shares(near: &Path) -> io::Result<bool> {
     let paths = ["shares-from", "shares"]
         .map(|name| near.join(format!(".qx-update-{name}{}", durable::TEMPORARY)));

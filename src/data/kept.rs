@@ -23,10 +23,10 @@ use qx_release::durable;
 use qx_release::error::{Context, Result};
 use qx_release::manifest::Name;
 
-/// So large a part of the file system is to be free: below it what is kept goes, the oldest first.
+/// One part in so many of the file system is to stay free: below that kept data is deleted, the oldest first.
 const FREE_PART: u64 = 20;
 
-/// Notes, before there are any, that an operation has copies of its data: what is kept of them if it succeeds.
+/// Notes, before there are any, the copies of an operation's data: what is kept of them if it succeeds.
 pub fn begin(host: &Host, store: &Store, op: &Operation, record: &Record) -> Result<()> {
     // What was kept already is noted.
     if op.data.is_empty() || op.change == DataChange::Kept {
@@ -59,7 +59,7 @@ fn next_number(store: &Store) -> Result<u64> {
     Ok(all.last().map_or(1, |last| last.number.saturating_add(1)))
 }
 
-/// The operation has succeeded: what was live before it is kept. What an earlier update replaced goes.
+/// The operation has succeeded: the data that was live before is kept, and what an earlier update replaced is deleted.
 pub fn keep_replaced(
     host: &Host,
     store: &Store,
@@ -138,7 +138,7 @@ pub fn drop_kept(host: &Host, store: &Store, kept: &Kept, log: &mut Log) -> Resu
     store.forget_kept(kept.id)
 }
 
-/// What may go where space is short, the oldest first.
+/// The kept data that may be deleted where space is short, the oldest first.
 pub fn leftovers(store: &Store, record: &Record) -> Result<Vec<Kept>> {
     let mut all = store.kept_data()?;
     all.retain(|kept| {
@@ -148,14 +148,14 @@ pub fn leftovers(store: &Store, record: &Record) -> Result<Vec<Kept>> {
     Ok(all)
 }
 
-/// Whether an operation that is open has a part in it.
+/// Whether the open operation needs it.
 pub fn is_in_use(kept: &Kept, record: &Record) -> bool {
     let of = |op: &Operation| [op.id, op.copy().id].contains(&kept.id);
     record.operation().is_some_and(of)
 }
 
-/// Deletes what an operation that came to nothing has left, what has been kept for longer than `keep_s`, and, the oldest
-/// first, what the disk needs.
+/// Deletes what a failed operation left, data kept for longer than `keep_s`, and, if the disk is nearly full, the oldest
+/// kept data.
 pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut Log) -> Result<()> {
     // Whoever lost the record does not know what is whose.
     if let Phase::Idle(Idle {
@@ -209,7 +209,7 @@ pub fn drop_open(host: &Host, store: &Store, id: OperationId, log: &mut Log) -> 
 /// Writes the files of kept data to a new tar archive.
 ///
 /// # Errors
-/// Some of it is no files: only its own commands can read it.
+/// Some of it is not files: only its own commands can read it.
 pub fn export(host: &Host, store: &Store, kept: &Kept, file: &Path) -> Result<()> {
     let doing = || format!("writing {}", file.display());
     let made = fs::OpenOptions::new()

@@ -43,7 +43,7 @@ pub struct MigrationRunner<'a> {
     pub places: Vec<(String, String)>,
     /// Seconds until the whole process group is killed.
     pub timeout_s: u64,
-    /// Whether it is only tried.
+    /// Whether it is a rehearsal.
     pub rehearsal: bool,
 }
 
@@ -88,7 +88,7 @@ impl From<Failure> for Cause {
 }
 
 impl MigrationRunner<'_> {
-    /// Runs a program of the set. Every line of its output goes to the log. `within` is asked again and again whether it
+    /// Runs a program of the set. Every line of its output goes to the log. `within` is checked regularly: whether it
     /// keeps within its space.
     ///
     /// Its environment is that of [`Program`] and `QX_UPDATE_FROM`, `QX_UPDATE_TO` (versions), `QX_UPDATE_SLOT` (the
@@ -135,7 +135,7 @@ impl MigrationRunner<'_> {
             return Ok(());
         }
         let ended = hidden(&ended.describe());
-        let what = format!("the {step} {} {ended}", text::command(vector));
+        let what = format!("{step}: {} {ended}", text::command(vector));
         Err(Failure {
             error: Error::new(what),
             kind: CauseKind::Release,
@@ -204,14 +204,14 @@ fn group(operation: OperationId) -> String {
     format!("qx-update-{operation}")
 }
 
-/// That of the data sets' own commands, which no limit is meant for.
+/// The control group of the data sets' own commands, to which no limit applies.
 pub(super) fn commands_group(operation: OperationId) -> String {
     format!("qx-update-data-{operation}")
 }
 
-/// Ends what is left of an operation's migration whose updater was killed, or that outlived its process group: it would go
-/// on changing the data under the old set, or beside the next migration. Its processes are known by their control group; where
-/// there is none, by their environment.
+/// Ends the remaining processes of an operation's migration whose updater was killed, or that outlived its process group:
+/// they would go on changing the data under the old set, or alongside the next migration. They are found by their control
+/// group; where there is none, by their environment.
 pub fn end_orphans(operation: OperationId, proc: &Proc, log: &mut Log) -> Result<()> {
     let mark = format!("{OPERATION}={operation}");
     let groups = [group(operation), commands_group(operation)].map(|name| Group::named(&name));
@@ -231,14 +231,14 @@ pub fn end_orphans(operation: OperationId, proc: &Proc, log: &mut Log) -> Result
         if Instant::now() >= deadline {
             let stay: Vec<String> = orphans.iter().map(|p| p.pid.to_string()).collect();
             return Err(Error::new(format!(
-                "ending what is left of a migration: cannot kill processes {}",
+                "ending the remaining processes of a migration: cannot kill {}",
                 stay.join(", ")
             )));
         }
         for orphan in orphans {
             log.warning(
                 "migrate",
-                format!("killing process {}, left by a migration", orphan.pid),
+                format!("killing process {}, left behind by a migration", orphan.pid),
             );
             proc.kill(orphan);
         }

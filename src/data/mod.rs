@@ -1,5 +1,5 @@
-//! Data that moves with a release. A copy of it is migrated, and exchanged for the live data by renames; going back is the
-//! exchange backwards. Until the exchange nothing has happened, and after it the old data is whole.
+//! Data that moves with a release. A copy of it is migrated, and exchanged for the live data by renames; going back is
+//! the exchange backwards. Until the exchange the live data is unchanged, and after it the old data is complete.
 //!
 //! The order, and what each step is for: [`begin`] notes that there are copies; [`copy()`] makes them; the migration changes
 //! them ([`migrate`]); [`check`] asks whether they can be used; [`sync`] brings them to the medium; [`exchange()`] makes them
@@ -41,7 +41,7 @@ pub use rehearse::rehearse;
 /// How long the last users of the data may take to end, once their services are stopped.
 const WHILE: Duration = Duration::from_secs(5);
 
-/// What is left free, in bytes, beside what copies take.
+/// How many bytes are left free in addition to what copies take.
 const ROOM: u64 = 64 << 20;
 
 /// The data sets of an operation, with where their copies are.
@@ -84,8 +84,8 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
                 return Err(Error::with(
                     ErrorKind::NoSpace,
                     format!(
-                        "planning the migration: a copy of {} and its migration take up to {needed} bytes beside it, and \
-                         {free} are free",
+                        "planning the migration: a copy of {} and its migration need up to {needed} bytes on its file \
+                         system, only {free} are free",
                         aside.set.name
                     ),
                 ));
@@ -124,7 +124,7 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
         false => Err(Error::with(
             ErrorKind::NoSpace,
             format!(
-                "before anything is stopped: copies of the data and their migration take up to {needed} bytes in {}, and \
+                "before anything is stopped: copies of the data and their migration need up to {needed} bytes in {}, only \
                  {free} are free",
                 store.path("").display()
             ),
@@ -132,8 +132,8 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     }
 }
 
-/// The schemas that are recorded, but for data that can be asked itself: what that says counts. Where it cannot be asked, or does
-/// not answer, what is recorded counts.
+/// The current schemas: what the `schema` command of a data set prints, or what is recorded where there is none or it
+/// fails.
 pub fn schemas(
     host: &Host,
     store: &Store,
@@ -151,11 +151,11 @@ pub fn schemas(
                 let recorded = schemas.insert(name.clone(), schema);
                 if let Some(recorded) = recorded.filter(|recorded| *recorded != schema) {
                     let what =
-                        format!("{name} is at schema {schema}, and not at {recorded}, as recorded");
+                        format!("the schema of {name} is {schema}, not {recorded} as recorded");
                     log.warning("data", what);
                 }
             }
-            Err(e) => log.warning("data", format!("going by the record: {}", e.chain())),
+            Err(e) => log.warning("data", format!("using the recorded schema: {}", e.chain())),
         }
     }
     schemas
@@ -174,8 +174,8 @@ pub fn copy(
         .collect()
 }
 
-/// Whether nobody uses the live data any more: who has it open would go on with what is set aside. Those that their service
-/// leaves behind get a while to end.
+/// Fails if a process still uses the live data: it would go on writing to what is set aside. Processes that a stopped
+/// service leaves behind get a while to end.
 pub fn released(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     let deadline = Instant::now() + WHILE;
     loop {
@@ -205,7 +205,7 @@ pub fn unchanged(host: &Host, store: &Store, op: &Operation, found: &[u64]) -> R
     all.try_for_each(|(aside, found)| aside.unchanged(*found))
 }
 
-/// Whether a migration that took no more than was planned found no room.
+/// Whether a migration ran out of disk space though it took no more than was planned.
 pub fn starved(host: &Host, store: &Store, op: &Operation) -> Result<bool> {
     for aside in sets(host, store, op) {
         if aside.starved()? {
@@ -215,7 +215,7 @@ pub fn starved(host: &Host, store: &Store, op: &Operation) -> Result<bool> {
     Ok(false)
 }
 
-/// Nothing is to become the live data.
+/// Prepares to start without data: nothing becomes the live data.
 pub fn begin_empty(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.begin_empty())
 }
@@ -239,12 +239,12 @@ pub fn places(
     sets(host, store, op).map(pair).collect()
 }
 
-/// Others may go through to the copies, to migrate them; or no longer.
+/// Lets other users reach the copies, to migrate them; or no longer.
 pub fn open_to_others(host: &Host, store: &Store, op: &Operation, open: bool) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.open_to_others(open))
 }
 
-/// Asks the data sets' own checks about copies, or about the live data.
+/// Runs the data sets' own checks on copies, or on the live data.
 pub fn check(
     host: &Host,
     store: &Store,
@@ -255,12 +255,12 @@ pub fn check(
     sets(host, store, op).try_for_each(|aside| aside.check(&place_of(&aside, copy)?, log))
 }
 
-/// Everything that was written to the data, and to its copies, is on the medium.
+/// Syncs the data and its copies to the medium.
 pub fn sync(host: &Host, store: &Store, op: &Operation) -> Result<()> {
     sets(host, store, op).try_for_each(|aside| aside.sync())
 }
 
-/// Makes what lies on a side the live data. Durable, and done again after a cut it comes to the same end.
+/// Makes the data on a side live, durably. Done again after an interruption, it has the same result.
 pub fn exchange(
     host: &Host,
     store: &Store,

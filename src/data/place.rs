@@ -17,7 +17,7 @@ use qx_release::error::{Context, Error, Result};
 /// A directory that exists, and the name of the data in it.
 pub(super) struct Place {
     pub(super) directory: File,
-    /// The way to that directory that nobody can turn aside: through its descriptor.
+    /// The path of that directory through its descriptor, which nobody can redirect.
     pub(super) held: PathBuf,
     /// For messages, and for those who run as its owner.
     pub(super) path: PathBuf,
@@ -61,7 +61,7 @@ impl Place {
         })
     }
 
-    /// What is there. Of something that could be copied but not be exchanged it is an error.
+    /// The parts that exist. One that could be copied but not exchanged is an error.
     pub(super) fn parts(&self) -> Result<Vec<Part>> {
         let mut parts: Vec<Part> = Vec::new();
         for suffix in [""].into_iter().chain(COMPANIONS) {
@@ -71,7 +71,7 @@ impl Place {
             let stat = match rustix::fs::statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
-                Err(e) => return Err(e).doing(|| format!("looking at {}", path.display())),
+                Err(e) => return Err(e).doing(|| format!("examining {}", path.display())),
             };
             let kind = FileType::from_raw_mode(stat.st_mode);
             let wrong = match kind {
@@ -84,7 +84,7 @@ impl Place {
             };
             if wrong {
                 return Err(Error::new(format!(
-                    "{} is {}: a data set is a file, or a directory on the file system of the one above",
+                    "{} is {}: a data set must be a file, or a directory on the file system of its parent",
                     path.display(),
                     describe(kind)
                 )));

@@ -1,4 +1,4 @@
-//! The rehearsal: the migration is tried on a copy of the data while everything runs, by the code that migrates.
+//! The rehearsal: the migration is tried on a copy of the data while everything runs, with the code that runs it later.
 
 use super::migrate::{self, Failure, MigrationRunner};
 use super::{ROOM, open_to_others, places, sets};
@@ -42,7 +42,7 @@ pub fn rehearse(
     result
 }
 
-/// Runs the migration and the checks on the copies, as long as they take no more than they may.
+/// Runs the migration and the checks on the copies, within the limits of the data sets.
 fn migrated(runner: &MigrationRunner, migrate: &Migrate, log: &mut Log) -> Result<(), Failure> {
     let limits = runner.op.data.iter().map(|set| set.limit_bytes);
     let limit = limits.fold(0, u64::saturating_add);
@@ -72,7 +72,7 @@ fn copies(runner: &MigrationRunner, log: &mut Log) -> Result<Option<String>> {
         // Beside services that need the disk, too.
         if size.with_migration().saturating_add(ROOM) > free {
             return Ok(Some(format!(
-                "a copy of {} and its migration take up to {} bytes, and {free} are free",
+                "a copy of {} and its migration need up to {} bytes, only {free} are free",
                 aside.set.name,
                 size.with_migration()
             )));

@@ -27,8 +27,8 @@ impl Aside<'_> {
         .doing(|| format!("measuring the data set {}", self.set.name))
     }
 
-    /// Copies the live data to a side. Nobody writes to it meanwhile; if somebody did, it is an error. Returns what tells
-    /// whether it is still the same.
+    /// Copies the live data to a side. It is an error if the data is written to meanwhile. Returns a fingerprint for
+    /// [`Aside::unchanged`].
     pub fn copy(&self, side: Side, log: &mut Log) -> Result<u64> {
         log.info(STEP, format!("copying {}", self.set.name));
         match &self.set.method {
@@ -54,7 +54,7 @@ impl Aside<'_> {
             // Its server answers for those.
             Method::Command(_) => Ok(Vec::new()),
         }
-        .doing(|| format!("looking for users of the data set {}", self.set.name))
+        .doing(|| format!("finding the users of the data set {}", self.set.name))
     }
 
     /// Whether the live data is what it was when it was copied, as far as that can be told.
@@ -66,7 +66,7 @@ impl Aside<'_> {
         .doing(|| format!("exchanging the data set {}", self.set.name))
     }
 
-    /// Whether no room is left for a copy that has taken no more than was planned.
+    /// Whether a copy ran out of disk space though it took no more than was planned.
     pub fn starved(&self) -> Result<bool> {
         match &self.set.method {
             Method::Files => files::starved(self),
@@ -87,21 +87,19 @@ impl Aside<'_> {
         .doing(|| format!("copying the data set {}", self.set.name))
     }
 
-    /// Nothing is to become the live data.
+    /// Prepares to start without data: nothing becomes the live data.
     ///
     /// # Errors
-    /// The data is no files: only its own commands know what nothing is.
+    /// The data is not files: only its own commands could create it empty.
     pub fn begin_empty(&self) -> Result<()> {
         match &self.set.method {
             Method::Files => files::begin_empty(self),
-            Method::Command(_) => Err(Error::new(
-                "it has commands of its own, so it cannot start empty",
-            )),
+            Method::Command(_) => Err(Error::new("a `command` data set cannot start empty")),
         }
         .doing(|| format!("setting the data set {} aside", self.set.name))
     }
 
-    /// Others may go through to a side, to migrate it; or no longer.
+    /// Lets other users reach a side, to migrate it; or no longer.
     pub fn open_to_others(&self, open: bool) -> Result<()> {
         match &self.set.method {
             Method::Files => files::open_to_others(self, open),
@@ -109,8 +107,8 @@ impl Aside<'_> {
         }
     }
 
-    /// Makes what lies on a side the live data, durably; what was live is on the other side afterwards. Done again after a
-    /// cut, or the other way round, it comes to the same end.
+    /// Makes the data on a side live, durably; what was live is on the other side afterwards. It can be repeated, or
+    /// reversed, after an interruption.
     pub fn exchange(&self, from: Side, log: &mut Log) -> Result<()> {
         match &self.set.method {
             Method::Files => files::exchange(self, from, log),
@@ -122,12 +120,12 @@ impl Aside<'_> {
     /// Appends the files of a side to an archive, below the name of the data set.
     ///
     /// # Errors
-    /// The data is no files.
+    /// The data is not files.
     pub fn export(&self, side: Side, archive: &mut tar::Builder<File>) -> Result<()> {
         match &self.set.method {
             Method::Files => files::export(self, side, archive),
             Method::Command(_) => Err(Error::new(format!(
-                "it has commands of its own: its data is at {}",
+                "a `command` data set has no files to export: its data is at {}",
                 text::place(&self.place_of_copy(side)?)
             ))),
         }
@@ -154,7 +152,7 @@ impl Aside<'_> {
     /// The place of the live data, as commands and migrations are to be told.
     ///
     /// # Errors
-    /// Files that are reached through a link that somebody else could have laid.
+    /// The files are reached through a link that another user could have created.
     pub fn live_place(&self) -> Result<String> {
         match &self.set.method {
             Method::Files => files::live_place(self),

@@ -3,8 +3,8 @@
 use qx_release::digest::Digest;
 use qx_release::manifest::{Component, Kind, Manifest, Mode, Name, RelPath, Service};
 
-/// The services whose files differ between two sets, and those that are restarted anyway, in order of starting; those that
-/// only the old set has included. Without a manifest to compare with: all.
+/// The services to restart between two sets, in start order: those whose files differ, those that `restarts` names, and
+/// those that only the old set has. Without a manifest to compare with: all.
 pub fn changed_services(
     old: Option<&Manifest>,
     new: Option<&Manifest>,

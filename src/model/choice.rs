@@ -3,8 +3,8 @@
 use super::fit::Fit;
 use super::slot::{Installed, Set, Slot, Verdict};
 
-/// Whether a set still is what it was recorded as. The factory set lies on an immutable medium: it is what is left, and not
-/// verified here.
+/// Whether a set still matches its record. The factory set lies on an immutable medium and is the last resort, so it is
+/// not verified here.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -14,14 +14,14 @@ pub fn verify(set: &Installed, verdict: &dyn Fn(Slot) -> Verdict) -> Result<(), 
     };
     match verdict(slot) {
         Verdict::Good(found) if found.manifest == set.manifest => Ok(()),
-        Verdict::Good(found) => Err(format!("it holds {found}")),
-        Verdict::Empty => Err("it is empty".into()),
+        Verdict::Good(found) => Err(format!("it contains {found}")),
+        Verdict::Empty => Err("the slot is empty".into()),
         Verdict::Damaged(why) => Err(why),
     }
 }
 
-/// The first of a set and the factory set that verifies and fits the data; and why it is not the first. If none does it is the
-/// factory set, for all that does not use the data: services that use it stay stopped.
+/// Chooses `first` if it verifies and fits the data, else the factory set, with the reason. If the factory set does not
+/// fit the data either, it is chosen all the same, and services that use the data stay stopped.
 pub fn choose(
     first: Option<&Installed>,
     factory: &Installed,

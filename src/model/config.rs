@@ -26,12 +26,12 @@ pub const DATA_DIR: &str = "/data";
 pub const FACTORY: &str = "/usr/share/qx-update/factory.json";
 /// The longest age that may be allowed, in seconds (100 years).
 const MAX_AGE: u64 = 3_153_600_000;
-/// More than anybody has of what is counted.
+/// An upper bound for counts, beyond any sensible value.
 const MANY: u64 = 1_000_000;
 
-/// What is ours, or leads there, in the data directory.
+/// Entries of the data directory that belong to qx-update or lead to its files.
 const OURS: [&str; 6] = ["update", "slots", "copies", "current", "bin", "share"];
-/// What is the image's, the kernel's, or what an update is decided by.
+/// Paths that belong to the image or to the kernel, and the configuration that decides updates.
 const IMAGES: [&str; 9] = [
     "usr",
     "bin",
@@ -66,7 +66,7 @@ pub struct Config {
     /// File with extra headers for requests to `sources`, absolute.
     #[serde(default)]
     pub headers_file: Option<String>,
-    /// What requests go through. Absent: what the environment says.
+    /// The proxy for requests. Absent: as the environment says.
     #[serde(default)]
     pub proxy: Option<Proxy>,
     /// The writable partition, absolute.
@@ -92,17 +92,17 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// What requests go through.
+/// The proxy for requests.
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "serde_json::Value")]
 pub struct Proxy {
     /// `http://[USER:PASSWORD@]HOST[:PORT]`. Absent: no proxy, whatever the environment says.
     pub url: Option<String>,
-    /// Hosts that are asked directly, and all below them; `*` for all.
+    /// Hosts (with their subdomains) that are contacted directly; `*` for all.
     pub no_proxy: Vec<String>,
 }
 
-/// An error tells the field, and never what it holds: there may be a password in it.
+/// An error names the field and never shows its value, which may contain a password.
 impl TryFrom<serde_json::Value> for Proxy {
     type Error = &'static str;
 
@@ -115,7 +115,7 @@ impl TryFrom<serde_json::Value> for Proxy {
             no_proxy: Vec<String>,
         }
         let Fields { url, no_proxy } = serde_json::from_value(value).map_err(
-            |_| "proxy: it must be an object of `url`, a string, and `no_proxy`, a list of strings",
+            |_| "proxy: must be an object with `url`, a string, and `no_proxy`, a list of strings",
         )?;
         Ok(Proxy { url, no_proxy })
     }
@@ -160,12 +160,12 @@ pub enum Services {
         /// Where a service's pid is. Absent: found by the file that it executes.
         pidfile: Option<String>,
     },
-    /// There are none to control: the link is switched, and only health checks tell good from bad.
+    /// There are no services to control: the link is switched, and only health checks tell good from bad.
     None {},
 }
 
-/// The fields of all managers: what is derived for the enum would be read in a way that takes much more code, and tells
-/// no place of a wrong field.
+/// The fields of all managers. Deriving this for the enum would take much more code, and its errors would not locate a
+/// wrong field.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServicesFields {
@@ -203,11 +203,11 @@ impl TryFrom<ServicesFields> for Services {
             .find(|(field, has)| *has && !takes.contains(field))
         {
             return Err(format!(
-                "services: the manager {manager} takes no `{field}`"
+                "services: `{field}` does not apply to the manager {manager}"
             ));
         }
         let vector = |field, vector: Option<Vec<String>>| {
-            vector.ok_or_else(|| format!("services: the manager commands needs `{field}`"))
+            vector.ok_or_else(|| format!("services: the manager commands requires `{field}`"))
         };
         Ok(match manager {
             "openrc" => Services::OpenRc {
@@ -255,31 +255,31 @@ impl Default for Services {
 pub struct Limits {
     /// The largest release, installed, in bytes. 8 GiB.
     pub release_bytes: u64,
-    /// Seconds until a connection must stand. 15.
+    /// Seconds to establish a connection. 15.
     pub connect_timeout_s: u64,
-    /// Seconds without a byte after which a transfer is broken off. 30.
+    /// Seconds without data after which a transfer is aborted. 30.
     pub stall_timeout_s: u64,
-    /// Seconds until one file of metadata or a manifest must be whole, all tries included. 300.
+    /// Seconds to fetch one metadata file or manifest, retries included. 300.
     pub metadata_timeout_s: u64,
-    /// Bytes a second that an artifact must bring at least, measured over each `stall_timeout_s`. 100.
+    /// The minimum transfer rate of an artifact in bytes per second, measured over each `stall_timeout_s`. 100.
     pub min_bytes_per_s: u64,
-    /// How often a broken transfer is tried again, with growing pauses. 5.
+    /// How often a failed transfer is retried, with increasing delays. 5.
     pub retries: u32,
     /// Seconds a service may take to start or to stop. 60.
     pub service_timeout_s: u64,
     /// How many boots a trial may take. 3.
     pub trial_boots: u32,
-    /// Seconds after which a trial is too old for its data to be restored unasked. A day.
+    /// Seconds after which a trial is too old for its data to be restored automatically. A day.
     pub trial_max_age_s: u64,
     /// Seconds for which data is kept that an update replaced, or a failed release wrote. 7 days.
     pub keep_data_s: u64,
-    /// What a migration may take. Anything.
+    /// The limits of a migration. None.
     pub migration: MigrationLimits,
-    /// What a repository's metadata may ask for.
+    /// The limits for a repository's metadata.
     pub trust: trust::Limits,
 }
 
-/// What a migration and all that it starts may take together, by its control group.
+/// The limits of a migration with all processes that it starts, enforced by its control group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MigrationLimits {
@@ -350,7 +350,7 @@ impl Config {
         {
             let (path, own) = (text::name(path), text::path(&own));
             return Err(format!(
-                "log.path: {path} is in {own}, which is not a place for a log"
+                "log.path: {path} is in {own}: the log must not be in it"
             ));
         }
         config.check_numbers()?;
@@ -405,7 +405,7 @@ impl Config {
         for set in self.data.iter().filter(|set| set.method == Method::Files) {
             if let Some(own) = own_place(Path::new("/"), &self.data_dir, &set.place) {
                 return Err(format!(
-                    "data: {}: the place {} is in {}, or that in it, which is not a place for data",
+                    "data: {}: the place {} must not overlap {}",
                     set.name,
                     text::place(&set.place),
                     text::path(&own)
@@ -427,7 +427,7 @@ impl Config {
     }
 }
 
-/// The name of a number, its value, and what it may be.
+/// The name of a number, its value and its allowed range.
 type Ranged = (&'static str, u64, RangeInclusive<u64>);
 
 impl Limits {
@@ -474,8 +474,8 @@ fn in_ranges<const N: usize>(section: &str, numbers: [Ranged; N]) -> Result<(), 
     Ok(())
 }
 
-/// What is no data: it is in this that a place of data lies, or the other way round. `root` is before the image's paths, and
-/// before the other two if those are real paths.
+/// The path that must not hold data and that `place` overlaps (one contains the other), if any. `root` precedes the
+/// image's paths, and the other two if they are resolved paths.
 pub fn own_place(root: &Path, data_dir: &str, place: &str) -> Option<PathBuf> {
     let (data_dir, place) = (plain(data_dir), plain(place));
     if data_dir.starts_with(&place) {
@@ -489,7 +489,7 @@ pub fn own_place(root: &Path, data_dir: &str, place: &str) -> Option<PathBuf> {
         .find(|own| own.starts_with(&place) || place.starts_with(own))
 }
 
-/// What is no place for a log, if it lies there.
+/// The directory that must not hold the log, if `path` lies in one.
 pub fn own_log(data_dir: &str, path: &str) -> Option<PathBuf> {
     let (data_dir, path) = (plain(data_dir), plain(path));
     let logs = data_dir.join("update/log");
@@ -497,7 +497,7 @@ pub fn own_log(data_dir: &str, path: &str) -> Option<PathBuf> {
     ours.find(|own| path.starts_with(own) && (!path.starts_with(&logs) || path == logs))
 }
 
-/// An absolute path without `.`, `..` and what is doubled.
+/// An absolute path without `.`, `..` and repeated slashes.
 fn plain(path: &str) -> PathBuf {
     let mut plain = PathBuf::from("/");
     for component in Path::new(path).components() {

@@ -1,4 +1,4 @@
-//! What an operation does to the data, and what comes of it.
+//! What an operation does to the data, and which schemas result.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub enum DataChange {
     None,
     /// The new set's migration is run.
     Migrate,
-    /// The old set's way down is run.
+    /// The old set's downgrade is run.
     Down,
     /// Data that was kept becomes live again.
     Kept,
@@ -26,16 +26,16 @@ pub enum DataChange {
     Empty,
 }
 
-/// What becomes of what was written to the data since the set came that is to be left.
+/// What happens to data that was written since the set to be left was installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewerData {
-    /// It stays: where there is no way back with it, there is none.
+    /// It stays: going back is refused where the older set does not accept it.
     Keep,
-    /// A person wants it set aside.
+    /// It is set aside, as a person requested.
     SetAside,
 }
 
-/// What an operation does to the data, and what comes of it.
+/// What an operation does to the data, and which schemas result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataPlan {
     /// How the data is changed.
@@ -59,10 +59,11 @@ impl DataPlan {
         }
     }
 
-    /// To a set whose migration brings the data to its schema. Data that is there already is not touched.
+    /// The plan for going to a set: its migration brings the data to its schema. Data that already has that schema is not
+    /// touched.
     ///
     /// # Errors
-    /// It touches data that this appliance does not declare, or cannot begin with data as it is.
+    /// The migration touches data that this appliance does not declare, or cannot start from its current schema.
     pub fn forward(
         to: &Manifest,
         schemas: &BTreeMap<Name, u64>,
@@ -104,12 +105,12 @@ impl DataPlan {
         })
     }
 
-    /// Back to a set from `active`, as a person asked: the data stays as it is if the set accepts it; else the way down of
-    /// `active` is taken. Only if the person said so, data that was kept and that the set accepts becomes live again, and if
-    /// there is none the set begins without any.
+    /// The plan for going back to a set from `active` on request: the data stays as it is if the set accepts it; else the
+    /// downgrade of `active` is run. Only with [`NewerData::SetAside`], kept data that the set accepts is restored, and
+    /// if there is none the set starts without data.
     ///
     /// # Errors
-    /// One sentence: why there is no way.
+    /// One sentence: why going back is not possible.
     pub fn back(
         active: Option<&Manifest>,
         to: Option<&Manifest>,
@@ -144,7 +145,7 @@ impl DataPlan {
         if let Some(kept) = kept.iter().rev().find(fits) {
             if newer == NewerData::Keep {
                 return Err(format!(
-                    "{why}; the data from before {} is kept: `--set-aside-data` goes back to it, and sets aside what was \
+                    "{why}; the data from before {} is kept: `--set-aside-data` restores it and sets aside the data \
                      written from {} until now",
                     kept.until, kept.until
                 ));
@@ -154,14 +155,14 @@ impl DataPlan {
         let data = find(&names, declared)?;
         if let Some(set) = data.iter().find(|set| set.method != Method::Files) {
             return Err(format!(
-                "{why}; no data from before is kept, and {} has commands of its own, so it cannot start empty",
+                "{why}; no earlier data is kept, and {} is a `command` data set, which cannot start empty",
                 set.name
             ));
         }
         if newer == NewerData::Keep {
             return Err(format!(
-                "{why}; no data from before is kept: `--set-aside-data` sets the data aside, and the older set starts \
-                 without any"
+                "{why}; no earlier data is kept: `--set-aside-data` sets the data aside, and the older set starts \
+                 without data"
             ));
         }
         let mut after = schemas.clone();
@@ -187,7 +188,7 @@ impl DataPlan {
         }
     }
 
-    /// The way down of a set, if it has one, and what it leaves.
+    /// The plan for a set's downgrade, if it has one.
     fn down(
         active: &Manifest,
         schemas: &BTreeMap<Name, u64>,
@@ -219,7 +220,7 @@ fn find(names: &[Name], declared: &[DataSet]) -> Result<Vec<DataSet>, String> {
     let one = |name: &Name| {
         let set = declared.iter().find(|set| set.name == *name);
         set.cloned().ok_or_else(|| {
-            format!("it migrates the data set {name}, which this appliance's configuration does not declare in `data`")
+            format!("its migration changes the data set {name}, which this appliance's configuration does not declare in `data`")
         })
     };
     names.iter().map(one).collect()
@@ -321,7 +322,7 @@ mod tests {
             // What it leaves is what it says, not what the older set would like.
             (2, Some(9), keep, "files", Err("--set-aside-data")),
             (2, None, aside, "files", Ok(Empty)),
-            (2, None, keep, "files", Err("starts without any")),
+            (2, None, keep, "files", Err("starts without data")),
             (2, None, aside, "command", Err("cannot start empty")),
         ] {
             let active = release(1, 2, down);

@@ -1,5 +1,6 @@
 //! A data set: data that a migration changes, and that is copied and exchanged as one. The appliance declares it in its
-//! configuration; an operation carries what it touches in the record, for its undoing must depend on no configuration.
+//! configuration; the record of an operation carries the data sets that it touches, since undoing it must not depend on
+//! the configuration.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ const PLACE: &str = "{place}";
 const COPY: &str = "{copy}";
 /// Stands for the place to which an exchange moves what was live.
 const KEPT: &str = "{kept}";
-/// Stands for what tells copies apart, in the place of the copies of a `command` data set.
+/// Stands for what distinguishes copies, in the `copy_place` of a `command` data set.
 const ID: &str = "{id}";
 
 /// A data set, and how it is copied and exchanged.
@@ -42,7 +43,7 @@ pub struct DataSet {
     /// Copies the data to `{copy}` while it is in use, for a rehearsal. Without it `files` are copied if nobody writes to
     /// them meanwhile, and a `command` data set is copied as always, if it can be.
     pub copy_in_use: Vec<String>,
-    /// Exits 0 if the data at `{place}` can be used: asked of a migrated copy before it becomes the live data.
+    /// Exits 0 if the data at `{place}` is usable; run on a migrated copy before it becomes the live data.
     pub check: Vec<String>,
     /// Prints the schema of the data at `{place}`. Absent: what was recorded counts.
     pub schema: Vec<String>,
@@ -53,25 +54,26 @@ pub struct DataSet {
 pub enum Method {
     /// Files, which are copied and renamed.
     Files,
-    /// Something that has commands of its own for it.
+    /// Anything that is copied and exchanged by commands of its own.
     Command(Commands),
 }
 
-/// How a data set that is no files is copied and exchanged.
+/// How a data set other than files is copied and exchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commands {
     /// The place of its copies, with `{id}` for what tells them apart.
     pub copy_place: String,
     /// Copies what is at `{place}` to `{copy}`, where nothing is, durably. Nobody uses the data meanwhile.
     pub copy: Vec<String>,
-    /// Makes what is at `{copy}` what is at `{place}`, which goes to `{kept}`, durably. Where nothing is at `{copy}` it has
-    /// been done already; what was begun is finished.
+    /// Durably moves what is at `{place}` to `{kept}`, and what is at `{copy}` to `{place}`. An interrupted exchange is
+    /// completed; if nothing is at `{copy}`, it is done already.
     pub exchange: Vec<String>,
     /// Removes what is at `{copy}`; nothing there is fine.
     pub drop: Vec<String>,
 }
 
-/// A data set as it is written. (An enum with fields would be read through a tree of what is read, in three times as much code.)
+/// The serialized form of a data set. (Reading an enum with fields would buffer the input first, in three times as much
+/// code.)
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fields {
@@ -146,7 +148,9 @@ impl TryFrom<Fields> for DataSet {
             }
             ("command", Some(copy_place)) if vectors.iter().all(|vector| !vector.is_empty()) => {
                 if !copy_place.contains(ID) {
-                    return wrong("copy_place must contain {id}: there may be several copies");
+                    return wrong(
+                        "copy_place must contain {id}, so that each copy has a place of its own",
+                    );
                 }
                 Method::Command(Commands {
                     copy_place,
@@ -158,7 +162,7 @@ impl TryFrom<Fields> for DataSet {
             ("command", _) => {
                 return wrong("`command` needs copy_place, copy, exchange and drop");
             }
-            _ => return wrong("method: it must be `files` or `command`"),
+            _ => return wrong("method must be `files` or `command`"),
         };
         Ok(DataSet {
             name: fields.name,
@@ -226,14 +230,14 @@ pub fn with_places(vector: &[String], place: &str, copy: &str, kept: &str) -> Ve
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// What is to become the live data, or was it until it was given up.
+    /// The data that is to become live, or was live until the operation was undone.
     Next,
     /// What was the live data before.
     Previous,
 }
 
 impl Side {
-    /// Where what is live goes when this becomes live.
+    /// The side to which the live data goes when this one becomes live.
     pub fn other(self) -> Side {
         match self {
             Side::Next => Side::Previous,

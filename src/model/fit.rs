@@ -7,11 +7,11 @@ use qx_release::manifest::{Data, Manifest, Migrate, Name};
 /// Whether a set can run on data with certain schemas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fit {
-    /// As the data is. Data whose schema nobody has recorded counts as such.
+    /// As the data is. Data of unknown schema counts as fitting.
     Now,
-    /// After its own migration; why not now.
+    /// Only after its own migration; with the reason.
     Migrated(String),
-    /// Not at all; why.
+    /// Not at all; with the reason.
     Never(String),
 }
 
@@ -19,7 +19,7 @@ pub enum Fit {
 pub fn cannot_begin_with(data: &Data, schema: u64) -> Option<String> {
     let from = data.migrates_from.filter(|from| schema < *from)?;
     Some(format!(
-        "its migration begins with schema {from} of {}, whose schema is {schema}: a release between them has to come first",
+        "the schema of {} is {schema}, but the migration requires at least {from}: install an intermediate release first",
         data.name
     ))
 }
@@ -36,8 +36,8 @@ impl Fit {
                 continue;
             }
             let why = format!(
-                "it accepts the schemas {} to {} of {}, whose schema is {schema}",
-                data.accepts_from, data.accepts_to, data.name
+                "the schema of {} is {schema} (supported: {} to {})",
+                data.name, data.accepts_from, data.accepts_to
             );
             let touches = |migrate: &Migrate| migrate.touches.contains(&data.name);
             if *schema > data.schema_after || !manifest.migrate.as_ref().is_some_and(touches) {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// An operation, by a random number. It is a part of file names, so that nothing else may be in its place in a record.
+/// The random id of an operation. It is part of file names, so a record with anything else in its place is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OperationId(u64);
@@ -32,7 +32,7 @@ impl FromStr for OperationId {
         match u64::from_str_radix(text, 16) {
             Ok(number) if digits => Ok(OperationId(number)),
             _ => Err(format!(
-                "'{}' is not the id of an operation (16 hexadecimal digits)",
+                "'{}' is not an operation id (16 hexadecimal digits)",
                 qx_release::text::name(text)
             )),
         }
@@ -53,7 +53,7 @@ impl From<OperationId> for String {
     }
 }
 
-/// A boot, as the kernel calls it; one that it does not name is the default.
+/// A boot, by the kernel's boot id; the default is an unknown one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootId(String);

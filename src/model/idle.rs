@@ -9,7 +9,7 @@ use crate::model::slot::Installed;
 pub struct Idle {
     /// What runs.
     pub active: Installed,
-    /// What is chosen if the active set is damaged; before the factory set, which is always there.
+    /// What is used if the active set is damaged, before the factory set as the last resort.
     pub fallback: Option<Installed>,
     /// Since when it runs (RFC 3339).
     pub since: String,
@@ -26,7 +26,7 @@ pub struct Idle {
 pub struct Trouble {
     /// One sentence.
     pub what: String,
-    /// Whether the appliance can not help itself.
+    /// Whether the appliance cannot recover by itself.
     pub needs_person: bool,
 }
 

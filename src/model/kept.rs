@@ -32,7 +32,7 @@ pub struct Kept {
     pub id: OperationId,
     /// On which side of its exchange it lies.
     pub side: Side,
-    /// Grows with each: dates may be wrong.
+    /// Increases with each note, since dates may be wrong.
     pub number: u64,
     /// How it came to be kept.
     pub reason: KeptReason,
@@ -42,7 +42,7 @@ pub struct Kept {
     pub data: Vec<DataSet>,
     /// The schema of each, where it is known.
     pub schemas: BTreeMap<Name, u64>,
-    /// From when on it was the live data, for people; absent where nobody knows.
+    /// From when on it was the live data, for people; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// Until when.
@@ -87,13 +87,13 @@ impl Kept {
         };
         let sets: Vec<String> = self.data.iter().map(set).collect();
         let why = match self.reason {
-            KeptReason::Open => "belongs to the operation that is open",
+            KeptReason::Open => "belongs to the open operation",
             KeptReason::Unexplained => {
-                "the update state was lost while it was exchanged: `data restore` makes it live, `data drop` stays with \
-                 what is live"
+                "the update state was lost during the exchange: `data restore` makes it live, `data drop` keeps the \
+                 live data"
             }
             KeptReason::Replaced => "was live before an update",
-            KeptReason::SetAside => "was written under a release that was left",
+            KeptReason::SetAside => "was set aside by a rollback or a restore",
         };
         let since = match &self.since {
             Some(since) => format!("from {since} "),
@@ -139,6 +139,6 @@ pub enum KeptReason {
     Unexplained,
     /// It was the live data until a release came that needed another schema.
     Replaced,
-    /// It is what was written under a release that was left.
+    /// It is live data that a rollback or a restore set aside.
     SetAside,
 }

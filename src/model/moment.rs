@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::id::BootId;
 
-/// A moment, by a clock that nobody sets: how long a boot has lasted then, suspended time included. What the date is says
-/// nothing of how much time has passed.
+/// A moment by the time since boot, suspended time included: a clock that nobody can set. The date does not tell how much
+/// time has passed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     /// Which boot.
@@ -14,8 +14,8 @@ pub struct Moment {
     pub uptime_s: u64,
 }
 
-/// How long something has gone on, as far as boots were seen to last: of one whose end nobody saw, and of the time between
-/// boots, nobody knows more.
+/// How long something has lasted, as far as it was observed: the time between boots and the unobserved end of a boot are
+/// unknown and not counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lasted {
     /// Seconds.

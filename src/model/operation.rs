@@ -1,4 +1,4 @@
-//! An operation: one install or way back, with all that its undoing needs; and what is told of it once it has ended.
+//! An operation: one install or way back, with all that undoing it needs; and the report of how it ended.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +59,7 @@ pub struct Operation {
     pub service_timeout_s: u64,
     /// How many boots its trial may take.
     pub trial_boots: u32,
-    /// Seconds after which its trial's data is not restored unasked.
+    /// Seconds after which its trial's data is not restored automatically.
     pub trial_max_age_s: u64,
     /// The data sets that it changes, and how each is copied and exchanged.
     #[serde(default)]
@@ -76,7 +76,7 @@ pub struct Operation {
     /// What the migration may take.
     #[serde(default, skip_serializing_if = "MigrationLimits::is_empty")]
     pub migration_limits: MigrationLimits,
-    /// The data that becomes live again, if it was kept. Else it is what this operation makes.
+    /// The kept data that becomes live again. Absent: the copy that this operation makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptCopy>,
     /// When the data was exchanged (RFC 3339).
@@ -85,22 +85,23 @@ pub struct Operation {
     /// The data that was set aside on the way back.
     #[serde(default)]
     pub discarded: Option<Discarded>,
-    /// The health checks that failed before the switch, and how: they do not condemn the release by failing just so again.
+    /// The health checks that failed before the switch, and how: failing in the same way again does not condemn the
+    /// release.
     #[serde(default)]
     pub failed_before: Vec<FailedCheck>,
-    /// The services that did not run before the switch: they stay so, and nothing is proved of them.
+    /// The services that did not run before the switch: they stay stopped and are not verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idle: Vec<Name>,
 }
 
-/// Data that was written by what was left again, and is not in use any more.
+/// Data written under a release that was left again; it is no longer in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discarded {
     /// From when on it was written (RFC 3339).
     pub from: String,
     /// Until when (RFC 3339).
     pub to: String,
-    /// As what it is kept: `qx-update data list` has it, as long as it is.
+    /// The id under which it is kept (see `qx-update data list`), while it is.
     #[serde(default)]
     pub kept: Option<String>,
 }
@@ -141,7 +142,7 @@ impl Operation {
         }
     }
 
-    /// Under this configuration.
+    /// The operation with the settings of this configuration.
     pub fn under_config(self, config: &Config) -> Operation {
         let limits = &config.limits;
         Operation {
@@ -155,7 +156,7 @@ impl Operation {
         }
     }
 
-    /// With this done to the data.
+    /// The operation with this plan for the data.
     pub fn with_data_plan(self, to: DataPlan) -> Operation {
         Operation {
             change: to.change,
@@ -260,7 +261,7 @@ pub struct Attempt {
     /// Why, where it did not end well.
     #[serde(default)]
     pub reason: Option<String>,
-    /// What keeps an end that is good from being proved, a sentence each.
+    /// What a successful end left unproved, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unproved: Vec<String>,
     /// The last lines of the migration's output, where it failed.
@@ -276,7 +277,7 @@ pub struct Attempt {
 pub struct EarlyFailure {
     /// When (RFC 3339).
     pub at: String,
-    /// As what, as the exit code said.
+    /// How it ended, as the exit code said.
     pub result: Exit,
     /// Why.
     pub reason: String,
@@ -314,7 +315,7 @@ impl Operation {
 }
 
 impl Operation {
-    /// An earlier version took any number. A wait of that long cannot be told from one that is longer.
+    /// Caps the timeouts: earlier versions accepted any number.
     pub(super) fn within_limits(mut self) -> Operation {
         self.service_timeout_s = self.service_timeout_s.min(MAX_SECONDS);
         for set in &mut self.data {

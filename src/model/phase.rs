@@ -27,14 +27,14 @@ pub enum Phase {
     Switching {
         /// The operation.
         op: Operation,
-        /// How far the data's protection is.
+        /// How far the change of the data is.
         data: DataState,
     },
     /// The link has moved; the release is to be proved.
     Trial {
         /// The operation.
         op: Operation,
-        /// How far the data's protection is.
+        /// How far the change of the data is.
         data: DataState,
         /// How many further boots this trial has seen.
         boots: u32,
@@ -50,7 +50,7 @@ pub enum Phase {
     Reverting {
         /// The operation.
         op: Operation,
-        /// How far the data's protection is.
+        /// How far the change of the data is.
         data: DataState,
         /// Why.
         cause: Cause,
@@ -65,7 +65,7 @@ pub enum DataState {
     Untouched,
     /// It may have been exchanged: going back means to exchange it back, however far that came.
     Exchanged,
-    /// It was exchanged back: never again.
+    /// It was exchanged back, which must not be done again.
     Restored,
 }
 

@@ -20,20 +20,21 @@ use qx_release::text;
 
 /// The only record format there is.
 pub const FORMAT: u32 = 1;
-/// A copy of a record is at most this long, in bytes. It holds up to a whole manifest and a whole configuration, of 1 MiB each
-/// but for what they leave out, and how each of 1000 checks failed.
+/// A copy of a record is at most this long, in bytes. That is enough for what it takes from a manifest and a
+/// configuration of 1 MiB each, and for how each of 1000 checks failed.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// How long, in characters, the texts for people in it may be; less, if it would become longer than it may be.
+/// To how many characters the texts for people are cut; the next length is tried if the record would exceed
+/// [`MAX_BYTES`].
 const TEXTS: [usize; 3] = [text::LINE, 400, 40];
 
-/// How long the line with the digest is, with both ends.
+/// The length of the line with the digest, with the line breaks before and after it.
 const CHECKSUM: u64 = 66;
 
 /// What is durably known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Members")]
 pub struct Record {
-    /// What the appliance is in the middle of. It changes by the transitions of [`crate::model::phase`] only.
+    /// The current phase. It changes only by the transitions of [`crate::model::transition`].
     #[serde(flatten)]
     pub(super) phase: Phase,
     /// The last operation that ended, and how.
@@ -42,7 +43,7 @@ pub struct Record {
     pub failure: Option<EarlyFailure>,
     /// The schema number of each data set, as the last confirmed release left it.
     pub schemas: BTreeMap<Name, u64>,
-    /// An operation that was cut short after it had stopped services: whoever comes next on the running system starts them.
+    /// An operation that was cut short after it had stopped services: the next command on the running system starts them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Box<Operation>>,
 }
@@ -83,7 +84,7 @@ impl Record {
         }
     }
 
-    /// What the appliance is in the middle of.
+    /// The current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
@@ -118,8 +119,8 @@ impl Record {
     }
 }
 
-/// A record as it is written: all members of all phases. (Derived for [`Phase`], reading would first make a tree of
-/// what it reads, in three times as much code.)
+/// The serialized form of a record: all members of all phases. (Deriving it for [`Phase`] would buffer the input first,
+/// in three times as much code.)
 #[derive(Deserialize)]
 struct Members {
     phase: String,
@@ -217,10 +218,11 @@ struct Envelope {
     record: Record,
 }
 
-/// Encodes one copy of the record. Its texts for people are clean, and as short as it takes to be read again.
+/// Encodes one copy of the record. Its texts for people are sanitized, and cut as far as needed to keep within
+/// [`MAX_BYTES`].
 ///
 /// # Errors
-/// It is too long without them.
+/// It is too long even so.
 pub fn encode(record: &Record, sequence: u64) -> Result<Vec<u8>, String> {
     let mut envelope = Envelope {
         format: FORMAT,
@@ -247,7 +249,7 @@ pub fn encode(record: &Record, sequence: u64) -> Result<Vec<u8>, String> {
 
 /// Decodes one copy of the record: its sequence number, and itself. An unknown format is an error.
 pub fn decode(bytes: &[u8]) -> Result<(u64, Record), String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "it is no text".to_owned())?;
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
     let (line, rest) = text
         .split_once('\n')
         .ok_or("its checksum line is missing")?;

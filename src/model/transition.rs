@@ -1,5 +1,5 @@
-//! The state machine: each transition between the phases. A record's phase changes here and nowhere else; what may follow what
-//! is asked for, and told if it is not so. Every transition changes memory only.
+//! The state machine: the transitions between the phases. A record's phase changes only here; a transition that the
+//! current phase does not allow is an error. Every transition changes memory only.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::model::record::Record;
 use qx_release::error::{Error, Exit, Result};
 use qx_release::manifest::Name;
 
-/// What a record says by its phase.
+/// What the phase of a record tells.
 impl Record {
     /// The schema of each data set as it lies there now, whichever set is to run.
     pub fn schemas_now(&self) -> &BTreeMap<Name, u64> {
@@ -22,7 +22,7 @@ impl Record {
         }
     }
 
-    /// Whether a trial changed data, and has lasted longer than its data may be restored unasked.
+    /// Whether a trial that changed data has lasted too long for the data to be restored automatically.
     pub fn is_stale_trial(&self, now: &Moment) -> bool {
         match &self.phase {
             Phase::Trial {
@@ -75,7 +75,7 @@ impl Record {
         without(self) == without(other)
     }
 
-    /// How far the data's protection is.
+    /// How far the change of the data is.
     pub fn data(&self) -> DataState {
         match self.phase {
             Phase::Switching { data, .. }
@@ -213,7 +213,7 @@ impl Record {
         }
     }
 
-    /// Nothing is going on, and what there was came to nothing: it had changed neither the data nor the link.
+    /// Back to idle: the open operation, if any, has changed neither the data nor the link.
     pub fn settled(&self, idle: Idle) -> Result<Record> {
         match &self.phase {
             Phase::Idle(_)
@@ -227,7 +227,7 @@ impl Record {
         }
     }
 
-    /// The operation has ended, and how. Data that is still to be exchanged back allows no end.
+    /// Records how the operation ended. That is not allowed while data is still to be exchanged back.
     pub fn ended(&self, idle: Idle, attempt: Attempt) -> Result<Record> {
         match &self.phase {
             Phase::Staging { op }
@@ -246,8 +246,8 @@ impl Record {
         }
     }
 
-    /// An operation that is still open has come to nothing, so that `status` tells of it; its phase ends with the next
-    /// transition. What it had stopped is not forgotten with it.
+    /// Notes that the open operation failed, for `status`; its phase ends with the next transition. The services that it
+    /// stopped stay recorded.
     pub fn came_to_nothing(&self, op: &Operation, why: &str, now: &str) -> Record {
         Record {
             last: Some(op.attempt(Exit::Failed, Some(why.to_owned()), now)),
@@ -260,7 +260,7 @@ impl Record {
         }
     }
 
-    /// A person gives up whatever there is, and stays with the set that was not a part of it.
+    /// A person abandons the open operation, if any, and stays with another set.
     pub fn abandoned(&self, idle: Idle, attempt: Attempt) -> Record {
         Record {
             phase: Phase::Idle(idle),
@@ -288,7 +288,7 @@ impl Record {
         self.out_of_phase(&format!("{what} (operation {})", op.id))
     }
 
-    /// What is to be recorded does not follow from what is: a fault of this program. Nothing is written.
+    /// The phase does not allow the transition: a bug in this program. Nothing is written.
     fn out_of_phase(&self, what: &str) -> Error {
         let open = self
             .operation()

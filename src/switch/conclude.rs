@@ -1,4 +1,4 @@
-//! How a switch ends: the trial is proved and confirmed, or the way back is gone to its end.
+//! How a switch ends: the trial is proved and confirmed, or the way back is completed.
 
 use qx_release::error::{Error, ErrorKind, Exit, Result};
 
@@ -15,7 +15,7 @@ use crate::proof::prove::{self, Expectation};
 use crate::store::{CommitPoint, sets};
 
 impl Switch<'_> {
-    /// A trial that a boot or another process left: its services may run from where they did before.
+    /// Resumes a trial that a boot or another process left open: its services may still run the old files.
     pub fn resume_trial(mut self, record: &Record) -> Result<Exit> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
@@ -42,8 +42,7 @@ impl Switch<'_> {
         }
     }
 
-    /// The trial ended well.
-    /// `remarks` is what a person should know all the same.
+    /// The trial succeeded. `remarks` is what a person should know nevertheless.
     pub fn confirmed(self, record: &Record, remarks: &[String]) -> Result<Exit> {
         let op = &self.op;
         let now = self.host.timestamp();
@@ -71,12 +70,9 @@ impl Switch<'_> {
                 .manifest
                 .map_or(Ok(()), |digest| self.store.forget_refusal(digest)),
             OperationKind::Data => Ok(()),
-            OperationKind::Rollback | OperationKind::Factory => self.refuse(
-                op.from(),
-                RefusalKind::Held,
-                "a person rolled it back",
-                &now,
-            ),
+            OperationKind::Rollback | OperationKind::Factory => {
+                self.refuse(op.from(), RefusalKind::Held, "rolled back manually", &now)
+            }
         };
         if let Err(e) = listed {
             // A damaged list is no reason to give up a set that is healthy.
@@ -107,7 +103,7 @@ impl Switch<'_> {
         Ok(Exit::Done)
     }
 
-    /// Step 10, the other way: the intention first, then back.
+    /// Step 10 after a failure: records the intention first, then goes back.
     pub fn revert(mut self, cause: Cause, record: &Record) -> Result<Exit> {
         let what = format!("giving up {}: {}", self.op.to, cause.message);
         self.log.error("revert", what);
@@ -126,13 +122,13 @@ impl Switch<'_> {
         self.conclude_revert(&cause, &reverting)
     }
 
-    /// A person gives the operation up in a boot that uses the factory set: the data goes back, and the link stays. What
-    /// used it meanwhile is started again, if it may be.
+    /// A person abandons the operation in a boot that uses the factory set: the data is restored, and the link stays. The
+    /// services that used the data are started again if the factory set accepts it.
     pub fn give_up(mut self, record: &Record) -> Result<Record> {
         let reverting = match record.phase() {
             Phase::Reverting { .. } => record.clone(),
             _ => {
-                let cause = Cause::new(CauseKind::Person, "a person gave it up");
+                let cause = Cause::new(CauseKind::Person, "abandoned manually");
                 record.begin_revert(self.op.clone(), cause)?
             }
         };
@@ -147,7 +143,7 @@ impl Switch<'_> {
         Ok(restored)
     }
 
-    /// The way back cannot be gone to its end: what uses the data stays down, and the rest runs.
+    /// The way back cannot be completed: services that use the data stay stopped, and the others run.
     fn leave_to_a_person(&mut self, error: Error, record: &Record) -> Error {
         self.log.error("revert", error.chain());
         self.op
@@ -173,8 +169,8 @@ impl Switch<'_> {
         error
     }
 
-    /// The way back to its end. Its beginning is durable; from here on what fails is told, and the way is gone on:
-    /// services are down.
+    /// Completes the way back, whose beginning is durable. From here on failures are reported and the way back goes on,
+    /// since services are stopped.
     pub fn conclude_revert(mut self, cause: &Cause, record: &Record) -> Result<Exit> {
         let chosen = sets::choose(self.store, self.op.from(), &record.schemas, self.log);
         if chosen.set != self.home.set {
@@ -258,7 +254,7 @@ impl Switch<'_> {
         });
         let trouble = healthy.err().map(|why| Trouble {
             what: format!(
-                "{chosen} runs again after {} failed, and is not healthy: {why}",
+                "{chosen} runs again after {} failed, but is not healthy: {why}",
                 self.op.to
             ),
             needs_person: true,
@@ -348,7 +344,7 @@ impl Switch<'_> {
                 remarks.push(what);
             }
         } else {
-            let what = format!("{set} has no manifest: nothing can be proved about its files");
+            let what = format!("{set} has no manifest: its files cannot be verified");
             self.log.warning("prove", what.clone());
             remarks.push(what);
         }

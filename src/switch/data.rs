@@ -59,7 +59,7 @@ impl Switch<'_> {
         data::room(self.host, self.store, &self.op)
     }
 
-    /// What was copied of the data for an operation that changed nothing goes; the next one sees to what cannot.
+    /// Deletes the copies for an operation that changed nothing; what cannot be deleted is left to the next operation.
     pub(super) fn drop_copies(&mut self) {
         let dropped = data::drop_open(self.host, self.store, self.op.id, self.log);
         if let Err(e) = dropped {
@@ -90,7 +90,7 @@ impl Switch<'_> {
         data::exchange(self.host, self.store, &self.op, from, self.log).map_err(appliance)
     }
 
-    /// What is to become the live data lies complete on the medium afterwards. Returns what the live data was like.
+    /// Prepares what is to become the live data, complete and on the medium. Returns fingerprints of the live data.
     fn make_ready(&mut self) -> Result<Vec<u64>, Cause> {
         let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
         let next = dataset::Side::Next;
@@ -112,7 +112,7 @@ impl Switch<'_> {
         }
     }
 
-    /// A migration that insists on the live data: the copy is what is kept, and exchanged for it on the way back.
+    /// A migration that must run on the live data: the copy is kept, and exchanged for it on the way back.
     fn migrate_in_place(&mut self, reached: &mut Record) -> Result<(), Cause> {
         let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
         let previous = dataset::Side::Previous;
@@ -147,7 +147,7 @@ impl Switch<'_> {
         migrates && migrate.is_some_and(|migrate| migrate.in_place)
     }
 
-    /// Runs the migration on the copies on a side, or on the live data, and asks whether the result can be used.
+    /// Runs the migration on the copies on a side, or on the live data, and checks whether the result is usable.
     fn migrate(&mut self, copy: Option<dataset::Side>) -> Result<(), Cause> {
         let migrated = self.run_migration(copy);
         // Whatever outlived it would go on changing the data.
@@ -189,8 +189,8 @@ impl Switch<'_> {
         }
     }
 
-    /// What was exchanged is exchanged back, durably, before anything else: the record that it returns says so. The data's
-    /// users are down.
+    /// Exchanges the data back, durably and before anything else, and records that. The services that use the data are
+    /// stopped.
     pub fn take_back(&mut self, record: &Record) -> Result<Record> {
         if record.data() != DataState::Exchanged {
             return Ok(record.clone());
@@ -199,10 +199,10 @@ impl Switch<'_> {
         migrate::end_orphans(self.op.id, self.host.proc(), self.log)?;
         let from = self.op.copy().side.other();
         data::exchange(self.host, self.store, &self.op, from, self.log)
-            .doing(|| "taking the data back")?;
+            .doing(|| "restoring the data")?;
         let aside = data::keep_set_aside(self.host, self.store, &self.op)?;
         let what = format!(
-            "the data is what it was before; what was written from {} to {} is kept: `qx-update data list` shows it",
+            "the data is restored; data written from {} to {} is kept (see `qx-update data list`)",
             aside.from, aside.to
         );
         self.log.warning("data", what);
@@ -213,7 +213,7 @@ impl Switch<'_> {
     }
 }
 
-/// How a side's programs are run, and what it says of its migration.
+/// The runner for a side's programs, and the side's migration.
 fn runner<'t>(
     host: &'t Host,
     store: &'t Store,

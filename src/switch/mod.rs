@@ -47,7 +47,7 @@ pub struct Switch<'a> {
 /// One of the two sets of an operation.
 struct Side {
     set: Set,
-    /// Unknown of a factory set without one.
+    /// Unknown for a factory set without one.
     manifest: Option<Manifest>,
 }
 
@@ -198,7 +198,7 @@ impl<'a> Switch<'a> {
     /// Steps 7 and 8 at boot: nothing that uses the data has been started, and services are left to the runlevel. Returns
     /// the record, in `Trial`, or in `Reverting` with the data as it was.
     pub fn at_boot(mut self, record: &Record) -> Result<Record> {
-        let what = format!("{} takes over, and migrates the data", self.op.to);
+        let what = format!("{} takes over and migrates the data", self.op.to);
         self.log.info("data", what);
         self.has_room()?;
         let mut reached = record.begin_switch(self.op.clone())?;

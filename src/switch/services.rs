@@ -65,16 +65,15 @@ impl<'a> Switch<'a> {
         let started = manager.started(&idle);
         idle.retain(|name| !started.contains(name));
         for name in &idle {
-            let what =
-                format!("{name} is not running and stays stopped; nothing is proved about it");
+            let what = format!("{name} is not running and stays stopped; it is not verified");
             self.log.warning("services", what);
         }
         self.op.ran = ran;
         self.op.idle = idle;
     }
 
-    /// Restarts the services of the active set that still use the slot which the new release needs, before that goes. What they
-    /// must run is in place already. Returns the operation, its services as before.
+    /// Restarts the services of the active set that still use the slot which the new release needs, before the slot is
+    /// overwritten. The files that they should run are in place already. Returns the operation, its services as before.
     pub fn vacate(mut self, users: &[Use], record: &Record) -> Result<Operation> {
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
@@ -86,7 +85,7 @@ impl<'a> Switch<'a> {
                 Some(name) => names.push(name.clone()),
                 None => {
                     let what = format!(
-                        "planning {}: its space is needed, but process {} ({}) still uses {}: end it, or free space",
+                        "planning {}: process {} ({}) still uses {}, whose space is needed: end it, or free space",
                         self.op.to,
                         process.pid,
                         self.host.proc().executable_name(process.pid),
@@ -108,7 +107,7 @@ impl<'a> Switch<'a> {
         stopped
             .and(proved)
             .map_err(|e| e.of(ErrorKind::NeedsPerson))
-            .doing(|| format!("giving up the slot of {} to make room", self.op.to))?;
+            .doing(|| format!("vacating the slot for {}", self.op.to))?;
         self.op.ran = Vec::new();
         Ok(self.op)
     }
@@ -157,7 +156,7 @@ impl<'a> Switch<'a> {
         self.op.services.sort_by_key(|s| s.order);
     }
 
-    /// Who runs, of both sets and of those that are stopped besides.
+    /// The running processes of the services of both sets, and of the others that are stopped.
     fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
     where
         'a: 'c,
@@ -170,8 +169,8 @@ impl<'a> Switch<'a> {
         Census::take(&manifests, &self.op.ran, self.store, manager)
     }
 
-    /// Services are stopped, at least if one of them runs other bytes than this set's: after a boot they may have been started
-    /// from the right one already.
+    /// Stops the services; with [`Stop::IfWrong`] only if one of them runs other files than this set's: after a boot they
+    /// may have been started from the right set already.
     pub(super) fn stop_for(&mut self, set: Set, when: Stop, manager: &Manager) -> Result<()> {
         self.add_mismatched(set, manager);
         let concerned: Vec<Name> = self.op.services.iter().map(|s| s.name.clone()).collect();
@@ -206,8 +205,8 @@ impl<'a> Switch<'a> {
         )
     }
 
-    /// Stops the services that ran, and looks whether they have stopped: of their own processes none remains. What is no
-    /// release's is not ours to kill.
+    /// Stops the services that ran, and verifies that none of their processes remains. Processes of services that belong
+    /// to no release are not killed.
     pub(super) fn stop_services(&mut self, manager: &Manager) -> Result<()> {
         let census = self.census(manager);
         let ours = |name: &Name| self.to.has(name) || self.home.has(name);
@@ -216,7 +215,7 @@ impl<'a> Switch<'a> {
             let stopped = manager.stop(name, own.clone().unwrap_or_default(), self.log)?;
             if !stopped && own.is_none() && self.op.uses_data(name) {
                 return Err(Error::new(format!(
-                    "stopping services: {name} uses the data, its stop command failed, so it may still run"
+                    "stopping services: the stop command of {name} failed; it may still run and use the data"
                 )));
             }
         }
@@ -231,7 +230,7 @@ impl<'a> Switch<'a> {
                 };
                 let (pid, runs) = (process.pid, self.host.proc().executable_name(process.pid));
                 let what = format!(
-                    "stopping services: {name} still runs, or runs again: process {pid} ({runs})"
+                    "stopping services: {name} is still running, or was restarted: process {pid} ({runs})"
                 );
                 match (ours(name), again) {
                     (true, true) => left.extend(own),

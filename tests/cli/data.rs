@@ -503,7 +503,11 @@ fn a_person_goes_back() {
     let before = appliance.processes();
     appliance.update(&["rollback"]).refused(
         10,
-        &["schema is 2", "--set-aside-data", "what was written from"],
+        &[
+            "schema of db is 2",
+            "--set-aside-data",
+            "the data written from",
+        ],
     );
     assert_eq!(appliance.processes(), before);
     appliance
@@ -617,7 +621,7 @@ fn the_rescue_rescues_the_data() {
     // The factory set does not accept what the release has made of the data: who uses it is held until then.
     appliance
         .update(&["recover", "--stage", "data"])
-        .refused(10, &["schema is 2"]);
+        .refused(10, &["schema of db is 2"]);
     appliance.update(&["rollback", "--to", "factory"]).code(0);
     assert_eq!(found(&appliance), old(), "{}", appliance.tree());
     assert_eq!(schema(&appliance), 1);
@@ -726,9 +730,13 @@ fn what_writes_meanwhile_is_noticed() {
     let live = place(&appliance, "db");
     let script = format!("{MIGRATE}; echo more >>{}", path(&live));
     appliance.release(&migrating(&appliance, "1.2.0", &script));
-    appliance
-        .update(&["apply"])
-        .refused(8, &["was written to meanwhile", "something else uses it"]);
+    appliance.update(&["apply"]).refused(
+        8,
+        &[
+            "was written to while its services were stopped",
+            "another process uses it",
+        ],
+    );
     appliance.runs("1.1.0");
     assert_eq!(found(&appliance)["db"], "rowsmore\n");
     assert_eq!(schema(&appliance), 1);
@@ -893,12 +901,12 @@ fn the_data_itself_says_its_schema() {
     put(&appliance, &[("db", "one\ntwo\n")]);
     appliance
         .update(&["recover", "--stage", "data"])
-        .refused(10, &["schema is 2"]);
+        .refused(10, &["schema of db is 2"]);
     let recipe = appliance.recipe("1.2.0");
     appliance.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
     appliance
         .update(&["apply"])
-        .refused(5, &["1 to 1 of db, whose schema is 2"]);
+        .refused(5, &["the schema of db is 2 (supported: 1 to 1)"]);
     appliance.release(&migrating(&appliance, "1.3.0", "exit 1"));
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.3.0");
@@ -908,7 +916,7 @@ fn the_data_itself_says_its_schema() {
     appliance
         .update(&["apply"])
         .code(3)
-        .says(&["going by the record"]);
+        .says(&["using the recorded schema"]);
 }
 
 /// What is kept goes when it was kept for long enough, and not before.
@@ -1017,7 +1025,7 @@ fn a_stepping_stone_is_taken() {
     appliance.release(&step("1.3.0", 3, "echo three >>$1"));
     appliance
         .update(&["apply", "1.3.0"])
-        .refused(5, &["begins with schema 2 of db", "whose schema is 1"]);
+        .refused(5, &["the schema of db is 1", "requires at least 2"]);
     for (version, number) in [("1.2.0", 2), ("1.3.0", 3)] {
         appliance.update(&["apply"]).code(0);
         appliance.runs(version);
@@ -1065,7 +1073,7 @@ fn a_set_that_does_not_accept_the_data_is_not_started_on_it() {
     appliance.update(&["recover", "--stage", "link"]).code(0);
     appliance
         .update(&["recover", "--stage", "data"])
-        .refused(10, &["factory set", "schema is 2"]);
+        .refused(10, &["factory set", "schema of db is 2"]);
     let status = appliance.status();
     assert_eq!(status["running"]["set"], "factory");
     assert_eq!(status["needs_person"], true);

@@ -731,7 +731,9 @@ fn what_is_started_again_while_it_is_stopped() {
         match code {
             0 => appliance.runs("1.2.0"),
             _ => assert!(
-                apply.stderr.contains("node still runs, or runs again"),
+                apply
+                    .stderr
+                    .contains("node is still running, or was restarted"),
                 "{}",
                 apply.stderr
             ),
