@@ -175,8 +175,8 @@ pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut 
         let lasted = kept.lasted.as_ref().map_or(0, |lasted| lasted.seconds);
         let why = match kept.reason {
             KeptReason::Unexplained => continue,
-            KeptReason::Open => "what it was for has ended",
-            _ if lasted > keep_s => "it was kept for limits.keep_data_s",
+            KeptReason::Open => "its operation has ended",
+            _ if lasted > keep_s => "limits.keep_data_s has passed",
             _ => {
                 store.note_kept(&kept)?;
                 continue;

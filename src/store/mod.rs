@@ -166,7 +166,7 @@ impl Store {
         }
         let me = rustix::process::geteuid().as_raw();
         for path in [self.data.clone(), self.path("slots"), self.path("update")] {
-            let meta = fs::metadata(&path).doing(|| format!("looking at {}", path.display()))?;
+            let meta = fs::metadata(&path).doing(|| format!("examining {}", path.display()))?;
             if meta.uid() != me || meta.mode() & 0o022 != 0 {
                 return Err(Error::with(
                     ErrorKind::NeedsPerson,

@@ -103,11 +103,11 @@ impl<'a> Switch<'a> {
         match self.rehearse(Asked::ByRelease, record) {
             Ok(Tried::Succeeded) => {}
             Ok(Tried::NotNeeded(why)) => {
-                self.log.info("rehearsal", format!("no rehearsal: {why}"));
+                self.log.info("rehearsal", format!("skipping the rehearsal: {why}"));
             }
             Ok(Tried::NotPossible(why)) => {
                 self.log
-                    .warning("rehearsal", format!("no rehearsal: {why}"));
+                    .warning("rehearsal", format!("skipping the rehearsal: {why}"));
             }
             Err(failure) => return self.reject(failure, record),
         }
