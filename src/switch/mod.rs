@@ -103,7 +103,8 @@ impl<'a> Switch<'a> {
         match self.rehearse(Asked::ByRelease, record) {
             Ok(Tried::Succeeded) => {}
             Ok(Tried::NotNeeded(why)) => {
-                self.log.info("rehearsal", format!("skipping the rehearsal: {why}"));
+                self.log
+                    .info("rehearsal", format!("skipping the rehearsal: {why}"));
             }
             Ok(Tried::NotPossible(why)) => {
                 self.log
