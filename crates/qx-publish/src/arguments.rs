@@ -22,6 +22,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Init(Init),
     Key(KeyCommand),
+    Check(Check),
     Release(Release),
     Component(Component),
     Sign(Sign),
@@ -118,6 +119,18 @@ pub(crate) struct KeyShow {
     pub file: PathBuf,
 }
 
+/// Try what a recipe's `checks` name: versions, init scripts, migrations. `release` does it, too.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "check")]
+pub(crate) struct Check {
+    /// the recipe
+    #[argh(positional)]
+    pub recipe: PathBuf,
+    /// the repository whose releases the migrations continue
+    #[argh(option)]
+    pub repo: Option<PathBuf>,
+}
+
 /// Pack what a recipe names, and publish it.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "release")]
@@ -140,6 +153,9 @@ pub(crate) struct Release {
     /// the team that signs it (the targets role)
     #[argh(option, long = "as")]
     pub team: Option<String>,
+    /// publish it without trying what the recipe's checks name
+    #[argh(switch)]
+    pub no_check: bool,
 }
 
 /// Pack a recipe's components, and publish them for the releases that others make.

@@ -13,8 +13,8 @@ use qx_release::text;
 use qx_release::trust::signing::Sign as _;
 
 use crate::arguments::{
-    Bundle, Component, Delegate, Expiry, Factory, Init, Inspect, KeyNew, KeyShow, KeySubcommand,
-    Refresh, Release, Rotate, Serve, Sign, Verify,
+    Bundle, Check, Component, Delegate, Expiry, Factory, Init, Inspect, KeyNew, KeyShow,
+    KeySubcommand, Refresh, Release, Rotate, Serve, Sign, Verify,
 };
 use crate::{complain, print};
 
@@ -73,6 +73,42 @@ pub(crate) fn key(command: KeySubcommand) -> Result<String> {
     }
 }
 
+pub(crate) fn check(command: &Check, now: SystemTime) -> Result<(String, Exit)> {
+    let report = qx_publish::check(&command.recipe, command.repo.as_deref(), now)?;
+    let exit = match report.problems[..] {
+        [] => Exit::Done,
+        _ => Exit::Failed,
+    };
+    let text = report.to_string();
+    let text = match text.is_empty() {
+        true => {
+            "the recipe is right, and has no checks of its own (docs/publishing.md)\n".to_owned()
+        }
+        false => text,
+    };
+    Ok((text, exit))
+}
+
+/// The same before something is published: what could not be tried is told, and what is wrong ends it.
+fn checked(recipe: &Path, repo: &Path, now: SystemTime) -> Result<()> {
+    let report = qx_publish::check(recipe, Some(repo), now)?;
+    for skipped in &report.skipped {
+        complain(&format!("warning: not checked: {skipped}"));
+    }
+    match &report.problems[..] {
+        [] => Ok(()),
+        [first, more @ ..] => Err(Error::new(format!(
+            "checking the recipe {}: {first}{}; nothing was published (`qx-publish check` shows all, --no-check publishes \
+             it all the same)",
+            recipe.display(),
+            match more.len() {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            }
+        ))),
+    }
+}
+
 pub(crate) fn release(command: Release, now: SystemTime) -> Result<String> {
     let Release {
         recipe,
@@ -81,7 +117,11 @@ pub(crate) fn release(command: Release, now: SystemTime) -> Result<String> {
         passphrase_file,
         channel,
         team,
+        no_check,
     } = command;
+    if !no_check {
+        checked(&recipe, &repo, now)?;
+    }
     let channel = match channel {
         Some(channel) => channel,
         None => "stable".parse().map_err(|why: String| Error::new(why))?,

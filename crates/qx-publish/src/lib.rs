@@ -9,6 +9,7 @@
 mod authority;
 mod bundle;
 mod change;
+mod check;
 mod contents;
 mod current;
 mod delegate;
@@ -36,6 +37,7 @@ use std::time::SystemTime;
 
 pub use bundle::{Bundle, Wanted, bundle};
 pub use change::{Change, Done, Waiting};
+pub use check::{Report, check};
 pub use current::Current;
 pub use delegate::{Team, delegate, remove as remove_team};
 pub use draft::{Signed, sign};

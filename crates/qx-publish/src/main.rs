@@ -58,6 +58,7 @@ fn run(command: Command) -> Result<(String, Exit)> {
     let output = match command {
         Command::Init(init) => commands::init(&init, now)?,
         Command::Key(key) => commands::key(key.command)?,
+        Command::Check(check) => return commands::check(&check, now),
         Command::Release(release) => commands::release(release, now)?,
         Command::Component(component) => commands::component(&component, now)?,
         Command::Sign(sign) => commands::sign(sign, now)?,

@@ -66,6 +66,14 @@ pub(crate) fn measure(source: &Source) -> Result<Packed> {
     Ok(pack(source, io::sink())?.0)
 }
 
+/// Packs a component into a file as it is, to be unpacked at once.
+pub(crate) fn plain(source: &Source, file: &Path) -> Result<()> {
+    let writing = || format!("writing {}", file.display());
+    let out = BufWriter::new(File::create(file).doing(writing)?);
+    let (_, mut out) = pack(source, out)?;
+    out.flush().doing(writing)
+}
+
 fn pack<W: Write>(source: &Source, out: W) -> Result<(Packed, W)> {
     let mut archive = tar::Builder::new(out);
     let packed = match source.kind {

@@ -10,6 +10,7 @@ use semver::Version;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::check::Checks;
 use super::elf::{self, Program};
 use super::versions;
 use qx_release::digest::Digest;
@@ -43,6 +44,9 @@ pub(crate) struct Recipe {
     migrate: Option<Migrate>,
     #[serde(default)]
     health: Vec<Check>,
+    /// What is to be tried before it is published.
+    #[serde(default)]
+    pub checks: Checks,
     /// Where it was read.
     #[serde(skip)]
     pub path: PathBuf,
@@ -86,6 +90,7 @@ impl Recipe {
         for source in &mut recipe.components {
             source.source = base.join(&source.source);
         }
+        recipe.checks.resolve(base);
         path.clone_into(&mut recipe.path);
         Ok(recipe)
     }
