@@ -1,6 +1,6 @@
 //! Which release: the highest one that this appliance may install. Pure, but for the manifests, which the caller gets.
 
-use crate::model::fit::Fit;
+use crate::model::fit::{Fit, refuses_unknown};
 use crate::repository::Candidate;
 use std::collections::BTreeMap;
 
@@ -27,6 +27,8 @@ pub struct SelectionContext<'a> {
     pub running: &'a Installed,
     /// The schema number of each data set.
     pub schemas: &'a BTreeMap<Name, u64>,
+    /// The data sets that are there, and whose schema nobody knows.
+    pub unknown: &'a [Name],
     /// What is not tried again.
     pub refusals: &'a [Refusal],
     /// The factory set's manifest, if there is one.
@@ -180,6 +182,9 @@ fn refuse(context: &SelectionContext, request: &Request, candidate: &Candidate) 
     if let Fit::Never(why) = Fit::of(manifest, context.schemas) {
         return Some(why);
     }
+    if let Some(why) = refuses_unknown(manifest, context.unknown) {
+        return Some(why);
+    }
     if let Err(why) = DataPlan::forward(manifest, context.schemas, context.declared) {
         return Some(why);
     }
@@ -285,6 +290,7 @@ mod tests {
                 arch: &name("x86_64"),
                 running: &self.running,
                 schemas: &self.schemas,
+                unknown: &[],
                 refusals: &self.refusals,
                 factory: self.factory.as_ref(),
                 declared: &[],

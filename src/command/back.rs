@@ -96,6 +96,7 @@ impl Appliance {
             target.as_ref(),
             &record.schemas,
             &self.config.data,
+            &self.unknown_data(record)?,
             &data::leftovers(&self.store, record)?,
             newer,
         )

@@ -173,6 +173,11 @@ impl Appliance {
         })
     }
 
+    /// The data sets that are there, and whose schema nobody knows.
+    fn unknown_data(&self, record: &Record) -> Result<Vec<Name>> {
+        crate::data::unknown(&self.host, &self.store, &self.config.data, &record.schemas)
+    }
+
     /// What a release's migration does to the data of this appliance.
     fn data_plan(&self, manifest: &Manifest, repair: bool, record: &Record) -> Result<DataPlan> {
         let refused = |why| {

@@ -144,12 +144,14 @@ impl Appliance {
         // Which paths a release must have is not known without it.
         let factory = self.store.manifest(Set::Factory)?;
         let active = running(record);
+        let unknown = self.unknown_data(record)?;
         let context = select::SelectionContext {
             product: &self.config.product,
             channel: &self.config.channel,
             arch: &machine()?,
             running: &active,
             schemas: &record.schemas,
+            unknown: &unknown,
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
             declared: &self.config.data,

@@ -194,6 +194,13 @@ pub(super) fn copy(aside: &Aside, side: Side, log: &mut Log) -> Result<u64> {
     Ok(before.print)
 }
 
+pub(super) fn is_there(aside: &Aside) -> Result<bool> {
+    match Place::of(aside.host, aside.set)? {
+        Some(place) => Ok(!place.parts()?.is_empty()),
+        None => Ok(false),
+    }
+}
+
 pub(super) fn bytes(aside: &Aside) -> Result<u64> {
     match Place::of(aside.host, aside.set)? {
         Some(place) => Ok(survey(&place, ALL)?.bytes),

@@ -161,6 +161,23 @@ pub fn schemas(
     schemas
 }
 
+/// The data sets that are there, and whose schema nobody knows.
+pub fn unknown(
+    host: &Host,
+    store: &Store,
+    declared: &[DataSet],
+    schemas: &BTreeMap<Name, u64>,
+) -> Result<Vec<Name>> {
+    let mut unknown = Vec::new();
+    for aside in asides(host, store, declared, OperationId::new(0)) {
+        let name = &aside.set.name;
+        if !schemas.contains_key(name) && aside.is_there()? {
+            unknown.push(name.clone());
+        }
+    }
+    Ok(unknown)
+}
+
 /// Copies all data sets of an operation to a side.
 pub fn copy(
     host: &Host,

@@ -38,6 +38,15 @@ impl Aside<'_> {
         .doing(|| format!("copying the data set {}", self.set.name))
     }
 
+    /// Whether there is any data; of what has commands of its own it is taken for granted.
+    pub fn is_there(&self) -> Result<bool> {
+        match &self.set.method {
+            Method::Files => files::is_there(self),
+            Method::Command(_) => Ok(true),
+        }
+        .doing(|| format!("examining the data set {}", self.set.name))
+    }
+
     /// What the live data takes, by what its limit counts.
     pub fn bytes(&self) -> Result<Option<u64>> {
         match &self.set.method {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::dataset::{DataSet, Method};
-use crate::model::fit::{Fit, cannot_begin_with};
+use crate::model::fit::{Fit, cannot_begin_with, refuses_unknown};
 use crate::model::kept::{Kept, KeptCopy};
 use qx_release::manifest::{Data, Manifest, Name};
 
@@ -116,10 +116,13 @@ impl DataPlan {
         to: Option<&Manifest>,
         schemas: &BTreeMap<Name, u64>,
         declared: &[DataSet],
+        unknown: &[Name],
         kept: &[Kept],
         newer: NewerData,
     ) -> Result<DataPlan, String> {
-        let Some((to, why)) = to.and_then(|to| Some((to, Fit::of(to, schemas).obstacle()?))) else {
+        let obstacle = |to| Fit::of(to, schemas).obstacle();
+        let obstacle = |to| obstacle(to).or_else(|| refuses_unknown(to, unknown));
+        let Some((to, why)) = to.and_then(|to| Some((to, obstacle(to)?))) else {
             return Ok(DataPlan::stay(schemas));
         };
         if let Some(active) = active
@@ -130,9 +133,10 @@ impl DataPlan {
         }
         let unfit = to.data.iter().filter(|data| {
             let range = data.accepts_from..=data.accepts_to;
-            schemas
-                .get(&data.name)
-                .is_some_and(|schema| !range.contains(schema))
+            match schemas.get(&data.name) {
+                Some(schema) => !range.contains(schema),
+                None => !data.accepts_unknown && unknown.contains(&data.name),
+            }
         });
         let names: Vec<Name> = unfit.map(|data| data.name.clone()).collect();
         // The newest that has all that does not fit, and fits.
@@ -330,7 +334,7 @@ mod tests {
             let to = Some(&old);
             // Data that was kept and does not fit either makes no difference.
             for kept in [vec![], vec![kept(7)]] {
-                let way = DataPlan::back(Some(&active), to, &at(schema), &declared, &kept, newer);
+                let way = DataPlan::back(Some(&active), to, &at(schema), &declared, &[], &kept, newer);
                 match (way, change) {
                     (Ok(way), Ok(change)) => {
                         assert_eq!(way.change, change);
@@ -347,6 +351,23 @@ mod tests {
         }
     }
 
+    /// An older set is not put on data that nobody knows the schema of, unless it says that it takes any.
+    #[test]
+    fn unknown_data_is_for_those_that_take_it() {
+        let (active, mut old) = (release(1, 2, None), release(1, 1, None));
+        let (declared, unknown) = ([set("files")], [name("db")]);
+        let back = |old: &Manifest, newer| {
+            let (active, schemas) = (Some(&active), BTreeMap::new());
+            DataPlan::back(active, Some(old), &schemas, &declared, &unknown, &[], newer)
+        };
+        let why = back(&old, NewerData::Keep).unwrap_err();
+        assert!(why.contains("the schema of db is unknown"), "{why}");
+        let way = back(&old, NewerData::SetAside).unwrap();
+        assert_eq!(way.change, DataChange::Empty);
+        old.data[0].accepts_unknown = true;
+        assert_eq!(back(&old, NewerData::Keep).unwrap().change, DataChange::None);
+    }
+
     /// Of what is kept the newest that fits becomes live again, if a person says so, and what would be lost is told.
     #[test]
     fn what_is_kept_comes_back() {
@@ -356,7 +377,7 @@ mod tests {
         all[2].until = "yesterday".into();
         let back = |newer| {
             let declared = [set("files")];
-            DataPlan::back(Some(&active), Some(&old), &at(2), &declared, &all, newer)
+            DataPlan::back(Some(&active), Some(&old), &at(2), &declared, &[], &all, newer)
         };
         let why = back(NewerData::Keep).unwrap_err();
         for words in ["--set-aside-data", "from yesterday until now"] {

@@ -24,6 +24,17 @@ pub fn cannot_begin_with(data: &Data, schema: u64) -> Option<String> {
     ))
 }
 
+/// Why a set is not put on data that is there and whose schema nobody knows, if so.
+pub fn refuses_unknown(manifest: &Manifest, unknown: &[Name]) -> Option<String> {
+    let mut refused = manifest.data.iter();
+    let refused = refused.find(|data| !data.accepts_unknown && unknown.contains(&data.name))?;
+    Some(format!(
+        "the schema of {name} is unknown, and the release does not declare `accepts_unknown`: declare {name} in the factory \
+         set's manifest, or configure data[].schema to ask for it",
+        name = refused.name
+    ))
+}
+
 impl Fit {
     /// Whether a set can run on data with these schemas.
     pub fn of(manifest: &Manifest, schemas: &BTreeMap<Name, u64>) -> Fit {

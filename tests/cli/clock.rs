@@ -193,8 +193,9 @@ fn with_data() -> Appliance {
     crate::common::create_dir(appliance.data().join("db")).unwrap();
     fs::write(appliance.data().join("db/db"), "rows").unwrap();
     let recipe = appliance.recipe("1.1.0").edit(|json| {
-        json["data"] =
-            json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
+        json["data"] = super::data::adopting(
+            json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]),
+        );
     });
     appliance.release(&recipe);
     appliance.update(&["apply"]).code(0);

@@ -21,10 +21,16 @@ fn with_data() -> Appliance {
     put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
     let recipe = appliance
         .recipe("1.1.0")
-        .edit(|json| json["data"] = schemas(1, 1));
+        .edit(|json| json["data"] = adopting(schemas(1, 1)));
     appliance.release(&recipe);
     appliance.update(&["apply"]).code(0);
     appliance
+}
+
+/// The first release on appliances that never recorded a schema.
+pub(super) fn adopting(mut schemas: Value) -> Value {
+    schemas[0]["accepts_unknown"] = json!(true);
+    schemas
 }
 
 fn schemas(from: u64, to: u64) -> Value {
@@ -789,6 +795,44 @@ fn who_still_uses_the_data_is_told() {
     appliance.update(&["apply"]).code(0);
     user.wait().unwrap();
     assert_eq!(found(&appliance)["db"], "migrated\n");
+}
+
+/// Data that is there, and whose schema nobody has recorded, is for a release that says it takes any; where there is none yet any
+/// release will do.
+#[test]
+fn data_of_an_unknown_schema() {
+    let appliance = Appliance::new();
+    appliance.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
+    });
+    crate::common::create_dir(appliance.data().join("db")).unwrap();
+    let plain = |version: &str| {
+        let recipe = appliance.recipe(version);
+        recipe.edit(|json| json["data"] = schemas(1, 1))
+    };
+    appliance.release(&plain("1.1.0"));
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    put(&appliance, &[("db", "of whom?")]);
+    for version in ["1.1.0", "1.2.0"] {
+        appliance.refuses(&["apply", version], 5, &[version, "the schema of db is unknown"]);
+    }
+    appliance
+        .update(&["check"])
+        .refused(5, &["the schema of db is unknown"]);
+    assert_eq!(found(&appliance)["db"], "of whom?");
+    appliance.edit_config(|config| config["data"][0]["schema"] = json!(["echo", "1"]));
+    appliance.update(&["apply", "1.1.0", "--dry-run"]).code(0);
+    appliance.edit_config(|config| config["data"][0]["schema"] = json!([]));
+    appliance.release(&plain("1.1.1").edit(|json| json["data"] = adopting(schemas(1, 1))));
+    appliance.update(&["apply", "1.1.1"]).code(0);
+    assert_eq!(schema(&appliance), 1);
+    let fresh = Appliance::new();
+    fresh.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db/db"}]);
+    });
+    let recipe = fresh.recipe("1.1.0");
+    fresh.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
+    fresh.update(&["apply"]).code(0);
 }
 
 /// A person stages a release ahead, or tries its migration, while the old one runs: nothing is stopped and no copy stays behind;

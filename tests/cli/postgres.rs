@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::data::kill_in_trial;
+use super::data::{adopting, kill_in_trial};
 use crate::common::{Appliance, Recipe, path, text, wait_until};
 
 /// A cluster of its own, whose unprivileged role `app` owns the database `inventory`, in which there are two rows.
@@ -197,7 +197,7 @@ fn with_database(cluster: &Cluster, copy: &str) -> Appliance {
     });
     let recipe = appliance
         .recipe("1.1.0")
-        .edit(|json| json["data"] = schemas(1));
+        .edit(|json| json["data"] = adopting(schemas(1)));
     appliance.release(&recipe);
     appliance.update(&["apply"]).code(0);
     appliance

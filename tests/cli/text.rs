@@ -149,7 +149,7 @@ fn places_and_urls_with_secrets() {
     });
     let schemas = |number: u64| json!([{"name": "db", "accepts_from": number, "accepts_to": number, "schema_after": number}]);
     let first = appliance.recipe("1.1.0").edit(|json| {
-        json["data"] = schemas(1);
+        json["data"] = super::data::adopting(schemas(1));
         let url = json["health"][0]["url"].as_str().unwrap().to_owned();
         json["health"][0]["url"] = json!(format!("{url}?token={SECRET}"));
     });

@@ -293,8 +293,9 @@ fn with_shared_data() -> (Appliance, PathBuf, PathBuf) {
     fs::write(secret.join("db"), "root only").unwrap();
     fs::set_permissions(secret.join("db"), fs::Permissions::from_mode(0o600)).unwrap();
     let recipe = appliance.recipe("1.1.0").edit(|json| {
-        json["data"] =
-            json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
+        json["data"] = super::data::adopting(
+            json!([{"name": "db", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]),
+        );
     });
     appliance.release(&recipe);
     appliance.update(&["apply"]).code(0);

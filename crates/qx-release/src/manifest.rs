@@ -99,6 +99,10 @@ pub struct Data {
     /// The lowest schema number that the migration can begin with. Absent: it can begin with any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrates_from: Option<u64>,
+    /// Whether these programs, or their migration, take data whose schema nobody knows: the first release on appliances that
+    /// never recorded any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accepts_unknown: bool,
     /// The schema number after `migrate.down`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_down: Option<u64>,
