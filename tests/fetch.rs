@@ -692,7 +692,9 @@ fn a_health_check_asks_once_and_has_a_time_out() {
     let error = get("/drips", 300).unwrap_err();
     assert!(error.chain().ends_with("timed out"), "{}", error.chain());
     assert!(start.elapsed() < Duration::from_secs(60));
-    assert_eq!(server.ranges().len(), 3);
+    // On a busy machine the last one may not even have been read; but nothing is tried again.
+    let asked = server.ranges().len();
+    assert!((2..=3).contains(&asked), "{asked}");
     assert!(fetch::get("https://localhost/", Duration::from_secs(1), 1).is_err());
 }
 

@@ -75,6 +75,9 @@ pub(super) struct ConfirmArguments {
     /// accept the release on trial without verifying it
     #[argh(switch)]
     force: bool,
+    /// go on and watch confirmed releases for crash loops; does not end
+    #[argh(switch)]
+    watch: bool,
     /// wait for another qx-update process to finish
     #[argh(switch)]
     wait: bool,
@@ -269,7 +272,13 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
                 false => Goal::Proved,
             },
         }),
-        Subcommand::Confirm(a) => appliance.confirm(a.force),
+        Subcommand::Confirm(a) => {
+            let ended = appliance.confirm(a.force);
+            match a.watch {
+                true => appliance.watch(ended),
+                false => ended,
+            }
+        }
         Subcommand::Rollback(a) => {
             let newer = match a.set_aside_data {
                 true => NewerData::SetAside,

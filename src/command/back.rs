@@ -61,7 +61,7 @@ impl Appliance {
     }
 
     /// What a person wants to go back to.
-    fn set_behind(&mut self, idle: &Idle, back: Back) -> Result<Installed> {
+    pub(super) fn set_behind(&mut self, idle: &Idle, back: Back) -> Result<Installed> {
         let previous = idle
             .fallback
             .clone()
@@ -79,7 +79,7 @@ impl Appliance {
     }
 
     /// What happens to the data on the way back.
-    fn data_plan_back(
+    pub(super) fn data_plan_back(
         &mut self,
         idle: &Idle,
         to: &Installed,

@@ -6,6 +6,7 @@ mod back;
 mod confirm;
 mod data;
 mod source;
+mod watch;
 
 use std::fs;
 use std::path::Path;

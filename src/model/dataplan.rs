@@ -334,7 +334,8 @@ mod tests {
             let to = Some(&old);
             // Data that was kept and does not fit either makes no difference.
             for kept in [vec![], vec![kept(7)]] {
-                let way = DataPlan::back(Some(&active), to, &at(schema), &declared, &[], &kept, newer);
+                let way =
+                    DataPlan::back(Some(&active), to, &at(schema), &declared, &[], &kept, newer);
                 match (way, change) {
                     (Ok(way), Ok(change)) => {
                         assert_eq!(way.change, change);
@@ -365,7 +366,10 @@ mod tests {
         let way = back(&old, NewerData::SetAside).unwrap();
         assert_eq!(way.change, DataChange::Empty);
         old.data[0].accepts_unknown = true;
-        assert_eq!(back(&old, NewerData::Keep).unwrap().change, DataChange::None);
+        assert_eq!(
+            back(&old, NewerData::Keep).unwrap().change,
+            DataChange::None
+        );
     }
 
     /// Of what is kept the newest that fits becomes live again, if a person says so, and what would be lost is told.
@@ -377,7 +381,15 @@ mod tests {
         all[2].until = "yesterday".into();
         let back = |newer| {
             let declared = [set("files")];
-            DataPlan::back(Some(&active), Some(&old), &at(2), &declared, &[], &all, newer)
+            DataPlan::back(
+                Some(&active),
+                Some(&old),
+                &at(2),
+                &declared,
+                &[],
+                &all,
+                newer,
+            )
         };
         let why = back(NewerData::Keep).unwrap_err();
         for words in ["--set-aside-data", "from yesterday until now"] {

@@ -17,3 +17,4 @@ pub mod refusal;
 pub mod slot;
 pub mod source;
 pub mod transition;
+pub mod watch;

@@ -92,6 +92,9 @@ pub struct Operation {
     /// The services that did not run before the switch: they stay stopped and are not verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idle: Vec<Name>,
+    /// The crash loop that it ends by going back, if it was not a person who asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undoes: Option<String>,
 }
 
 /// Data written under a release that was left again; it is no longer in use.
@@ -139,6 +142,7 @@ impl Operation {
             discarded: None,
             failed_before: Vec::new(),
             idle: Vec::new(),
+            undoes: None,
         }
     }
 

@@ -178,6 +178,7 @@ impl Status {
         problems.extend(found.problems(store));
         problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
+        problems.extend(watched(record, host, store).unwrap_or_else(|e| vec![e.chain()]));
         problems.extend(held.clone());
         let refused = refused(store, &found.set).unwrap_or_else(|why| {
             problems.push(why);
@@ -295,6 +296,29 @@ fn found(store: &Store) -> Found {
         plain: plain.then_some(bin),
         fault,
     }
+}
+
+/// What has become of the services since the running release was confirmed, as long as it is watched.
+fn watched(record: Option<&Record>, host: &Host, store: &Store) -> Result<Vec<String>> {
+    let active = record.map(|record| record.idle_when_ended().active);
+    let Some((watched, active)) = store.watched()?.zip(active) else {
+        return Ok(Vec::new());
+    };
+    let over = watched.lasted.until(&host.moment()).seconds > watched.for_s;
+    if active.manifest != Some(watched.manifest) || record.and_then(Record::operation).is_some() {
+        return Ok(Vec::new());
+    }
+    if let Some(problem) = watched.problem {
+        return Ok(vec![format!("{problem}, after {active} was confirmed")]);
+    }
+    let proc = host.proc();
+    let again = watched.processes.iter().filter(|(_, process)| {
+        !over && proc.identity(process.0).map(Identity::key) != Some(**process)
+    });
+    let line = |(name, _)| {
+        format!("service {name} was started again after {active} was confirmed: check its log")
+    };
+    Ok(again.map(line).collect())
 }
 
 /// The data sets as they are. What cannot be measured is a problem now, before an update meets it.

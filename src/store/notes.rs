@@ -1,10 +1,11 @@
-//! What is noted for `status`: how fresh the trust is, and what this boot found.
+//! What is noted beside the record: how fresh the trust is, what this boot found, and which release is watched.
 
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
 use crate::model::id::BootId;
 use crate::model::slot::{Set, Slot};
+use crate::model::watch::{self, Watched};
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 use qx_release::json;
@@ -14,6 +15,7 @@ use qx_release::trust::Versions;
 /// How many problems of a boot are kept.
 const MAX_PROBLEMS: usize = 100;
 
+const WATCHED: &str = "update/watched.json";
 const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 
 /// What the link stage found in this boot; kept in `/run`, so that it is told even if `/data` cannot be written.
@@ -79,6 +81,29 @@ impl Store {
         refreshed
             .map(Some)
             .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
+    }
+
+    /// Notes that a release is watched.
+    pub fn watch(&self, watched: &Watched) -> Result<()> {
+        let path = self.path(WATCHED);
+        let text = serde_json::to_vec(watched).doing(|| format!("writing {}", path.display()))?;
+        durable::write(&path, &text)
+    }
+
+    /// The release that is watched, if one is.
+    pub fn watched(&self) -> Result<Option<Watched>> {
+        let path = self.path(WATCHED);
+        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
+            return Ok(None);
+        };
+        let watched: Watched = json::parse(&bytes)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
+        Ok((watched.format == watch::FORMAT).then_some(watched))
+    }
+
+    /// None is watched any more.
+    pub fn forget_watched(&self) -> Result<()> {
+        durable::remove(&self.path(WATCHED))
     }
 
     /// Leaves a note about this boot in `/run`.

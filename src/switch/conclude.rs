@@ -1,16 +1,19 @@
 //! How a switch ends: the trial is proved and confirmed, or the way back is completed.
 
 use qx_release::error::{Error, ErrorKind, Exit, Result};
+use qx_release::manifest::Service;
 
 use super::services::Stop;
 use super::{Side, Switch, sides};
 use crate::data;
 use crate::model::idle::{Idle, Trouble};
+use crate::model::moment::Lasted;
 use crate::model::operation::{Attempt, Cause, CauseKind, EarlyFailure, OperationKind, return_to};
 use crate::model::phase::{DataState, Phase};
 use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};
+use crate::model::watch::{self, Watched};
 use crate::proof::prove::{self, Expectation};
 use crate::store::{CommitPoint, sets};
 
@@ -58,7 +61,7 @@ impl Switch<'_> {
         };
         let ended = Attempt {
             unproved: remarks.to_vec(),
-            ..op.attempt(Exit::Done, None, &now)
+            ..op.attempt(Exit::Done, op.undoes.clone(), &now)
         };
         let mut done = record.ended(idle, ended)?;
         // What is known of data that was changed is what the operation says, and nothing else.
@@ -70,9 +73,10 @@ impl Switch<'_> {
                 .manifest
                 .map_or(Ok(()), |digest| self.store.forget_refusal(digest)),
             OperationKind::Data => Ok(()),
-            OperationKind::Rollback | OperationKind::Factory => {
-                self.refuse(op.from(), RefusalKind::Held, "rolled back manually", &now)
-            }
+            OperationKind::Rollback | OperationKind::Factory => match &op.undoes {
+                Some(why) => self.refuse(op.from(), RefusalKind::Quarantined, why, &now),
+                None => self.refuse(op.from(), RefusalKind::Held, "rolled back manually", &now),
+            },
         };
         if let Err(e) = listed {
             // A damaged list is no reason to give up a set that is healthy.
@@ -87,6 +91,10 @@ impl Switch<'_> {
         self.store
             .save(&done)
             .map_err(|e| e.of(ErrorKind::NeedsPerson))?;
+        if let Err(e) = self.begin_watch() {
+            self.log.warning("done", e.chain());
+        }
+        let op = &self.op;
         let what = match remarks {
             [] => format!("{} runs and is proved healthy", op.to),
             remarks => format!("{} is in place; not proved: {}", op.to, remarks.join("; ")),
@@ -101,6 +109,35 @@ impl Switch<'_> {
             self.log.warning("done", e.chain());
         }
         Ok(Exit::Done)
+    }
+
+    /// A release that was installed is watched from here on; whatever was watched before is not.
+    fn begin_watch(&self) -> Result<()> {
+        let installed = match (self.op.kind, &self.to.manifest, self.op.to.manifest) {
+            (OperationKind::Install, Some(manifest), Some(digest)) => Some((manifest, digest)),
+            _ => None,
+        };
+        let how = self.op.manager.clone();
+        let manager = self.manager(&how);
+        let Some((manifest, digest)) =
+            installed.filter(|(manifest, _)| manifest.watch.for_s > 0 && manager.controls())
+        else {
+            return self.store.forget_watched();
+        };
+        let census = self.census(&manager);
+        let process = |service: &Service| {
+            let seen = census.look(service, self.op.to.set, manifest);
+            Some((service.name.clone(), seen.process?.key()))
+        };
+        self.store.watch(&Watched {
+            format: watch::FORMAT,
+            manifest: digest,
+            for_s: manifest.watch.for_s,
+            undo: manifest.watch.undo,
+            lasted: Lasted::since(&self.host.moment()),
+            processes: manifest.services.iter().filter_map(process).collect(),
+            problem: None,
+        })
     }
 
     /// Step 10 after a failure: records the intention first, then goes back.

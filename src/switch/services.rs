@@ -157,7 +157,7 @@ impl<'a> Switch<'a> {
     }
 
     /// The running processes of the services of both sets, and of the others that are stopped.
-    fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
+    pub(super) fn census<'c>(&self, manager: &'c Manager<'c>) -> Census<'c>
     where
         'a: 'c,
     {

@@ -47,6 +47,13 @@ pub struct Identity {
     pub pid: u32,
 }
 
+impl Identity {
+    /// Its id and start time, to be compared later.
+    pub fn key(self) -> (u32, u64) {
+        (self.pid, self.started)
+    }
+}
+
 /// One process, as it was when it was looked at.
 #[derive(Debug, Clone)]
 pub struct Process {

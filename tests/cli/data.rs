@@ -814,7 +814,11 @@ fn data_of_an_unknown_schema() {
     appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
     put(&appliance, &[("db", "of whom?")]);
     for version in ["1.1.0", "1.2.0"] {
-        appliance.refuses(&["apply", version], 5, &[version, "the schema of db is unknown"]);
+        appliance.refuses(
+            &["apply", version],
+            5,
+            &[version, "the schema of db is unknown"],
+        );
     }
     appliance
         .update(&["check"])

@@ -19,3 +19,4 @@ mod surroundings;
 mod text;
 mod truth;
 mod wall;
+mod watch;

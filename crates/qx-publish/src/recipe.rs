@@ -17,6 +17,7 @@ use qx_release::digest::Digest;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{
     self, Check, Component, Data, Kind, Manifest, Migrate, Mode, Name, Probe, RelPath, Service,
+    Watch,
 };
 
 /// The only recipe format there is.
@@ -44,6 +45,8 @@ pub(crate) struct Recipe {
     migrate: Option<Migrate>,
     #[serde(default)]
     health: Vec<Check>,
+    #[serde(default)]
+    watch: Watch,
     /// What is to be tried before it is published.
     #[serde(default)]
     pub checks: Checks,
@@ -117,6 +120,7 @@ impl Recipe {
             ("data", serde_json::to_value(&recipe.data)),
             ("migrate", serde_json::to_value(&recipe.migrate)),
             ("health", serde_json::to_value(&recipe.health)),
+            ("watch", serde_json::to_value(&recipe.watch)),
         ];
         for (field, known) in known {
             let known = known.map_err(|e| e.to_string())?;
@@ -190,6 +194,7 @@ impl Recipe {
             data: self.data.clone(),
             migrate: self.migrate.clone(),
             health: self.health.clone(),
+            watch: self.watch.clone(),
         };
         manifest.check().map_err(|why| wrong(&self.path, why))?;
         if let Some(why) = versions::contradiction(&manifest) {

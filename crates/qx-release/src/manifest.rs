@@ -314,6 +314,31 @@ impl TryFrom<CheckFields> for Check {
     }
 }
 
+/// How the services are watched once the release was confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Watch {
+    /// Seconds; 0: not at all.
+    pub for_s: u64,
+    /// Whether a crash loop in that time undoes the update. Else it is only reported.
+    pub undo: bool,
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch {
+            for_s: 900,
+            undo: false,
+        }
+    }
+}
+
+impl Watch {
+    fn is_default(&self) -> bool {
+        *self == Watch::default()
+    }
+}
+
 /// A field of a JSON document and the value it must have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JsonField {
@@ -361,6 +386,9 @@ pub struct Manifest {
     /// What must hold after the update.
     #[serde(default)]
     pub health: Vec<Check>,
+    /// For how long its services are watched after that.
+    #[serde(default, skip_serializing_if = "Watch::is_default")]
+    pub watch: Watch,
 }
 
 impl Manifest {

@@ -63,6 +63,7 @@ impl Manifest {
                 return Err("migrate.timeout_s: it must be at least 1".into());
             }
         }
+        seconds("watch.for_s", self.watch.for_s)?;
         self.health
             .iter()
             .try_for_each(|check| self.check_health(check))

@@ -1,0 +1,155 @@
+//! `confirm --watch`: an eye is kept on the services of a release for a while after it was confirmed.
+
+use std::time::Duration;
+
+use qx_release::error::{Exit, Result};
+
+use super::{Appliance, Back};
+use crate::model::dataplan::NewerData;
+use crate::model::operation::{Operation, OperationKind};
+use crate::model::record::{Loaded, Record};
+use crate::model::slot::Set;
+use crate::model::watch::{Crashes, Look, Watched};
+use crate::proof::observe::{Census, State};
+use crate::system::service::Manager;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often it is noted for how long a release has been watched, in seconds.
+const NOTE: u64 = 60;
+
+impl Appliance {
+    /// Watches this release and those that are confirmed later, however its confirmation `ended`; does not end by itself.
+    pub fn watch(&mut self, ended: Result<Exit>) -> Result<Exit> {
+        if let Err(e) = ended {
+            self.log.error("confirm", e.chain());
+        }
+        let mut crashes = Crashes::default();
+        let mut told = None;
+        loop {
+            let looked = self.look_once(&mut crashes).err().map(|e| e.chain());
+            if let Some(why) = looked.clone().filter(|_| looked != told) {
+                self.log.warning("watch", why);
+            }
+            told = looked;
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn look_once(&mut self, crashes: &mut Crashes) -> Result<()> {
+        let watched = self.store.watched()?.filter(|w| w.problem.is_none());
+        let record = match self.store.load() {
+            Loaded::Record(record) => Some(*record),
+            Loaded::Absent | Loaded::Unreadable(_) => None,
+        };
+        let (Some(mut watched), Some(record)) = (watched, record) else {
+            *crashes = Crashes::default();
+            return Ok(());
+        };
+        // What an operation stops and starts is its own business.
+        if !is_about(&watched, &record) || self.store.holder().is_some() {
+            *crashes = Crashes::default();
+            return Ok(());
+        }
+        let noted = watched.lasted.clone();
+        watched.lasted = noted.until(&self.host.moment());
+        if watched.lasted.seconds > watched.for_s {
+            let active = &record.idle_when_ended().active;
+            let what = format!(
+                "{active} was watched for {} s: no crash loop",
+                watched.for_s
+            );
+            self.log.info("watch", what);
+            return self.store.forget_watched();
+        }
+        let boot = noted.until.boot_id != watched.lasted.until.boot_id;
+        if boot || watched.lasted.seconds >= noted.seconds + NOTE {
+            self.store.watch(&watched)?;
+        }
+        match self.crash_loop(&watched, &record, crashes)? {
+            Some(problem) => self.report(watched, problem),
+            None => Ok(()),
+        }
+    }
+
+    /// The first crash loop among the services of the set that runs.
+    fn crash_loop(
+        &self,
+        watched: &Watched,
+        record: &Record,
+        crashes: &mut Crashes,
+    ) -> Result<Option<String>> {
+        let active = record.idle_when_ended().active.set;
+        let manager = Manager::new(
+            &self.config.services,
+            &self.host,
+            self.config.service_timeout(),
+        );
+        let Some(manifest) = self.manifest_of(active)? else {
+            return Ok(None);
+        };
+        let census = Census::take(&[&manifest], &[], &self.store, &manager);
+        let services = manifest.services.iter();
+        for service in services.filter(|s| watched.processes.contains_key(&s.name)) {
+            let seen = census.look(service, active, &manifest);
+            let look = match (seen.state, seen.process) {
+                (State::Installed | State::Other, Some(process)) => Look::Runs(process.key()),
+                _ if manager
+                    .started(std::slice::from_ref(&service.name))
+                    .is_empty() =>
+                {
+                    Look::Stopped
+                }
+                _ => Look::Down,
+            };
+            let problem = crashes.see(&service.name, look, watched.lasted.seconds);
+            if problem.is_some() {
+                return Ok(problem);
+            }
+        }
+        Ok(None)
+    }
+
+    fn report(&mut self, watched: Watched, problem: String) -> Result<()> {
+        self.log.error("watch", problem.clone());
+        let (manifest, undo) = (watched.manifest, watched.undo);
+        self.store.watch(&Watched {
+            problem: Some(problem.clone()),
+            ..watched
+        })?;
+        if !undo {
+            return Ok(());
+        }
+        let (_lock, record) = self.begin("confirm --watch")?;
+        let idle = record.idle_when_ended();
+        if record.operation().is_some() || idle.active.manifest != Some(manifest) {
+            return Ok(());
+        }
+        let to = self.set_behind(&idle, Back::Previous)?;
+        let data = self.data_plan_back(&idle, &to, &record, NewerData::SetAside)?;
+        let kind = match to.set {
+            Set::Factory => OperationKind::Factory,
+            Set::A | Set::B => OperationKind::Rollback,
+        };
+        let running = self.manifest_of(idle.active.set)?;
+        let op = Operation {
+            failed_before: self.baseline(idle.active.set, running.as_ref()),
+            undoes: Some(problem),
+            ..self.operation(kind, idle, to)?.with_data_plan(data)
+        };
+        self.log.operation(op.id);
+        let what = format!(
+            "going back from {} to {}, as the release asks",
+            op.from(),
+            op.to
+        );
+        self.log.warning("watch", what);
+        self.switch(op, &record).map(drop)
+    }
+}
+
+/// Whether the release that is watched is what runs, and nothing is open.
+fn is_about(watched: &Watched, record: &Record) -> bool {
+    let active = record.idle_when_ended().active;
+    record.operation().is_none() && active.manifest == Some(watched.manifest)
+}

@@ -1,0 +1,103 @@
+//! After a release was confirmed: a crash loop that comes later is told, and undone if the release asks for it.
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::common::{Appliance, Recipe, kill, wait_until};
+
+fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
+    appliance
+        .recipe(version)
+        .edit(|json| json["watch"] = json!({"for_s": 600, "undo": undo}))
+}
+
+/// Plays the supervisor of a program that ends soon after each start, until `told` holds.
+fn crash(appliance: &Appliance, told: impl Fn() -> bool) {
+    wait_until("the crash loop is noticed", || {
+        if !told() && let Some(pid) = appliance.pid("node") {
+            kill(pid, Signal::KILL);
+            // While an updater works on it the service is its business.
+            if appliance.phase() == "idle" {
+                appliance.service("start", "node");
+            }
+            std::thread::sleep(std::time::Duration::from_secs(4));
+        }
+        told()
+    });
+}
+
+/// A service that was proved and crashes again and again afterwards is reported, by `status` too; nothing is changed if the
+/// release does not ask for that.
+#[test]
+fn a_crash_loop_after_confirmation_is_reported() {
+    let appliance = Appliance::new();
+    appliance.release(&watched(&appliance, "1.1.0", false));
+    appliance.update(&["apply"]).code(0);
+    let status = appliance.update(&["status"]);
+    assert!(!status.stdout.contains("problem"), "{}", status.stdout);
+    // Without anybody who watches, one restart is told.
+    kill(appliance.pid("node").unwrap(), Signal::KILL);
+    appliance.service("start", "node");
+    appliance
+        .update(&["status"])
+        .says(&["service node was started again after 1.1.0 (slot a) was confirmed"]);
+    let mut watch = appliance.start(&["confirm", "--watch"]);
+    let problem = || appliance.update(&["status"]).stdout.contains("node is in a crash loop");
+    crash(&appliance, problem);
+    assert!(watch.runs(), "it goes on");
+    appliance.runs("1.1.0");
+    appliance
+        .update(&["status"])
+        .says(&["node is in a crash loop: it was started again", "after 1.1.0 (slot a) was confirmed"]);
+    // The next release begins anew.
+    appliance.kill_updater();
+    drop(watch);
+    appliance.service("start", "node");
+    appliance.release(&watched(&appliance, "1.2.0", false));
+    appliance.update(&["apply"]).code(0);
+    let status = appliance.update(&["status"]);
+    assert!(!status.stdout.contains("crash loop"), "{}", status.stdout);
+}
+
+/// A release that asks for it is undone, quarantined with the reason, and the previous one runs.
+#[test]
+fn a_crash_loop_is_undone_if_the_release_asks_for_it() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.release(&watched(&appliance, "1.2.0", true));
+    appliance.update(&["apply"]).code(0);
+    let watch = appliance.start(&["confirm", "--watch"]);
+    crash(&appliance, || {
+        appliance.status()["last"]["kind"] == "rollback" && appliance.phase() == "idle"
+    });
+    appliance.kill_updater();
+    drop(watch);
+    appliance.runs("1.1.0");
+    let status = appliance.status();
+    assert_eq!(status["last"]["result"], "done", "{status:#}");
+    assert_eq!(status["refused"][0]["version"], "1.2.0");
+    assert_eq!(status["refused"][0]["kind"], "quarantined");
+    appliance
+        .update(&["status"])
+        .says(&["node is in a crash loop"]);
+    appliance.refuses(&["apply"], 5, &["1.2.0", "quarantined", "crash loop"]);
+}
+
+/// What a person stops or restarts now and then is no crash loop, and a watch that is over says nothing.
+#[test]
+fn a_person_at_work_is_no_crash_loop() {
+    let appliance = Appliance::new();
+    appliance.release(&watched(&appliance, "1.1.0", true).edit(|json| json["watch"]["for_s"] = json!(12)));
+    appliance.update(&["apply"]).code(0);
+    let watch = appliance.start(&["confirm", "--watch"]);
+    appliance.service("stop", "node");
+    let note = appliance.data().join("update/watched.json");
+    wait_until("the watch is over", || !note.exists());
+    appliance.kill_updater();
+    let said = watch.said();
+    assert!(said.contains("watched for 12 s: no crash loop"), "{said}");
+    appliance.service("start", "node");
+    appliance.runs("1.1.0");
+    let status = appliance.update(&["status"]);
+    assert!(!status.stdout.contains("problem"), "{}", status.stdout);
+}
