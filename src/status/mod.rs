@@ -166,10 +166,7 @@ impl Status {
         let trouble = record.and_then(trouble);
         let held = record.and_then(|record| held(record, &found, host));
         let mut problems = problems(&loaded, store, config);
-        let mut kept_data = store.kept_data().unwrap_or_else(|e| {
-            problems.push(e.chain());
-            Vec::new()
-        });
+        let mut kept_data = or_problem(store.kept_data(), &mut problems);
         kept_data
             .iter_mut()
             .for_each(|kept| kept.age(&host.moment()));
@@ -178,16 +175,14 @@ impl Status {
         problems.extend(found.problems(store));
         problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
-        problems.extend(watched(record, host, store).unwrap_or_else(|e| vec![e.chain()]));
+        let again = or_problem(watched(record, host, store), &mut problems);
+        problems.extend(again);
         problems.extend(held.clone());
         let refused = refused(store, &found.set).unwrap_or_else(|why| {
             problems.push(why);
             Vec::new()
         });
-        let refreshed = store.refreshed().unwrap_or_else(|e| {
-            problems.push(e.chain());
-            None
-        });
+        let refreshed = or_problem(store.refreshed(), &mut problems);
         let mut said = BTreeSet::new();
         problems.retain(|problem| said.insert(problem.clone()));
         let (services, elsewhere) = look_at_services(&found, host, store, config);
@@ -222,6 +217,14 @@ impl Status {
         status.advice = advice::advice(&status);
         status
     }
+}
+
+/// What was read, or nothing and a problem.
+fn or_problem<T: Default>(read: Result<T>, problems: &mut Vec<String>) -> T {
+    read.unwrap_or_else(|e| {
+        problems.push(e.chain());
+        T::default()
+    })
 }
 
 /// What init scripts find.

@@ -714,7 +714,7 @@ fn a_person_sees_to_what_is_kept() {
     assert_eq!(found(&appliance), old());
     assert_eq!(schema(&appliance), 1);
     assert_eq!(appliance.status()["fallback"]["version"], "1.1.0");
-    assert!(list().contains("was written under"), "{}", list());
+    assert!(list().contains("was set aside"), "{}", list());
     // And back again.
     appliance.update(&["data", "restore", id]).code(0);
     assert_eq!(found(&appliance)["db"], "a day's work");
@@ -1004,7 +1004,7 @@ fn a_disk_that_is_full() {
         crate::common::create_dir(appliance.data().join("db")).unwrap();
         put(&appliance, &[("db", "rows"), ("db-wal", "more rows")]);
         let recipe = appliance.recipe("1.1.0");
-        appliance.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
+        appliance.release(&recipe.edit(|json| json["data"] = adopting(schemas(1, 1))));
         appliance.update(&["apply"]).code(0);
         let filler = appliance.data().join("filler");
         let script = script.replace("filler", path(&filler));
@@ -1032,7 +1032,7 @@ fn data_that_is_on_another_file_system() {
     let mounted = Mounted::over(&own, &["-t", "tmpfs", "-o", "size=16m,mode=755", "none"]);
     fs::write(own.join("db"), "rows").unwrap();
     let recipe = appliance.recipe("1.1.0");
-    appliance.release(&recipe.edit(|json| json["data"] = schemas(1, 1)));
+    appliance.release(&recipe.edit(|json| json["data"] = adopting(schemas(1, 1))));
     appliance.update(&["apply"]).code(0);
     appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
     appliance.update(&["apply"]).code(0);
@@ -1197,7 +1197,7 @@ fn a_user_of_the_data_that_does_not_stop() {
     appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
     appliance
         .update(&["apply"])
-        .refused(8, &["report uses the data", "may still run"]);
+        .refused(8, &["report failed", "may still run and use the data"]);
     assert_eq!(found(&appliance), old());
     appliance.runs("1.1.0");
     assert!(report.try_wait().unwrap().is_none(), "it was killed");

@@ -201,7 +201,7 @@ fn data_that_is_too_deep() {
             .arg("apply");
         appliance.spawn(command).wait()
     };
-    limited("128:128").refused(1, &["takes 603 open files", "RLIMIT_NOFILE"]);
+    limited("128:128").refused(1, &["needs 603 open files", "RLIMIT_NOFILE"]);
     // What it is entitled to, it takes.
     limited("128:1024").code(0);
 }

@@ -40,7 +40,7 @@ fn an_unreadable_factory_manifest_is_no_absent_one() {
     appliance
         .update(&["verify"])
         .code(0)
-        .says(&["factory set: not known"]);
+        .says(&["factory set: not verifiable"]);
     appliance.update(&["check"]).code(4);
 }
 

@@ -14,7 +14,9 @@ fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
 /// Plays the supervisor of a program that ends soon after each start, until `told` holds.
 fn crash(appliance: &Appliance, told: impl Fn() -> bool) {
     wait_until("the crash loop is noticed", || {
-        if !told() && let Some(pid) = appliance.pid("node") {
+        if !told()
+            && let Some(pid) = appliance.pid("node")
+        {
             kill(pid, Signal::KILL);
             // While an updater works on it the service is its business.
             if appliance.phase() == "idle" {
@@ -42,13 +44,19 @@ fn a_crash_loop_after_confirmation_is_reported() {
         .update(&["status"])
         .says(&["service node was started again after 1.1.0 (slot a) was confirmed"]);
     let mut watch = appliance.start(&["confirm", "--watch"]);
-    let problem = || appliance.update(&["status"]).stdout.contains("node is in a crash loop");
+    let problem = || {
+        appliance
+            .update(&["status"])
+            .stdout
+            .contains("node is in a crash loop")
+    };
     crash(&appliance, problem);
     assert!(watch.runs(), "it goes on");
     appliance.runs("1.1.0");
-    appliance
-        .update(&["status"])
-        .says(&["node is in a crash loop: it was started again", "after 1.1.0 (slot a) was confirmed"]);
+    appliance.update(&["status"]).says(&[
+        "node is in a crash loop: it was started again",
+        "after 1.1.0 (slot a) was confirmed",
+    ]);
     // The next release begins anew.
     appliance.kill_updater();
     drop(watch);
@@ -87,7 +95,9 @@ fn a_crash_loop_is_undone_if_the_release_asks_for_it() {
 #[test]
 fn a_person_at_work_is_no_crash_loop() {
     let appliance = Appliance::new();
-    appliance.release(&watched(&appliance, "1.1.0", true).edit(|json| json["watch"]["for_s"] = json!(12)));
+    appliance.release(
+        &watched(&appliance, "1.1.0", true).edit(|json| json["watch"]["for_s"] = json!(12)),
+    );
     appliance.update(&["apply"]).code(0);
     let watch = appliance.start(&["confirm", "--watch"]);
     appliance.service("stop", "node");
@@ -97,6 +107,9 @@ fn a_person_at_work_is_no_crash_loop() {
     let said = watch.said();
     assert!(said.contains("watched for 12 s: no crash loop"), "{said}");
     appliance.service("start", "node");
+    wait_until("node runs again", || {
+        appliance.answers().iter().all(|version| version == "1.1.0")
+    });
     appliance.runs("1.1.0");
     let status = appliance.update(&["status"]);
     assert!(!status.stdout.contains("problem"), "{}", status.stdout);

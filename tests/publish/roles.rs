@@ -267,7 +267,7 @@ fn a_root_whose_keys_are_apart_is_signed_in_several_places() {
     place.seen("known").unwrap();
     let before = place.tree("repo/metadata");
     let out = place.good(&["rotate", "timestamp"], &[]);
-    assert!(out.contains("2 of the keys"), "{out}");
+    assert!(out.contains("2 more needed, of the keys"), "{out}");
     assert!(out.contains("--add-signature"), "{out}");
     assert_eq!(
         before,

@@ -5,79 +5,16 @@ mod migrations;
 mod scratch;
 mod versions;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
-use serde::Deserialize;
-
+use super::checks::Checks;
 use super::current::Current;
 use super::recipe::Recipe;
 use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::manifest::{Kind, Manifest, Name};
 use qx_release::text;
-
-/// What a recipe says in `checks`. Paths are relative to the recipe, until it was read.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Checks {
-    /// How the name of every program begins.
-    prefix: Option<String>,
-    /// Files that hold the release's version.
-    versions: Vec<VersionFile>,
-    /// The services' init scripts.
-    init_scripts: Vec<InitScript>,
-    /// The numbered migrations, and the data to try them on.
-    migrations: Option<Migrations>,
-}
-
-/// A file that holds the version.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VersionFile {
-    file: PathBuf,
-    /// Its line, with `{version}` for the version. Absent: what is usual in a file of that name.
-    line: Option<String>,
-}
-
-/// An init script, and the service that it starts.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct InitScript {
-    service: Name,
-    file: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Migrations {
-    /// In a component: files whose names begin with their number.
-    directory: PathBuf,
-    /// What each data set is made of, to be migrated from nothing.
-    #[serde(default)]
-    data: BTreeMap<Name, Made>,
-}
-
-/// What a data set is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Made {
-    File,
-    Directory,
-}
-
-impl Checks {
-    /// Makes the paths absolute, or relative to where the recipe was.
-    pub(crate) fn resolve(&mut self, base: &Path) {
-        let versions = self.versions.iter_mut().map(|version| &mut version.file);
-        let scripts = self.init_scripts.iter_mut().map(|script| &mut script.file);
-        let migrations = self.migrations.iter_mut().map(|m| &mut m.directory);
-        for path in versions.chain(scripts).chain(migrations) {
-            *path = base.join(&*path);
-        }
-    }
-}
 
 /// What came of the checks, a line each.
 #[derive(Debug, Default)]

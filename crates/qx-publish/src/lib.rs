@@ -10,6 +10,7 @@ mod authority;
 mod bundle;
 mod change;
 mod check;
+mod checks;
 mod contents;
 mod current;
 mod delegate;

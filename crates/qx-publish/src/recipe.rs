@@ -10,7 +10,7 @@ use semver::Version;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::check::Checks;
+use super::checks::Checks;
 use super::elf::{self, Program};
 use super::versions;
 use qx_release::digest::Digest;

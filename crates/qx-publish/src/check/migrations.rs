@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use flate2::read::GzDecoder;
 
+use super::Report;
 use super::scratch::Scratch;
-use super::{Made, Migrations, Report};
+use crate::checks::{Made, Migrations};
 use crate::contents::{self, Checked, Release};
 use crate::current::Current;
 use crate::pack;

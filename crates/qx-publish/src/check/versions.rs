@@ -5,7 +5,7 @@ use std::fs;
 use semver::Version;
 use serde_json::Value;
 
-use super::VersionFile;
+use crate::checks::VersionFile;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 
