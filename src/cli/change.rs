@@ -14,7 +14,7 @@ use qx_release::surroundings;
 use super::follow::follow;
 use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
-use crate::command::{Appliance, Apply, Back, Goal};
+use crate::command::{Appliance, Apply, Back, Confirmation, Goal};
 use crate::model::dataplan::NewerData;
 use crate::model::id::OperationId;
 use crate::model::source::SourceAddress;
@@ -273,7 +273,10 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             },
         }),
         Subcommand::Confirm(a) => {
-            let ended = appliance.confirm(a.force);
+            let ended = appliance.confirm(match a.force {
+                true => Confirmation::ByPerson,
+                false => Confirmation::ByProof,
+            });
             match a.watch {
                 true => appliance.watch(ended),
                 false => ended,

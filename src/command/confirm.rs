@@ -3,7 +3,7 @@
 use qx_release::durable;
 use qx_release::error::{Error, ErrorKind, Exit, Result};
 
-use super::{Appliance, Resumed, running, wait_for_runlevel};
+use super::{Appliance, Confirmation, Resumed, running, wait_for_runlevel};
 use crate::model::idle::Idle;
 use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
@@ -11,8 +11,8 @@ use crate::model::slot::Set;
 use crate::system::host;
 
 impl Appliance {
-    /// Ends an open trial: proves it, or goes back. `force` asserts what would have been proved.
-    pub fn confirm(&mut self, force: bool) -> Result<Exit> {
+    /// Ends an open trial: proves it, or goes back, unless a person accepts it.
+    pub fn confirm(&mut self, by: Confirmation) -> Result<Exit> {
         // Without the lock: others may work until then.
         wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
         if self.factory_boot()
@@ -44,7 +44,7 @@ impl Appliance {
         }
         let (_lock, record) = self.begin("confirm")?;
         self.tidy_data(&record);
-        if let (true, Phase::Trial { op, .. }) = (force, record.phase()) {
+        if let (Confirmation::ByPerson, Phase::Trial { op, .. }) = (by, record.phase()) {
             self.log.operation(op.id);
             self.log.warning(
                 "confirm",

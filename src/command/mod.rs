@@ -57,6 +57,15 @@ pub enum Back {
     Factory,
 }
 
+/// What confirms a release on trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmation {
+    /// That it is proved.
+    ByProof,
+    /// That a person says so, whatever a proof would say.
+    ByPerson,
+}
+
 /// How far an install goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Goal {

@@ -23,8 +23,9 @@ use qx_release::manifest::{self, Manifest, Name, RelPath};
 use qx_release::offer::Offer;
 use qx_release::trust::clock::Clock;
 use qx_release::trust::delegation::{Delegation, RoleName, segment_matches};
+use qx_release::trust::described::{TargetFile, TargetInfo};
 use qx_release::trust::key::Verifiers;
-use qx_release::trust::metadata::{TargetFile, TargetInfo, Targets};
+use qx_release::trust::metadata::Targets;
 use qx_release::trust::search::{self, Found};
 use qx_release::trust::{self, Limits, Role, SnapshotCopy, TrustedSet};
 

@@ -15,6 +15,7 @@ mod preflight;
 mod refused;
 mod services;
 mod sources;
+mod sqlite;
 mod surroundings;
 mod text;
 mod truth;

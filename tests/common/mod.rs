@@ -59,18 +59,26 @@ impl Mounted {
 
     /// A data partition of 64 MB, in the place of the one that was there.
     pub fn small(appliance: &Appliance) -> Mounted {
+        Mounted::partition(appliance, &["ext4", "-m", "0"], 64 << 20)
+    }
+
+    /// A data partition of so many bytes, made by mkfs with these options, in the place of the one that was there.
+    pub fn partition(appliance: &Appliance, made: &[&str], bytes: u64) -> Mounted {
         appliance.services("stop");
         let image = appliance.temp().join("image");
-        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        let mkfs = Command::new("mkfs.ext4")
-            .args(["-q", "-m", "0"])
+        fs::File::create(&image).unwrap().set_len(bytes).unwrap();
+        let mkfs = Command::new(format!("mkfs.{}", made[0]))
+            .arg("-q")
+            .args(&made[1..])
             .arg(&image)
             .output();
-        assert!(mkfs.unwrap().status.success());
-        let small = Mounted::over(&appliance.data(), &["-o", "loop", path(&image)]);
+        let mkfs = mkfs.unwrap();
+        assert!(mkfs.status.success(), "{mkfs:?}");
+        let mounted = Mounted::over(&appliance.data(), &["-o", "loop", path(&image)]);
+        fs::set_permissions(appliance.data(), fs::Permissions::from_mode(0o755)).unwrap();
         appliance.update(&["recover"]).code(0);
         appliance.services("start");
-        small
+        mounted
     }
 }
 

@@ -544,6 +544,17 @@ fn a_wrong_recipe_is_named_with_its_field() {
         ("migrate.down needs `schema_down`", |r| {
             r["migrate"]["down"] = json!(["migrations/migrate", "{data:main}"])
         }),
+        (
+            "schema_after is 3, which the release itself does not accept",
+            |r| r["data"][0]["schema_after"] = json!(3),
+        ),
+        ("migrate.touches: other is not in data", |r| {
+            r["migrate"]["touches"] = json!(["main", "other"])
+        }),
+        ("watch.for_s", |r| r["watch"] = json!({"for_s": 90_000})),
+        ("unknown field `watch.seconds`", |r| {
+            r["watch"] = json!({"seconds": 1})
+        }),
         ("is for other", |r| r["product"] = json!("other")),
         ("release_notes: unknown placeholder '{verison}'", |r| {
             r["release_notes"] = json!("This is {verison}.")

@@ -15,7 +15,7 @@ use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::layout::target_path;
 use qx_release::manifest::{Name, RelPath};
-use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::described::TargetFile;
 
 /// Which releases a bundle is to hold.
 pub struct Wanted<'a> {

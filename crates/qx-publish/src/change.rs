@@ -29,7 +29,7 @@ use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Name, RelPath};
-use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::described::TargetFile;
 
 /// Where a change is put together before any of it is published.
 const STAGING: &str = ".staging";

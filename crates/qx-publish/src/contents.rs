@@ -13,7 +13,7 @@ use qx_release::error::{Context, Error, Result};
 use qx_release::manifest::{MAX_BYTES, Manifest, RelPath};
 use qx_release::offer::Offer;
 use qx_release::trust::clock::Clock;
-use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::described::TargetFile;
 use qx_release::trust::{Limits, SnapshotCopy, TrustedSet};
 
 /// A release that appliances find.

@@ -21,7 +21,7 @@ use qx_release::layout::{self, target_path};
 use qx_release::manifest::{Name, RelPath};
 use qx_release::text;
 use qx_release::trust::clock::Clock;
-use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::described::TargetFile;
 use qx_release::trust::{Limits, TrustedSet};
 
 /// What names a repository's product, and says how long its metadata are valid.

@@ -18,7 +18,7 @@ use qx_release::error::{Context, Error, Result};
 use qx_release::manifest::{Kind, RelPath};
 use qx_release::text;
 use qx_release::tree;
-use qx_release::trust::metadata::TargetFile;
+use qx_release::trust::described::TargetFile;
 
 /// What will be installed, in the manifest's terms.
 pub(crate) struct Packed {

@@ -14,7 +14,7 @@ use qx_release::error::{Error, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::Limits;
 use qx_release::trust::delegation::{RoleName, matches};
-use qx_release::trust::metadata::{TargetFile, TargetInfo};
+use qx_release::trust::described::{TargetFile, TargetInfo};
 use qx_release::trust::search::{self, Listing};
 
 /// The teams that targets metadata delegate to, in the order of the search.

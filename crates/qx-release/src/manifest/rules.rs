@@ -55,6 +55,12 @@ impl Manifest {
                     data.name
                 ));
             }
+            if !(data.accepts_from..=data.accepts_to).contains(&data.schema_after) {
+                return Err(format!(
+                    "data: {}: schema_after is {}, which the release itself does not accept ({} to {})",
+                    data.name, data.schema_after, data.accepts_from, data.accepts_to
+                ));
+            }
         }
         if let Some(migrate) = &self.migrate {
             self.check_migration(migrate)?;

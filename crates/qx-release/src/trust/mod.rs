@@ -14,6 +14,8 @@ pub mod clock;
 #[cfg(feature = "verify")]
 pub mod delegation;
 #[cfg(feature = "verify")]
+pub mod described;
+#[cfg(feature = "verify")]
 pub mod key;
 mod limits;
 #[cfg(feature = "verify")]

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::ops::Deref;
 
 use super::delegation::{Delegation, Paths, RoleName, Scope, any, bin, matches, walk};
+use super::described::TargetInfo;
 use super::limits::Limits;
-use super::metadata::{TargetInfo, Targets};
+use super::metadata::Targets;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::RelPath;

@@ -2,9 +2,10 @@
 
 use super::clock::Clock;
 use super::delegation::Delegation;
+use super::described::TargetFile;
 use super::key::Verifiers;
 use super::limits::Limits;
-use super::metadata::{Metadata, Parse, Root, Snapshot, TargetFile, Targets, Timestamp};
+use super::metadata::{Metadata, Parse, Root, Snapshot, Targets, Timestamp};
 use super::{Error, Role, VersionRule};
 use crate::manifest::RelPath;
 
