@@ -190,3 +190,72 @@ fn the_kernel_goes_while_the_data_is_migrated() {
     assert_ne!(dump(&appliance), schema);
     assert_eq!(appliance.ok("ls /data/copies/*"), "previous");
 }
+
+/// Runs a command of qx-update, and resets the machine as soon as the log has a line like this one.
+fn cut_at(appliance: &mut Appliance, command: &str, marker: &str) {
+    let log = "/data/update/log/update.log";
+    let script = format!(
+        "from=$(wc -l <{log} || echo 0); (qx-update {command} >/dev/null 2>&1 &)\n\
+         until tail -n +$((from + 1)) {log} | grep -q '{marker}'; do :; done\n\
+         echo b >/proc/sysrq-trigger; sleep 86400"
+    );
+    let _cut = appliance.spawn(&script);
+    appliance.wait_gone();
+    appliance.boot();
+}
+
+/// Intent: the kernel goes at each arrow of the order in which data moves, forth and back: whatever runs afterwards has the data
+/// that is its own, whole, and goes on writing; what had not begun is begun again; no row is lost by the old release.
+#[test]
+fn the_kernel_goes_at_each_arrow() {
+    // With a way down the data would not have to be exchanged back.
+    let forward = Release::derived("data-forward", "data-v2", "1.2.0", |recipe, _| {
+        recipe["migrate"].as_object_mut().unwrap().remove("down");
+    });
+    let wrong = Release::derived("data-wrong", "data-v2", "1.6.0", |_, dir| {
+        let path = dir.join("inventory/health.sql");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("1.2.0", "9.9.9")).unwrap();
+    });
+    let repository = Repository::with("data-arrows-repository", &[&forward]);
+    let mut appliance = with_inventory("data-arrows", &repository);
+    let schema = dump(&appliance);
+    appliance.power_off();
+    appliance.set_options(&["--root", "data", "--repo", &repository.url, "--no-reboot"]);
+    appliance.boot();
+    for marker in [
+        "copying inventory\"",
+        "\"migrate\",\"message\":\"running",
+        "\"migrate\",\"message\":\".*succeeded",
+        "the priority link selects 1.2.0",
+        "starting quantix-inventory",
+    ] {
+        cut_at(&mut appliance, "apply 1.2.0 --retry", marker);
+        let status = appliance.settled();
+        assert_eq!(status["needs_person"], json!(false), "{marker}: {status:#}");
+        if status["running"]["set"] != "factory" {
+            assert_eq!(
+                status["running"]["version"], "1.2.0",
+                "{marker}: {status:#}"
+            );
+            assert_ne!(dump(&appliance), schema, "{marker}");
+            writes(&appliance, "1.2.0");
+            appliance.qx_update("rollback --set-aside-data", 0);
+        }
+        assert_eq!(dump(&appliance), schema, "{marker}");
+        writes(&appliance, "1.0.0");
+    }
+    repository.publish(&wrong);
+    for marker in [
+        "giving up 1.6.0",
+        "the data is restored",
+        "\"revert\",\"message\":\"the priority link selects",
+    ] {
+        cut_at(&mut appliance, "apply 1.6.0 --retry", marker);
+        let status = appliance.settled();
+        assert_eq!(status["running"]["set"], "factory", "{marker}: {status:#}");
+        assert_eq!(status["needs_person"], json!(false), "{marker}: {status:#}");
+        assert_eq!(dump(&appliance), schema, "{marker}");
+        writes(&appliance, "1.0.0");
+    }
+}
