@@ -40,28 +40,42 @@ impl Appliance {
             self.log.info("rollback", what);
             return Ok(Exit::NothingNewer);
         }
+        self.go_back(idle, back, newer, None, &record)
+    }
+
+    /// Goes back from what runs; `undoes` is why, if it is no person who asks for it.
+    pub(super) fn go_back(
+        &mut self,
+        idle: Idle,
+        back: Back,
+        newer: NewerData,
+        undoes: Option<String>,
+        record: &Record,
+    ) -> Result<Exit> {
         let to = self.set_behind(&idle, back)?;
-        let data = self.data_plan_back(&idle, &to, &record, newer)?;
-        let kind = if to.set == Set::Factory {
-            OperationKind::Factory
-        } else {
-            OperationKind::Rollback
+        let data = self.data_plan_back(&idle, &to, record, newer)?;
+        let kind = match to.set {
+            Set::Factory => OperationKind::Factory,
+            Set::A | Set::B => OperationKind::Rollback,
         };
         let running = self.manifest_of(idle.active.set)?;
         let op = Operation {
             failed_before: self.baseline(idle.active.set, running.as_ref()),
+            undoes,
             ..self.operation(kind, idle, to)?.with_data_plan(data)
         };
         self.log.operation(op.id);
-        self.log.info(
-            "rollback",
-            format!("going back from {} to {} as requested", op.from(), op.to),
-        );
-        self.switch(op, &record)
+        let why = match &op.undoes {
+            Some(why) => format!(": {why}"),
+            None => " as requested".to_owned(),
+        };
+        let what = format!("going back from {} to {}{why}", op.from(), op.to);
+        self.log.info("rollback", what);
+        self.switch(op, record)
     }
 
     /// What a person wants to go back to.
-    pub(super) fn set_behind(&mut self, idle: &Idle, back: Back) -> Result<Installed> {
+    fn set_behind(&mut self, idle: &Idle, back: Back) -> Result<Installed> {
         let previous = idle
             .fallback
             .clone()
@@ -79,7 +93,7 @@ impl Appliance {
     }
 
     /// What happens to the data on the way back.
-    pub(super) fn data_plan_back(
+    fn data_plan_back(
         &mut self,
         idle: &Idle,
         to: &Installed,

@@ -6,9 +6,7 @@ use qx_release::error::{Exit, Result};
 
 use super::{Appliance, Back};
 use crate::model::dataplan::NewerData;
-use crate::model::operation::{Operation, OperationKind};
 use crate::model::record::{Loaded, Record};
-use crate::model::slot::Set;
 use crate::model::watch::{Crashes, Look, Watched};
 use crate::proof::observe::{Census, State};
 use crate::system::service::Manager;
@@ -125,26 +123,9 @@ impl Appliance {
         if record.operation().is_some() || idle.active.manifest != Some(manifest) {
             return Ok(());
         }
-        let to = self.set_behind(&idle, Back::Previous)?;
-        let data = self.data_plan_back(&idle, &to, &record, NewerData::SetAside)?;
-        let kind = match to.set {
-            Set::Factory => OperationKind::Factory,
-            Set::A | Set::B => OperationKind::Rollback,
-        };
-        let running = self.manifest_of(idle.active.set)?;
-        let op = Operation {
-            failed_before: self.baseline(idle.active.set, running.as_ref()),
-            undoes: Some(problem),
-            ..self.operation(kind, idle, to)?.with_data_plan(data)
-        };
-        self.log.operation(op.id);
-        let what = format!(
-            "going back from {} to {}, as the release asks",
-            op.from(),
-            op.to
-        );
-        self.log.warning("watch", what);
-        self.switch(op, &record).map(drop)
+        let newer = NewerData::SetAside;
+        self.go_back(idle, Back::Previous, newer, Some(problem), &record)
+            .map(drop)
     }
 }
 
