@@ -1,7 +1,7 @@
 //! Commands that change something. They run in a process of their own, the worker, which outlives whoever asked for it if it has
 //! to; this process only follows it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -290,26 +290,30 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             appliance.rollback(a.to, newer)
         }
         Subcommand::Reset(_) => appliance.reset(),
-        Subcommand::Data(a) => match &a.command {
-            DataCommand::Rehearse(a) => appliance.apply(&Apply {
-                version: Some(a.version.clone()),
-                from: a.from.as_deref().map(SourceAddress::from),
-                retry: a.retry,
-                goal: Goal::Rehearsed,
-                ..Apply::default()
-            }),
-            DataCommand::Restore(a) => appliance.restore_data(a.id),
-            DataCommand::Drop(a) => appliance.drop_data(a.id),
-            DataCommand::Export(a) => appliance.export_data(a.id, &here.join(&a.file)),
-            DataCommand::List(_) => Err(Error::new(
-                "running the command: it does not use a worker process",
-            )),
-        },
+        Subcommand::Data(a) => data(appliance, &here, &a.command),
         Subcommand::Status(_)
         | Subcommand::Recover(_)
         | Subcommand::Verify(_)
         | Subcommand::Which(_)
         | Subcommand::Log(_) => Err(Error::new(
+            "running the command: it does not use a worker process",
+        )),
+    }
+}
+
+fn data(appliance: &mut Appliance, here: &Path, command: &DataCommand) -> Result<Exit> {
+    match command {
+        DataCommand::Rehearse(a) => appliance.apply(&Apply {
+            version: Some(a.version.clone()),
+            from: a.from.as_deref().map(SourceAddress::from),
+            retry: a.retry,
+            goal: Goal::Rehearsed,
+            ..Apply::default()
+        }),
+        DataCommand::Restore(a) => appliance.restore_data(a.id),
+        DataCommand::Drop(a) => appliance.drop_data(a.id),
+        DataCommand::Export(a) => appliance.export_data(a.id, &here.join(&a.file)),
+        DataCommand::List(_) => Err(Error::new(
             "running the command: it does not use a worker process",
         )),
     }
