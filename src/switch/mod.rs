@@ -17,6 +17,7 @@ use qx_release::error::{Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name, Service};
 
 use crate::data::migrate::Failure;
+use crate::model::dataplan::DataChange;
 use crate::model::moment::Moment;
 use crate::model::operation::{Attempt, Cause, CauseKind, Operation};
 use crate::model::record::Record;
@@ -102,9 +103,12 @@ impl<'a> Switch<'a> {
         self.has_room()?;
         match self.rehearse(Asked::ByRelease, record) {
             Ok(Tried::Succeeded) => {}
+            // Most releases migrate nothing.
             Ok(Tried::NotNeeded(why)) => {
-                self.log
-                    .info("rehearsal", format!("skipping the rehearsal: {why}"));
+                if self.op.change == DataChange::Migrate {
+                    self.log
+                        .info("rehearsal", format!("skipping the rehearsal: {why}"));
+                }
             }
             Ok(Tried::NotPossible(why)) => {
                 self.log
