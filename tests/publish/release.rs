@@ -607,13 +607,15 @@ fn the_version_stands_where_the_recipe_leaves_room_for_it() {
     let place = Place::ready();
     let recipe = |version: &str| {
         place.recipe(version, |r| {
+            // What is the default may be spelt out.
+            r["data"][0]["accepts_unknown"] = json!(false);
             r["release_notes"] = json!("{version}, or { 1, 2 } {} {2,3} {version");
             r["data"][0]["schema_down"] = json!(1);
             r["migrate"] = json!({
                 "run": ["migrations/migrate", "--to={version}", "{data:main}", "awk '{print $1}'"],
                 "check": ["migrations/migrate", "{version}"],
                 "down": ["migrations/migrate", "{version}{version}"],
-                "timeout_s": 60, "touches": ["main"],
+                "timeout_s": 60, "touches": ["main"], "in_place": false,
             });
             r["health"] = json!([
                 {"type": "http", "url": "http://127.0.0.1/{version}/health", "json": {"pointer": "/of/{version}", "equals": "v{version}"}},

@@ -302,8 +302,8 @@ fn unknown_field(given: &Value, known: &Value) -> Option<String> {
             given
                 .iter()
                 .find_map(|(name, value)| match known.get(name) {
-                    // An optional field that is spelt out as null.
-                    None if value.is_null() => None,
+                    // An optional field that is spelt out as null, or one that is left out where it is false.
+                    None if value.is_null() || *value == Value::Bool(false) => None,
                     None => Some(format!(".{}", name.escape_debug())),
                     Some(known) => Some(format!(".{name}{}", unknown_field(value, known)?)),
                 })
