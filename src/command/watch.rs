@@ -45,7 +45,7 @@ impl Appliance {
             return Ok(());
         };
         // What an operation stops and starts is its own business.
-        if !is_about(&watched, &record) || self.store.holder().is_some() {
+        if !watched.is_about(&record) || self.store.holder().is_some() {
             *crashes = Crashes::default();
             return Ok(());
         }
@@ -110,27 +110,21 @@ impl Appliance {
 
     fn report(&mut self, watched: Watched, problem: String) -> Result<()> {
         self.log.error("watch", problem.clone());
-        let (manifest, undo) = (watched.manifest, watched.undo);
-        self.store.watch(&Watched {
+        let watched = Watched {
             problem: Some(problem.clone()),
             ..watched
-        })?;
-        if !undo {
+        };
+        self.store.watch(&watched)?;
+        if !watched.undo {
             return Ok(());
         }
         let (_lock, record) = self.begin("confirm --watch")?;
-        let idle = record.idle_when_ended();
-        if record.operation().is_some() || idle.active.manifest != Some(manifest) {
+        if !watched.is_about(&record) {
             return Ok(());
         }
+        let idle = record.idle_when_ended();
         let newer = NewerData::SetAside;
         self.go_back(idle, Back::Previous, newer, Some(problem), &record)
             .map(drop)
     }
-}
-
-/// Whether the release that is watched is what runs, and nothing is open.
-fn is_about(watched: &Watched, record: &Record) -> bool {
-    let active = record.idle_when_ended().active;
-    record.operation().is_none() && active.manifest == Some(watched.manifest)
 }

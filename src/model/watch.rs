@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::moment::Lasted;
+use crate::model::record::Record;
 use qx_release::digest::Digest;
 use qx_release::manifest::Name;
 
@@ -33,6 +34,14 @@ pub struct Watched {
     /// The crash loop that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+impl Watched {
+    /// Whether it is what runs, and nothing is open.
+    pub fn is_about(&self, record: &Record) -> bool {
+        let active = record.idle_when_ended().active;
+        record.operation().is_none() && active.manifest == Some(self.manifest)
+    }
 }
 
 /// What was seen of a service.

@@ -303,14 +303,14 @@ fn found(store: &Store) -> Found {
 
 /// What has become of the services since the running release was confirmed, as long as it is watched.
 fn watched(record: Option<&Record>, host: &Host, store: &Store) -> Result<Vec<String>> {
-    let active = record.map(|record| record.idle_when_ended().active);
-    let Some((watched, active)) = store.watched()?.zip(active) else {
+    let Some((watched, record)) = store.watched()?.zip(record) else {
         return Ok(Vec::new());
     };
-    let over = watched.lasted.until(&host.moment()).seconds > watched.for_s;
-    if active.manifest != Some(watched.manifest) || record.and_then(Record::operation).is_some() {
+    if !watched.is_about(record) {
         return Ok(Vec::new());
     }
+    let active = record.idle_when_ended().active;
+    let over = watched.lasted.until(&host.moment()).seconds > watched.for_s;
     if let Some(problem) = watched.problem {
         return Ok(vec![format!("{problem}, after {active} was confirmed")]);
     }
@@ -335,10 +335,7 @@ fn data_sets(
     let state = |set: &DataSet| DataSetState {
         name: set.name.clone(),
         schema: record.and_then(|record| record.schemas_now().get(&set.name).copied()),
-        bytes: bytes(set, host, store).unwrap_or_else(|e| {
-            problems.push(e.chain());
-            None
-        }),
+        bytes: or_problem(bytes(set, host, store), problems),
         limit_bytes: set.limit_bytes,
     };
     declared.iter().map(state).collect()
