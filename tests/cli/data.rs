@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -268,6 +268,7 @@ fn a_migration_that_hangs_is_undone() {
 fn what_a_migration_leaves_behind_is_ended() {
     let appliance = with_data();
     let left = appliance.root.join("out/left");
+    let operations = appliance.root.join("out/operations");
     // Not what another test sleeps for.
     let seconds = format!("7{:07}", std::process::id());
     let ways = [
@@ -280,7 +281,8 @@ fn what_a_migration_leaves_behind_is_ended() {
     let known = if has_control_groups() { 4 } else { 2 };
     let all = ways[..known].join("\n").replace('N', &seconds);
     let script = format!(
-        "({all}) >/dev/null 2>&1; sleep 0.5; grep -lzxs '[7]{}' /proc/[0-9]*/cmdline >{}",
+        "echo $QX_UPDATE_OPERATION >>{}; ({all}) >/dev/null 2>&1; sleep 0.5; grep -lzxs '[7]{}' /proc/[0-9]*/cmdline >{}",
+        path(&operations),
         &seconds[1..],
         path(&left)
     );
@@ -313,18 +315,17 @@ fn what_a_migration_leaves_behind_is_ended() {
     ));
     appliance.update(&["apply"]).code(0);
     ended("a migration that succeeded");
-    let left = fs::read_dir("/sys/fs/cgroup/unified").or_else(|_| fs::read_dir("/sys/fs/cgroup"));
-    for group in left.into_iter().flatten().flatten() {
-        let members = fs::read_to_string(group.path().join("cgroup.procs")).unwrap_or_default();
-        let ours = group
-            .file_name()
-            .to_string_lossy()
-            .starts_with("qx-update-");
-        assert!(
-            !ours || !members.is_empty(),
-            "{} is left empty",
-            group.path().display()
-        );
+    // Those of other tests come and go.
+    let operations = text(&operations);
+    assert_eq!(operations.lines().count(), 3);
+    for operation in operations.lines() {
+        for hierarchy in ["", "unified", "openrc", "memory", "pids"] {
+            let hierarchy = Path::new("/sys/fs/cgroup").join(hierarchy);
+            for kind in ["", "data-"] {
+                let group = hierarchy.join(format!("qx-update-{kind}{operation}"));
+                assert!(!group.exists(), "{} is left", group.display());
+            }
+        }
     }
 }
 
@@ -332,9 +333,14 @@ fn what_a_migration_leaves_behind_is_ended() {
 fn has_control_groups() -> bool {
     ["", "unified", "openrc"].iter().any(|hierarchy| {
         let hierarchy = PathBuf::from("/sys/fs/cgroup").join(hierarchy);
-        let group = hierarchy.join(format!("qx-test-{}", std::process::id()));
-        let made = hierarchy.join("cgroup.procs").exists() && fs::create_dir(&group).is_ok();
-        made && fs::remove_dir(&group).is_ok()
+        let group = || {
+            let group = tempfile::Builder::new()
+                .prefix("qx-test-")
+                .tempdir_in(&hierarchy);
+            group.map(tempfile::TempDir::keep)
+        };
+        hierarchy.join("cgroup.procs").exists()
+            && group().is_ok_and(|group| fs::remove_dir(group).is_ok())
     })
 }
 

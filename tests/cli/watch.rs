@@ -1,9 +1,8 @@
 //! After a release was confirmed: a crash loop that comes later is told, and undone if the release asks for it.
 
-use rustix::process::Signal;
 use serde_json::json;
 
-use crate::common::{Appliance, Recipe, kill, wait_until};
+use crate::common::{Appliance, Recipe, wait_until};
 
 fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
     appliance
@@ -14,10 +13,8 @@ fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
 /// Plays the supervisor of a program that ends soon after each start, until `told` holds.
 fn crash(appliance: &Appliance, told: impl Fn() -> bool) {
     wait_until("the crash loop is noticed", || {
-        if !told()
-            && let Some(pid) = appliance.pid("node")
-        {
-            kill(pid, Signal::KILL);
+        if !told() {
+            appliance.kill_service("node");
             // While an updater works on it the service is its business.
             if appliance.phase() == "idle" {
                 appliance.service("start", "node");
@@ -38,7 +35,7 @@ fn a_crash_loop_after_confirmation_is_reported() {
     let status = appliance.update(&["status"]);
     assert!(!status.stdout.contains("problem"), "{}", status.stdout);
     // Without anybody who watches, one restart is told.
-    kill(appliance.pid("node").unwrap(), Signal::KILL);
+    appliance.kill_service("node");
     appliance.service("start", "node");
     appliance
         .update(&["status"])

@@ -311,6 +311,14 @@ impl Appliance {
         exe(pid).map(|_| pid)
     }
 
+    /// A service's process is killed, and gone: until then its manager would find it running and start none.
+    pub fn kill_service(&self, service: &str) {
+        if let Some(pid) = self.pid(service) {
+            kill(pid, rustix::process::Signal::KILL);
+            wait_until("the service is gone", || self.pid(service) != Some(pid));
+        }
+    }
+
     /// What the processes of this appliance's services run: process id and file.
     pub fn processes(&self) -> BTreeMap<u32, PathBuf> {
         let programs = [self.root.join("data"), self.root.join("usr/bin")];
