@@ -1,7 +1,7 @@
 //! The plan of an install: what is fetched and what is reused, which services stop, how much space it takes at worst.
 
 use crate::model::changes::changed_services;
-use crate::system::space;
+use crate::system::space::{self, Space};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,11 @@ use crate::repository::Repository;
 use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Manifest, Name};
 
-/// Room for directories, the manifest, the seal and the records, in bytes.
-const MARGIN: u64 = 1 << 20;
+/// Room for directories, the manifest, the seal and the records.
+const MARGIN: Space = Space {
+    bytes: 1 << 20,
+    entries: 16,
+};
 /// A file takes up to one block more than its length; with its inode this is a safe measure.
 const PER_ENTRY: u64 = 8192;
 
@@ -58,8 +61,8 @@ pub struct PlanContext<'a> {
     pub restarts: &'a dyn Fn(&Name) -> bool,
     /// Leftovers of earlier operations that nobody needs, the oldest first: they go before there is no space.
     pub leftovers: &'a [Leftover],
-    /// The most bytes that a copy of the data and its migration take beside the slots.
-    pub data_bytes: u64,
+    /// The most that a copy of the data and its migration take beside the slots.
+    pub data: Space,
 }
 
 /// Something that nobody needs any more.
@@ -68,11 +71,11 @@ pub enum Leftover {
     /// A file that was fetched.
     Download(PathBuf),
     /// Data that is kept, and what it takes.
-    Data(Box<Kept>, (u64, u64)),
+    Data(Box<Kept>, Space),
 }
 
 impl Leftover {
-    fn takes(&self) -> (u64, u64) {
+    fn takes(&self) -> Space {
         match self {
             Leftover::Download(path) => space::used(path),
             Leftover::Data(_, takes) => *takes,
@@ -96,15 +99,13 @@ pub struct Plan {
     pub origins: Vec<Origin>,
     /// The names of the services that will be stopped.
     pub services: Vec<String>,
-    /// The most bytes that staging takes.
-    pub bytes: u64,
-    /// The most inodes that staging takes.
-    pub entries: u64,
+    /// The most that staging and the data take.
+    pub needs: Space,
     /// Leftovers that have to go first.
     pub drops: Vec<Leftover>,
     /// Whether the old content of the alternate slot has to go first.
     pub needs_the_fallbacks_space: bool,
-    data_bytes: u64,
+    data: Space,
     names: Vec<String>,
     copies_artifacts: bool,
 }
@@ -144,17 +145,16 @@ pub fn plan(
             .map(|c| c.name.to_string())
             .collect(),
         origins,
-        bytes: 0,
-        entries: 0,
+        needs: Space::default(),
         drops: Vec::new(),
         needs_the_fallbacks_space: false,
-        data_bytes: context.data_bytes,
+        data: context.data,
         copies_artifacts: context.copies_artifacts,
     };
     plan.add_up(manifest);
     let mut free = space::free_space(&context.slots)?;
     plan.drop_leftovers(context.leftovers, &mut free);
-    if plan.fits(free) {
+    if plan.needs.fits(free) {
         return Ok(plan);
     }
     // Without what the alternate slot holds: nothing can be reused from there then.
@@ -167,7 +167,7 @@ pub fn plan(
         }
     }
     plan.add_up(manifest);
-    if plan.fits(with(free, old)) {
+    if plan.needs.fits(free.and(old)) {
         return Ok(plan);
     }
     Err(plan.no_space(manifest, &context.slots, free))
@@ -185,14 +185,6 @@ fn check_size(manifest: &Manifest, release_bytes: u64) -> Result<()> {
             manifest.version
         ),
     ))
-}
-
-/// Bytes and inodes, with more of them.
-fn with((bytes, entries): (u64, u64), (more_bytes, more_entries): (u64, u64)) -> (u64, u64) {
-    (
-        bytes.saturating_add(more_bytes),
-        entries.saturating_add(more_entries),
-    )
 }
 
 fn fetched(
@@ -245,62 +237,48 @@ impl Plan {
                 .iter()
                 .map(|leftover| format!("deleting {leftover} to make room")),
         );
-        lines.push(format!(
-            "space: at most {} bytes{} and {} files",
-            self.bytes,
-            self.of_data(),
-            self.entries
-        ));
+        lines.push(format!("space: at most {}{}", self.needs, self.of_data()));
         lines
     }
 
     fn of_data(&self) -> String {
-        match self.data_bytes {
-            0 => String::new(),
-            bytes => format!(", {bytes} of them to migrate a copy of the data,"),
+        match self.data == Space::default() {
+            true => String::new(),
+            false => format!(" ({} of them to migrate a copy of the data)", self.data),
         }
     }
 
-    fn fits(&self, (bytes, entries): (u64, u64)) -> bool {
-        self.bytes <= bytes && self.entries <= entries
-    }
-
-    fn no_space(&self, manifest: &Manifest, slots: &Path, free: (u64, u64)) -> Error {
-        let (bytes, inodes) = free;
+    fn no_space(&self, manifest: &Manifest, slots: &Path, free: Space) -> Error {
         Error::with(
             ErrorKind::NoSpace,
             format!(
-                "planning {}: it needs up to {} bytes{} and {} files in {}, but only {bytes} bytes and {inodes} files are \
-                 free",
+                "planning {}: it needs up to {}{} in {}, but only {free} are free",
                 manifest.version,
-                self.bytes,
+                self.needs,
                 self.of_data(),
-                self.entries,
                 slots.display()
             ),
         )
     }
 
     /// Chooses leftovers to go until it fits, or there are no more; `free` is what is free then.
-    fn drop_leftovers(&mut self, leftovers: &[Leftover], free: &mut (u64, u64)) {
+    fn drop_leftovers(&mut self, leftovers: &[Leftover], free: &mut Space) {
         for oldest in leftovers {
-            if self.fits(*free) {
+            if self.needs.fits(*free) {
                 return;
             }
-            *free = with(*free, oldest.takes());
+            *free = free.and(oldest.takes());
             self.drops.push(oldest.clone());
         }
     }
 
     fn add_up(&mut self, manifest: &Manifest) {
-        self.bytes = MARGIN.saturating_add(self.data_bytes);
-        self.entries = 16;
+        self.needs = MARGIN.and(self.data);
         for (component, origin) in manifest.components.iter().zip(&self.origins) {
-            self.bytes = self.bytes.saturating_add(self.share_of(component, origin));
-            self.entries = self
-                .entries
-                .saturating_add(component.entries)
-                .saturating_add(4);
+            self.needs = self.needs.and(Space {
+                bytes: self.share_of(component, origin),
+                entries: component.entries.saturating_add(4),
+            });
         }
     }
 }

@@ -98,7 +98,7 @@ impl Stage<'_> {
         }
         durable::create_dir(&next, 0o755)?;
         let manifest = &self.candidate.manifest;
-        let mut reserve = Reserve::new(&next, self.plan.bytes)?;
+        let mut reserve = Reserve::new(&next, self.plan.needs.bytes)?;
         for (component, origin) in manifest.components.iter().zip(&self.plan.origins) {
             reserve.release(self.plan.share_of(component, origin))?;
             if !self.reuse(component, origin, &next)? {

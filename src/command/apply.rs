@@ -337,7 +337,7 @@ impl Appliance {
             alternate: self.store.slot(alternate),
             restarts: &restarts,
             leftovers: &leftovers,
-            data_bytes: data::space(&self.host, &self.store, &data.data)?,
+            data: data::space(&self.host, &self.store, &data.data)?,
         };
         plan::plan(&candidate.manifest, &context, repository, mirrors)
     }

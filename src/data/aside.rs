@@ -11,7 +11,7 @@ use crate::system::group::Group;
 use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::process::{Ended, Program, User};
-use crate::system::space;
+use crate::system::space::{self, Space};
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
 
@@ -34,21 +34,23 @@ pub struct Aside<'a> {
 /// The space that a data set takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Size {
-    /// The most bytes that a copy takes on a disk, if it shares nothing with the original.
-    pub bytes: u64,
+    /// The most that a copy takes on a disk, if it shares nothing with the original.
+    pub copy: Space,
     /// Whether a copy shares the blocks of the original, and so takes next to nothing until one of them is changed.
     pub shares: bool,
     /// What is free where copies lie, if that is not the data directory's file system.
-    pub free: Option<u64>,
+    pub free: Option<Space>,
 }
 
 impl Size {
-    /// What a copy takes, and a migration that rewrites all of it.
-    pub fn with_migration(&self) -> u64 {
-        match self.shares {
-            true => self.bytes,
-            false => self.bytes.saturating_mul(2),
-        }
+    /// What a copy takes, and a migration that rewrites all of it, file by file.
+    pub fn with_migration(&self) -> Space {
+        let Space { bytes, entries } = self.copy;
+        let bytes = match self.shares {
+            true => bytes,
+            false => bytes.saturating_mul(2),
+        };
+        Space { bytes, entries }
     }
 }
 
@@ -117,10 +119,10 @@ impl Aside<'_> {
     }
 
     /// What is free where copies lie.
-    pub(super) fn free(&self, size: &Size) -> Result<u64> {
+    pub(super) fn free(&self, size: &Size) -> Result<Space> {
         match size.free {
             Some(free) => Ok(free),
-            None => Ok(space::free_space(&self.store.path("update"))?.0),
+            None => space::free_space(&self.store.path("update")),
         }
     }
 

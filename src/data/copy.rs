@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::place::describe;
+use crate::system::space::Space;
 use qx_release::error::{Context, Result};
 
 /// The longest value of an extended attribute that the kernel knows, and the longest list of their names.
@@ -30,9 +31,7 @@ pub(super) struct Survey {
     /// The files' content.
     pub(super) bytes: u64,
     /// What a copy takes on a disk, at the most.
-    pub(super) blocks: u64,
-    /// How many files, directories and links.
-    pub(super) entries: u64,
+    pub(super) copy: Space,
     /// A fingerprint: it changes whenever a file is written, added or removed.
     pub(super) print: u64,
 }
@@ -91,8 +90,8 @@ impl Survey {
         };
         self.bytes += bytes;
         // An inode and an entry of a directory take something, too.
-        self.blocks += bytes.div_ceil(BLOCK) * BLOCK + BLOCK;
-        self.entries += 1;
+        self.copy.bytes += bytes.div_ceil(BLOCK) * BLOCK + BLOCK;
+        self.copy.entries += 1;
         let modified = (stat.st_mtime, stat.st_mtime_nsec.cast_signed());
         let changed = (stat.st_ctime, stat.st_ctime_nsec.cast_signed());
         let mut hasher = DefaultHasher::new();

@@ -19,7 +19,7 @@ use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::proc::Use;
 use crate::system::process::User;
-use crate::system::space;
+use crate::system::space::{self, Space};
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 
@@ -159,11 +159,11 @@ pub(super) fn size(aside: &Aside) -> Result<Size> {
         false => &place.held,
     };
     Ok(Size {
-        bytes: found.blocks,
+        copy: found.copy,
         shares: shares(near).unwrap_or(false),
         free: match in_store {
             true => None,
-            false => Some(space::free_space(&place.held)?.0),
+            false => Some(space::free_space(&place.held)?),
         },
     })
 }
@@ -231,10 +231,15 @@ pub(super) fn unchanged(aside: &Aside, found: u64) -> Result<()> {
 }
 
 pub(super) fn starved(aside: &Aside) -> Result<bool> {
-    const NOTHING: u64 = 1 << 20;
+    const LITTLE: Space = Space {
+        bytes: 1 << 20,
+        entries: 16,
+    };
     let size = size(aside)?;
     let free = aside.free(&size)?;
-    Ok(free < NOTHING && used(aside).0 <= size.with_migration())
+    // Its own directories are counted, too.
+    let planned = size.with_migration().and(Space { bytes: 0, ..LITTLE });
+    Ok(!LITTLE.fits(free) && used(aside).fits(planned))
 }
 
 /// Copies the wanted parts, `total` bytes, and gives their directory the attributes of the one that contains the data:
@@ -391,10 +396,10 @@ pub(super) fn sync(aside: &Aside) -> Result<()> {
     }
 }
 
-pub(super) fn used(aside: &Aside) -> (u64, u64) {
+pub(super) fn used(aside: &Aside) -> Space {
     let place = Place::of(aside.host, aside.set).unwrap_or_default();
     let sides = Sides::find(aside, place.as_ref()).unwrap_or_default();
-    sides.map_or((0, 0), |sides| space::used(&sides.held.join(".")))
+    sides.map_or(Space::default(), |sides| space::used(&sides.held.join(".")))
 }
 
 pub(super) fn place_of_copy(aside: &Aside, side: Side) -> Result<String> {
@@ -767,15 +772,22 @@ mod tests {
     #[test]
     fn the_size_is_what_a_copy_takes_at_the_most() {
         let mut scene = Scene::new(json!({}));
-        assert_eq!(scene.with(|aside, _| aside.size()).bytes, 0);
+        let size = scene.with(|aside, _| aside.size());
+        assert_eq!(size.copy, Space::default());
         scene.put(&[("db", "1")]);
-        assert_eq!(scene.with(|aside, _| aside.size()).bytes, 8192);
+        let one = Space {
+            bytes: 8192,
+            entries: 1,
+        };
+        assert_eq!(scene.with(|aside, _| aside.size()).copy, one);
         let wal = File::create(scene.at("srv/db-wal")).unwrap();
         wal.set_len(1 << 20).unwrap();
         let size = scene.with(|aside, _| aside.size());
-        assert_eq!(size.bytes, 8192 + (1 << 20) + 4096, "holes count");
+        let Space { bytes, entries } = size.copy;
+        assert_eq!(bytes, 8192 + (1 << 20) + 4096, "holes count");
         let twice = if size.shares { 1 } else { 2 };
-        assert_eq!(size.with_migration(), twice * size.bytes);
+        assert_eq!(size.with_migration().bytes, twice * bytes);
+        assert_eq!((entries, size.with_migration().entries), (2, 2));
         assert_eq!(fs::read_dir(scene.at("data/update")).unwrap().count(), 0);
     }
 

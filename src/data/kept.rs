@@ -18,7 +18,7 @@ use crate::model::record::Record;
 use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
-use crate::system::space;
+use crate::system::space::{self, Space};
 use qx_release::durable;
 use qx_release::error::{Context, Result};
 use qx_release::manifest::Name;
@@ -187,7 +187,7 @@ pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut 
     }
     for kept in leftovers(store, record)? {
         let (free, total) = space::free_and_total(&store.path("update"))?;
-        if free >= total / FREE_PART {
+        if total.part(FREE_PART).fits(free) {
             break;
         }
         let what = format!("deleting {}: the disk is nearly full", kept);
@@ -230,8 +230,8 @@ pub fn export(host: &Host, store: &Store, kept: &Kept, file: &Path) -> Result<()
     written().inspect_err(|_| drop(fs::remove_file(file)))
 }
 
-/// What kept data takes in the data directory's file system, bytes and inodes, as far as it can be seen.
-pub fn taken(host: &Host, store: &Store, kept: &Kept) -> (u64, u64) {
+/// What kept data takes in the data directory's file system, as far as it can be seen.
+pub fn taken(host: &Host, store: &Store, kept: &Kept) -> Space {
     let each = asides(host, store, &kept.data, kept.id).map(|aside| aside.used());
-    each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    each.fold(Space::default(), Space::and)
 }

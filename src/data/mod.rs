@@ -26,7 +26,7 @@ use crate::model::operation::Operation;
 use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
-use crate::system::space;
+use crate::system::space::{self, Space};
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Name, placeholder};
 use qx_release::text;
@@ -41,8 +41,11 @@ pub use rehearse::rehearse;
 /// How long the last users of the data may take to end, once their services are stopped.
 const WHILE: Duration = Duration::from_secs(5);
 
-/// How many bytes are left free in addition to what copies take.
-const ROOM: u64 = 64 << 20;
+/// What is left free in addition to what copies take.
+const ROOM: Space = Space {
+    bytes: 64 << 20,
+    entries: 1024,
+};
 
 /// The data sets of an operation, with where their copies are.
 fn sets<'a>(
@@ -67,24 +70,24 @@ fn asides<'a>(
     })
 }
 
-/// The most bytes that the copies of these data sets, and a migration that rewrites all of them, take in the data directory.
+/// The most that the copies of these data sets, and a migration that rewrites all of them, take in the data directory.
 ///
 /// # Errors
 /// [`ErrorKind::NotEligible`] for data that is larger than it may be; [`ErrorKind::NoSpace`] if it does not fit on another
 /// file system, where it lies.
-pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
-    let mut bytes = 0_u64;
+pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<Space> {
+    let mut sum = Space::default();
     for aside in asides(host, store, data, OperationId::new(0)) {
         let size = aside.size().doing(|| "planning the migration")?;
         let needed = size.with_migration();
         match size.free {
-            None => bytes = bytes.saturating_add(needed),
-            Some(free) if free >= needed => {}
+            None => sum = sum.and(needed),
+            Some(free) if needed.fits(free) => {}
             Some(free) => {
                 return Err(Error::with(
                     ErrorKind::NoSpace,
                     format!(
-                        "planning the migration: a copy of {} and its migration need up to {needed} bytes on its file \
+                        "planning the migration: a copy of {} and its migration need up to {needed} on its file \
                          system, only {free} are free",
                         aside.set.name
                     ),
@@ -92,7 +95,7 @@ pub fn space(host: &Host, store: &Store, data: &[DataSet]) -> Result<u64> {
             }
         }
     }
-    Ok(bytes)
+    Ok(sum)
 }
 
 /// What a data set takes, where that can be seen.
@@ -118,14 +121,14 @@ pub fn room(host: &Host, store: &Store, op: &Operation) -> Result<()> {
         .doing(|| "before anything is stopped")?
         .remove();
     let needed = space(host, store, &op.data)?;
-    let free = space::free_space(&store.path("update"))?.0;
-    match needed <= free {
+    let free = space::free_space(&store.path("update"))?;
+    match needed.fits(free) {
         true => Ok(()),
         false => Err(Error::with(
             ErrorKind::NoSpace,
             format!(
-                "before anything is stopped: copies of the data and their migration need up to {needed} bytes in {}, only \
-                 {free} are free",
+                "before anything is stopped: copies of the data and their migration need up to {needed} in {}, only {free} \
+                 are free",
                 store.path("").display()
             ),
         )),

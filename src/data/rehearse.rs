@@ -49,7 +49,7 @@ fn migrated(runner: &MigrationRunner, migrate: &Migrate, log: &mut Log) -> Resul
     let (host, store, op) = (runner.host, runner.store, runner.op);
     let used = || {
         sets(host, store, op)
-            .map(|aside| aside.used().0)
+            .map(|aside| aside.used().bytes)
             .sum::<u64>()
     };
     let within = || used() <= limit;
@@ -70,11 +70,11 @@ fn copies(runner: &MigrationRunner, log: &mut Log) -> Result<Option<String>> {
         let size = aside.size()?;
         let free = aside.free(&size)?;
         // Beside services that need the disk, too.
-        if size.with_migration().saturating_add(ROOM) > free {
+        let needed = size.with_migration();
+        if !needed.and(ROOM).fits(free) {
             return Ok(Some(format!(
-                "a copy of {} and its migration need up to {} bytes, only {free} are free",
-                aside.set.name,
-                size.with_migration()
+                "a copy of {} and its migration need up to {needed}, only {free} are free",
+                aside.set.name
             )));
         }
         if let Some(why) = aside.copy_in_use(Side::Next, log)? {

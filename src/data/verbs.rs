@@ -7,6 +7,7 @@ use super::{command, files};
 use crate::model::dataset::{Method, Side};
 use crate::system::log::Log;
 use crate::system::proc::Use;
+use crate::system::space::Space;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 
@@ -20,7 +21,10 @@ impl Aside<'_> {
             Method::Files => files::size(self),
             // What its server keeps is not ours to measure.
             Method::Command(_) => Ok(Size {
-                bytes: self.set.limit_bytes,
+                copy: Space {
+                    bytes: self.set.limit_bytes,
+                    entries: 0,
+                },
                 ..Size::default()
             }),
         }
@@ -178,11 +182,11 @@ impl Aside<'_> {
         }
     }
 
-    /// What both sides take, bytes and inodes, as far as it can be seen.
-    pub(super) fn used(&self) -> (u64, u64) {
+    /// What both sides take, as far as it can be seen.
+    pub(super) fn used(&self) -> Space {
         match &self.set.method {
             Method::Files => files::used(self),
-            Method::Command(_) => (0, 0),
+            Method::Command(_) => Space::default(),
         }
     }
 }

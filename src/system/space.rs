@@ -1,5 +1,6 @@
 //! Room on a file system: what is free, what is taken, and what is held for later.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,38 +9,83 @@ use rustix::fs::FallocateFlags;
 
 use qx_release::error::{Context, Result};
 
-/// Free bytes and inodes.
-pub fn free_space(path: &Path) -> Result<(u64, u64)> {
+/// Room for files, as a file system counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files, directories and links: each takes an inode.
+    pub entries: u64,
+}
+
+impl Space {
+    /// With more of it.
+    #[must_use]
+    pub fn and(self, more: Space) -> Space {
+        Space {
+            bytes: self.bytes.saturating_add(more.bytes),
+            entries: self.entries.saturating_add(more.entries),
+        }
+    }
+
+    /// One part of so many.
+    #[must_use]
+    pub fn part(self, of: u64) -> Space {
+        Space {
+            bytes: self.bytes / of,
+            entries: self.entries / of,
+        }
+    }
+
+    /// Whether what is free is enough for it.
+    pub fn fits(self, free: Space) -> bool {
+        self.bytes <= free.bytes && self.entries <= free.entries
+    }
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes and {} files", self.bytes, self.entries)
+    }
+}
+
+/// What is free.
+pub fn free_space(path: &Path) -> Result<Space> {
+    free_and_total(path).map(|(free, _)| free)
+}
+
+/// What is free, and how much there is at all.
+pub fn free_and_total(path: &Path) -> Result<(Space, Space)> {
     let stat = rustix::fs::statvfs(path)
         .doing(|| format!("asking for the free space of {}", path.display()))?;
     // Some file systems make inodes as they go, and tell none.
-    let inodes = if stat.f_files == 0 {
-        u64::MAX
-    } else {
-        stat.f_favail
+    let entries = |count: u64| match stat.f_files {
+        0 => u64::MAX,
+        _ => count,
     };
-    Ok((stat.f_bavail.saturating_mul(stat.f_frsize), inodes))
+    let space = |blocks: u64, count: u64| Space {
+        bytes: blocks.saturating_mul(stat.f_frsize),
+        entries: entries(count),
+    };
+    Ok((
+        space(stat.f_bavail, stat.f_favail),
+        space(stat.f_blocks, stat.f_files),
+    ))
 }
 
-/// Free bytes, and how many there are at all.
-pub fn free_and_total(path: &Path) -> Result<(u64, u64)> {
-    let stat = rustix::fs::statvfs(path)
-        .doing(|| format!("asking for the free space of {}", path.display()))?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
-}
-
-/// Bytes and inodes taken below a directory, as far as they can be seen.
-pub fn used(path: &Path) -> (u64, u64) {
+/// What is taken at a path and below it, as far as it can be seen.
+pub fn used(path: &Path) -> Space {
     use std::os::unix::fs::MetadataExt;
     let Ok(meta) = fs::symlink_metadata(path) else {
-        return (0, 0);
+        return Space::default();
     };
-    let mut sum = (meta.blocks() * 512, 1);
+    let mut sum = Space {
+        bytes: meta.blocks() * 512,
+        entries: 1,
+    };
     if meta.is_dir() {
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            let (bytes, entries) = used(&entry.path());
-            sum = (sum.0 + bytes, sum.1 + entries);
+            sum = sum.and(used(&entry.path()));
         }
     }
     sum

@@ -1026,6 +1026,48 @@ fn a_disk_that_is_full() {
     }
 }
 
+/// Many files take inodes, whatever they hold: what is kept goes for them, as for bytes, and where there are too few nothing is
+/// stopped.
+#[test]
+fn a_disk_whose_inodes_run_out() {
+    let appliance = Appliance::new();
+    let few = Mounted::partition(&appliance, &["ext4", "-m", "0", "-N", "2000"], 64 << 20);
+    appliance.edit_config(|config| {
+        config["data"] = json!([{"name": "db", "method": "files", "place": "/data/db"}]);
+    });
+    let fill = |files: std::ops::Range<u32>| {
+        for number in files {
+            fs::write(place(&appliance, &number.to_string()), "row").unwrap();
+        }
+    };
+    crate::common::create_dir(appliance.data().join("db")).unwrap();
+    fill(0..800);
+    let recipe = appliance.recipe("1.1.0");
+    appliance.release(&recipe.edit(|json| json["data"] = adopting(schemas(1, 1))));
+    appliance.update(&["apply"]).code(0);
+    let script = "echo migrated >$1/0";
+    appliance.release(&migrating(&appliance, "1.2.0", script));
+    appliance.update(&["apply"]).code(0);
+    assert_eq!(noted(&appliance).len(), 1);
+    let next = |version: &str, schema: u64| {
+        migrating(&appliance, version, script).edit(|json| json["data"] = schemas(schema, schema))
+    };
+    appliance.release(&next("1.3.0", 3));
+    let apply = appliance.update(&["apply"]);
+    apply.code(0).says(&["deleting kept data", "to make room"]);
+    assert_eq!(noted(&appliance).len(), 1);
+    fill(800..1050);
+    appliance.release(&next("1.4.0", 4));
+    let before = appliance.processes();
+    appliance
+        .update(&["apply"])
+        .refused(7, &["to migrate a copy of the data", "files are free"]);
+    assert_eq!(appliance.processes(), before);
+    appliance.runs("1.3.0");
+    appliance.services("stop");
+    drop(few);
+}
+
 /// Data on a file system of its own: its copies lie beside it, and are exchanged there.
 #[test]
 fn data_that_is_on_another_file_system() {
