@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qx_release::error::{Exit, Result};
+use qx_release::error::{ErrorKind, Exit, Result};
 
 use super::{Appliance, Back};
 use crate::model::dataplan::NewerData;
@@ -109,16 +109,23 @@ impl Appliance {
     }
 
     fn report(&mut self, watched: Watched, problem: String) -> Result<()> {
+        let begun = watched
+            .undo
+            .then(|| self.begin("confirm --watch"))
+            .transpose();
+        // Whoever works on it may mend it; if not, the loop goes on and is seen again.
+        if begun.as_ref().is_err_and(|e| e.kind == ErrorKind::Busy) {
+            return begun.map(drop);
+        }
         self.log.error("watch", problem.clone());
         let watched = Watched {
             problem: Some(problem.clone()),
             ..watched
         };
         self.store.watch(&watched)?;
-        if !watched.undo {
+        let Some((_lock, record)) = begun? else {
             return Ok(());
-        }
-        let (_lock, record) = self.begin("confirm --watch")?;
+        };
         if !watched.is_about(&record) {
             return Ok(());
         }

@@ -175,7 +175,8 @@ impl Status {
         problems.extend(found.problems(store));
         problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
-        let again = or_problem(watched(record, host, store), &mut problems);
+        let (services, elsewhere) = look_at_services(&found, host, store, config);
+        let again = or_problem(watched(record, &services, host, store), &mut problems);
         problems.extend(again);
         problems.extend(held.clone());
         let refused = refused(store, &found.set).unwrap_or_else(|why| {
@@ -185,7 +186,6 @@ impl Status {
         let refreshed = or_problem(store.refreshed(), &mut problems);
         let mut said = BTreeSet::new();
         problems.retain(|problem| said.insert(problem.clone()));
-        let (services, elsewhere) = look_at_services(&found, host, store, config);
         let mut status = Status {
             format: 1,
             time: host.timestamp(),
@@ -302,7 +302,12 @@ fn found(store: &Store) -> Found {
 }
 
 /// What has become of the services since the running release was confirmed, as long as it is watched.
-fn watched(record: Option<&Record>, host: &Host, store: &Store) -> Result<Vec<String>> {
+fn watched(
+    record: Option<&Record>,
+    services: &[ServiceState],
+    host: &Host,
+    store: &Store,
+) -> Result<Vec<String>> {
     let Some((watched, record)) = store.watched()?.zip(record) else {
         return Ok(Vec::new());
     };
@@ -315,8 +320,10 @@ fn watched(record: Option<&Record>, host: &Host, store: &Store) -> Result<Vec<St
         return Ok(vec![format!("{problem}, after {active} was confirmed")]);
     }
     let proc = host.proc();
-    let again = watched.processes.iter().filter(|(_, process)| {
-        !over && proc.identity(process.0).map(Identity::key) != Some(**process)
+    // One that is down is told as that.
+    let runs = |name: &Name| services.iter().any(|s| s.name == *name && s.pid.is_some());
+    let again = watched.processes.iter().filter(|(name, process)| {
+        !over && runs(name) && proc.identity(process.0).map(Identity::key) != Some(**process)
     });
     let line = |(name, _)| {
         format!("service {name} was started again after {active} was confirmed: check its log")

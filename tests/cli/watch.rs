@@ -34,8 +34,15 @@ fn a_crash_loop_after_confirmation_is_reported() {
     appliance.update(&["apply"]).code(0);
     let status = appliance.update(&["status"]);
     assert!(!status.stdout.contains("problem"), "{}", status.stdout);
-    // Without anybody who watches, one restart is told.
+    // Without anybody who watches, one restart is told; that it is down is told once.
     appliance.kill_service("node");
+    let status = appliance.update(&["status"]);
+    status.says(&["node: NOT RUNNING"]);
+    assert!(
+        !status.stdout.contains("started again"),
+        "{}",
+        status.stdout
+    );
     appliance.service("start", "node");
     appliance
         .update(&["status"])
