@@ -105,7 +105,7 @@ impl Appliance {
         let proxies = match &config.proxy {
             _ if !web => Proxies::default(),
             Some(proxy) => Proxies::configured(proxy.url.as_deref(), &proxy.no_proxy)?,
-            None => Proxies::from_environment(|name| std::env::var(name).ok())?,
+            None => Proxies::from_environment(|name| std::env::var(name).ok()),
         };
         // For the configured sources only: what a person names is not necessarily entitled to them.
         let entitled = |source: &SourceAddress| is_web(source) && config.sources.contains(source);

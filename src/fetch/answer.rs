@@ -11,6 +11,7 @@ use super::url::Url;
 
 /// The status line and the headers of an answer are at most this long, in bytes.
 const HEAD_LIMIT: u64 = 64 * 1024;
+const MAX_HEADERS: usize = 256;
 
 /// A connection without a request.
 pub(super) struct Idle {
@@ -31,7 +32,7 @@ pub(super) struct Body<'a> {
 impl Body<'_> {
     /// The address that answered, if it is this machine's own.
     pub(super) fn own_address(&mut self) -> Option<SocketAddr> {
-        own_address(&self.reader.as_mut()?.get_mut().socket().tcp)
+        own_address(self.reader.as_mut()?.get_mut().socket().tcp())
     }
 }
 
@@ -102,18 +103,19 @@ impl Read for Body<'_> {
 /// The length of the next chunk; 0 after the last one.
 fn next_chunk(reader: &mut dyn BufRead, first: bool) -> io::Result<u64> {
     let mut limit = HEAD_LIMIT;
-    if !first && !read_line(reader, &mut limit)?.is_empty() {
+    if !first && !is_empty(&read_line(reader, &mut limit)?) {
         return Err(invalid("a chunk is longer than its declared length"));
     }
-    let line = read_line(reader, &mut limit)?;
-    let size = line.split(';').next().unwrap_or_default().trim();
-    let digits = !size.is_empty() && size.bytes().all(|b| b.is_ascii_hexdigit());
-    let size = match u64::from_str_radix(size, 16) {
-        Ok(size) if digits => size,
+    let mut line = read_line(reader, &mut limit)?;
+    // Some end their lines with a mere newline.
+    line.truncate(line.trim_ascii_end().len());
+    line.extend_from_slice(b"\r\n");
+    let size = match httparse::parse_chunk_size(&line) {
+        Ok(httparse::Status::Complete((_, size))) => size,
         _ => return Err(invalid("a chunk has no valid length")),
     };
     if size == 0 {
-        while !read_line(reader, &mut limit)?.is_empty() {}
+        while !is_empty(&read_line(reader, &mut limit)?) {}
     }
     Ok(size)
 }
@@ -124,6 +126,8 @@ pub(super) struct Head {
     pub length: Option<u64>,
     pub range: Option<String>,
     pub location: Option<String>,
+    /// Whether the body is said to be compressed with gzip; many say so of what is a gzip file.
+    pub gzip: bool,
     pub framing: Framing,
     /// Whether the connection stays open after the body.
     pub keep: bool,
@@ -144,96 +148,120 @@ pub(super) fn read_head(reader: &mut dyn BufRead) -> io::Result<Head> {
     Ok(head)
 }
 
-/// The number in a status line.
-fn status(line: &str) -> Option<u16> {
-    line.strip_prefix("HTTP/1.")?
-        .get(2..5)
-        .filter(|status| status.bytes().all(|b| b.is_ascii_digit()))?
-        .parse()
-        .ok()
-}
-
 fn read_one_head(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Head> {
-    let line = read_line(reader, limit)?;
-    let status = status(&line).ok_or_else(|| invalid("the answer is not HTTP/1"))?;
+    let mut bytes = Vec::new();
+    loop {
+        let line = read_line(reader, limit)?;
+        bytes.extend_from_slice(&line);
+        if is_empty(&line) {
+            break;
+        }
+    }
+    let mut headers = vec![httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut answer = httparse::Response::new(&mut headers);
+    // What servers and the boxes in front of them do wrong, and what says nothing about the file.
+    let mut lenient = httparse::ParserConfig::default();
+    lenient
+        .allow_multiple_spaces_in_response_status_delimiters(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true)
+        .ignore_invalid_headers_in_responses(true);
+    let parsed = lenient.parse_response(&mut answer, &bytes);
+    let status = match (parsed, answer.code) {
+        (Ok(httparse::Status::Complete(_)), Some(status)) => status,
+        (Err(httparse::Error::TooManyHeaders), _) => {
+            return Err(invalid("the answer has too many headers"));
+        }
+        _ => return Err(invalid("the answer is not HTTP/1")),
+    };
     let mut head = Head {
         status,
         length: None,
         range: None,
         location: None,
+        gzip: false,
         framing: Framing::Close,
-        keep: line.starts_with("HTTP/1.1 "),
+        keep: answer.version == Some(1),
     };
-    let mut chunked = false;
-    loop {
-        let line = read_line(reader, limit)?;
-        if line.is_empty() {
-            break;
-        }
-        let Some((name, value)) = line.split_once(':') else {
-            return Err(invalid("a header has no colon"));
-        };
-        let value = value.trim();
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => {
-                let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-                match value.parse() {
-                    Ok(length) if digits && head.length.is_none_or(|l| l == length) => {
-                        head.length = Some(length);
-                    }
-                    _ => return Err(invalid("Content-Length is invalid or ambiguous")),
-                }
-            }
-            "transfer-encoding" if value.eq_ignore_ascii_case("chunked") && !chunked => {
-                chunked = true;
-            }
-            "transfer-encoding" => return Err(invalid("unsupported Transfer-Encoding")),
-            "content-encoding" if !value.eq_ignore_ascii_case("identity") => {
-                return Err(invalid("unsupported Content-Encoding"));
-            }
-            "content-range" => head.range = Some(value.to_owned()),
-            "location" => head.location = Some(value.to_owned()),
-            "connection" => {
-                let close = |word: &str| word.trim().eq_ignore_ascii_case("close");
-                head.keep &= !value.split(',').any(close);
-            }
-            _ => {}
-        }
+    for header in answer.headers.iter() {
+        let value = String::from_utf8_lossy(header.value);
+        head.note(&header.name.to_ascii_lowercase(), value.trim())?;
     }
-    head.framing = match (chunked, head.length) {
-        (true, Some(_)) => {
-            return Err(invalid("both chunked Transfer-Encoding and Content-Length"));
+    head.framing = match (head.framing, head.length) {
+        (chunked @ Framing::Chunked { .. }, length) => {
+            // The chunks count; whoever says both is not asked for more over this connection (RFC 9112, 6.3).
+            head.keep &= length.is_none();
+            head.length = None;
+            chunked
         }
-        (true, None) => Framing::Chunked {
-            left: 0,
-            first: true,
-        },
-        (false, Some(length)) => Framing::Length(length),
-        (false, None) => Framing::Close,
+        (_, Some(length)) => Framing::Length(length),
+        (_, None) => Framing::Close,
     };
     Ok(head)
 }
 
-/// A line without its end; what is not UTF-8 in it is replaced.
-fn read_line(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<String> {
+impl Head {
+    /// Takes a header into account; its name is in lower case.
+    fn note(&mut self, name: &str, value: &str) -> io::Result<()> {
+        let mut words = value.split(',').map(str::trim);
+        match name {
+            "content-length" => {
+                for word in words {
+                    let digits = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+                    match word.parse() {
+                        Ok(length) if digits && self.length.is_none_or(|l| l == length) => {
+                            self.length = Some(length);
+                        }
+                        _ => return Err(invalid("Content-Length is invalid or ambiguous")),
+                    }
+                }
+            }
+            "transfer-encoding" => {
+                for word in words.filter(|word| !word.eq_ignore_ascii_case("identity")) {
+                    let again = matches!(self.framing, Framing::Chunked { .. });
+                    if !word.eq_ignore_ascii_case("chunked") || again {
+                        return Err(invalid("unsupported Transfer-Encoding"));
+                    }
+                    self.framing = Framing::Chunked {
+                        left: 0,
+                        first: true,
+                    };
+                }
+            }
+            "content-encoding" => {
+                let gzip = ["gzip", "x-gzip"];
+                self.gzip |= words.any(|word| gzip.contains(&word.to_ascii_lowercase().as_str()));
+            }
+            "content-range" => self.range = Some(value.to_owned()),
+            "location" => self.location = Some(value.to_owned()),
+            "connection" => self.keep &= !words.any(|word| word.eq_ignore_ascii_case("close")),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn is_empty(line: &[u8]) -> bool {
+    matches!(line, b"\r\n" | b"\n")
+}
+
+/// A line with its end.
+fn read_line(reader: &mut dyn BufRead, limit: &mut u64) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let n = reader.take(*limit).read_until(b'\n', &mut line)? as u64;
     *limit -= n;
-    if line.pop() != Some(b'\n') {
-        return Err(match *limit {
-            0 => invalid(format!(
-                "the answer's head is longer than {HEAD_LIMIT} bytes"
-            )),
-            _ => io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection was closed within the answer's head",
-            ),
-        });
+    if line.last() == Some(&b'\n') {
+        return Ok(line);
     }
-    if line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
+    Err(match *limit {
+        0 => invalid(format!(
+            "the answer's head is longer than {HEAD_LIMIT} bytes"
+        )),
+        _ => io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the connection was closed within the answer's head",
+        ),
+    })
 }
 
 pub(super) fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -250,12 +278,12 @@ mod tests {
             "HTTP/2 200\r\n\r\n",
             "ICY 200 OK\r\n\r\n",
             "HTTP/1.1 abc\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1,\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         ] {
             let error = read_head(&mut head.as_bytes()).err().expect(head);
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{head}");
@@ -265,6 +293,56 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         let early = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
         assert_eq!(read_head(&mut early.as_bytes()).unwrap().status, 200);
+    }
+
+    /// What servers do that says nothing about the file: each body has 5 bytes.
+    #[test]
+    fn odd_heads_are_understood() {
+        let length = Framing::Length(5);
+        let chunked = Framing::Chunked {
+            left: 0,
+            first: true,
+        };
+        for (headers, framing, keep) in [
+            ("Content-Length: 5", length, true),
+            ("Content-Length: 5\r\nContent-Length: 5", length, true),
+            ("Content-Length: 5, 5", length, true),
+            ("content-length:5\r\nContent-Encoding: gzip", length, true),
+            ("Content-Length: 5\r\nContent-Encoding:", length, true),
+            (
+                "Content-Length: 5\r\nTransfer-Encoding: identity",
+                length,
+                true,
+            ),
+            (
+                "Content-Length: 7\r\nTransfer-Encoding: Chunked",
+                chunked,
+                false,
+            ),
+            ("Transfer-Encoding: identity, chunked", chunked, true),
+            ("X-Folded: a\r\n  b\r\nContent-Length: 5", length, true),
+            ("no colon\r\nContent-Length: 5", length, true),
+            ("X-Name : x\r\nContent-Length: 5", length, true),
+            ("X-Name: \u{e9}\r\nContent-Length: 5", length, true),
+            (
+                "Connection: Keep-Alive, Close\r\nContent-Length: 5",
+                length,
+                false,
+            ),
+            ("Server: x", Framing::Close, true),
+        ] {
+            for head in [
+                format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\n"),
+                format!("HTTP/1.1  200\r\n{headers}\r\n\r\n"),
+                format!("HTTP/1.1 200 OK\n{}\n\n", headers.replace('\r', "")),
+            ] {
+                let found =
+                    read_head(&mut head.as_bytes()).unwrap_or_else(|e| panic!("{head}: {e}"));
+                assert_eq!(found.status, 200, "{head}");
+                assert!(found.framing == framing, "{head}");
+                assert_eq!(found.keep, keep, "{head}");
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::answer::{Body, Head, Idle, invalid, read_head};
 use super::headers::Headers;
 use super::proxy::{Proxies, Proxy};
-use super::socket::{Socket, Stream, remaining};
+use super::socket::{Pace, Socket, Stream, remaining};
 #[cfg(feature = "https")]
 use super::tls;
 use super::url::Url;
@@ -26,8 +26,8 @@ const MAX_IDLE: Duration = Duration::from_secs(5);
 pub(super) struct Client {
     /// Time limit for connecting.
     pub connect_timeout: Duration,
-    /// A transfer is aborted after this long without a byte; the whole response head must arrive within it.
-    pub stall_timeout: Duration,
+    /// How slow a transfer may be; the whole response head must arrive within its `stall`.
+    pub pace: Pace,
     /// Each request for itself: no redirect is followed, and no connection is kept.
     pub once: bool,
     /// For `https`; absent where that is not asked for.
@@ -58,6 +58,8 @@ pub(super) struct Response<'a> {
     pub length: Option<u64>,
     /// What `Content-Range` says.
     pub range: Option<String>,
+    /// Whether `Content-Encoding` says that the body is compressed with gzip. It may just be a gzip file.
+    pub gzip: bool,
     /// The body. A body that is cut short is an error, as is one that stalls.
     pub body: Body<'a>,
 }
@@ -79,6 +81,7 @@ impl Client {
                     status: head.status,
                     length: head.length,
                     range: head.range,
+                    gzip: head.gzip,
                     body,
                 });
             }
@@ -98,7 +101,7 @@ impl Client {
         from: u64,
         until: Option<Instant>,
     ) -> io::Result<(Head, Body<'_>)> {
-        let proxy = self.proxies.of(url);
+        let proxy = self.proxies.of(url).map_err(invalid)?;
         let request = self.request(url, from, proxy);
         if let Some(reader) = self.waiting(url) {
             match self.exchange(reader, url, &request, until) {
@@ -152,7 +155,7 @@ impl Client {
         if !idle.url.same_origin(url) || idle.since.elapsed() > MAX_IDLE {
             return None;
         }
-        let tcp = &idle.reader.get_mut().socket().tcp;
+        let tcp = idle.reader.get_mut().socket().tcp();
         tcp.set_nonblocking(true).ok()?;
         let quiet = tcp
             .peek(&mut [0])
@@ -169,12 +172,12 @@ impl Client {
         until: Option<Instant>,
     ) -> io::Result<(Head, Body<'_>)> {
         let stream = reader.get_mut();
-        stream.socket().until = self.head_by(until);
+        stream.socket().next(self.head_by(until));
         stream.write_all(request.as_bytes())?;
         stream.flush()?;
         let head = read_head(&mut reader)?;
         // From here on a transfer may take hours, if only it does not stall.
-        reader.get_mut().socket().until = until;
+        reader.get_mut().socket().next(until);
         let body = Body {
             idle: &self.idle,
             url: url.clone(),
@@ -186,7 +189,7 @@ impl Client {
     }
 
     fn head_by(&self, until: Option<Instant>) -> Option<Instant> {
-        let head = Instant::now() + self.stall_timeout;
+        let head = Instant::now() + self.pace.stall;
         Some(until.map_or(head, |until| head.min(until)))
     }
 
@@ -212,15 +215,16 @@ impl Client {
 
     fn connect(&self, url: &Url, until: Option<Instant>) -> io::Result<Socket> {
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in (url.bare_host(), url.port).to_socket_addrs()? {
+        let host = url.bare_host();
+        let addresses = (host, url.port).to_socket_addrs().map_err(|e| {
+            let what = format!("cannot resolve {host}: {e} (check the name, and /etc/resolv.conf)");
+            io::Error::new(e.kind(), what)
+        })?;
+        for address in addresses {
             let patience = remaining(until, self.connect_timeout)?;
             match TcpStream::connect_timeout(&address, patience) {
                 Ok(tcp) => {
-                    return Ok(Socket {
-                        tcp,
-                        stall: self.stall_timeout,
-                        until: self.head_by(until),
-                    });
+                    return Ok(Socket::new(tcp, self.pace, self.head_by(until)));
                 }
                 Err(error) => failure = error,
             }

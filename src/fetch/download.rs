@@ -4,15 +4,20 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::client::{Client, Response};
+use super::socket::is_slower;
 use super::url::Url;
 use super::{Fault, Patience, Retries, options, wrong_length};
+use flate2::read::MultiGzDecoder;
 use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
+
+/// After so many whole files with another digest the server is not asked again.
+const MAX_DOUBTS: u32 = 2;
 
 /// What is downloaded, and how.
 pub(super) struct Download<'a> {
@@ -28,6 +33,8 @@ pub(super) struct Download<'a> {
     pub patience: &'a Patience,
     /// How often it is tried.
     pub retries: Retries<'a>,
+    /// How it is asked for.
+    pub form: Form,
     /// Is called with the number of bytes so far.
     pub progress: &'a mut dyn FnMut(u64),
 }
@@ -65,6 +72,18 @@ impl Part {
             .doing(|| format!("emptying {}", self.path.display()))
     }
 
+    /// Drops what is behind so many bytes.
+    fn shorten(&mut self, to: u64) -> Result<()> {
+        let mut hasher = Hasher::default();
+        self.file
+            .set_len(to)
+            .and_then(|()| self.file.rewind())
+            .and_then(|()| hash(&self.file, &mut hasher))
+            .doing(|| format!("shortening {}", self.path.display()))?;
+        self.hasher = hasher;
+        Ok(())
+    }
+
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all(bytes)
@@ -85,13 +104,13 @@ impl Download<'_> {
         if part.bytes() > self.length {
             part.restart()?;
         }
-        let mut inherited = part.bytes() > 0;
-        loop {
-            self.fill(&mut part)?;
+        for doubts in 0.. {
+            let answers = self.fill(&mut part)?;
             if part.hasher.digest() == *self.sha256 {
                 break;
             }
-            if !inherited {
+            let labelled = answers.gzip && self.form != Form::Compressed;
+            if answers.one && !labelled || doubts == MAX_DOUBTS {
                 durable::remove(&part.path)?;
                 return Err(Error::with(
                     ErrorKind::Untrusted,
@@ -103,10 +122,12 @@ impl Download<'_> {
                     ),
                 ));
             }
-            // What an earlier process left may have been damaged by a power cut: that is not the server's
-            // fault, nor anybody's attack.
+            // What an earlier process left may have been damaged by a power cut, and pieces may be of different files: that is
+            // nobody's attack. And what is said to be compressed may really be.
+            if answers.one {
+                self.form = Form::Compressed;
+            }
             part.restart()?;
-            inherited = false;
         }
         durable::sync_file(&part.file, &part.path)?;
         durable::rename(&part.path, complete)?;
@@ -134,65 +155,139 @@ impl Download<'_> {
     }
 
     /// Fetches until the part is as long as it must be.
-    fn fill(&mut self, part: &mut Part) -> Result<()> {
+    fn fill(&mut self, part: &mut Part) -> Result<Answers> {
+        let mut answers = Answers {
+            one: part.bytes() == 0,
+            gzip: false,
+        };
         // Only what goes beyond all that was there before counts as progress, and only if it came fast enough: a server that
         // makes us start again and again, or says a few bytes each time, does not keep us for ever.
         let mut furthest = part.bytes();
         let mut since = Instant::now();
         (self.progress)(part.bytes());
         while part.bytes() < self.length {
-            let fault = match self.transfer(part) {
+            let fault = match self.transfer(part, &mut answers) {
                 Ok(()) => continue,
                 Err(fault) => fault,
             };
             let gained = part.bytes().saturating_sub(furthest);
-            if gained > 0 && !self.is_too_slow(gained, since.elapsed()) {
+            if gained > 0 && !is_slower(gained, since.elapsed(), self.patience.slowest) {
                 furthest = part.bytes();
                 since = Instant::now();
                 self.retries.begin_anew();
             }
             self.retries.pause(fault)?;
         }
-        Ok(())
+        Ok(answers)
     }
 
-    fn is_too_slow(&self, bytes: u64, time: Duration) -> bool {
-        u128::from(bytes) * 1000 < u128::from(self.patience.slowest) * time.as_millis()
-    }
-
-    /// One request.
-    fn transfer(&mut self, part: &mut Part) -> Result<(), Fault> {
-        let have = part.bytes();
-        let fault = |error| Fault::of(&self.url, error);
-        let mut response = self.client.get(&self.url, have, None).map_err(fault)?;
+    /// One request. An answer that cannot be the file costs nothing of what is there.
+    fn transfer(&mut self, part: &mut Part, answers: &mut Answers) -> Result<(), Fault> {
+        let fault = |url: &Url, error| Fault::of(url, error);
+        let from = match self.form {
+            Form::Plain => part.bytes(),
+            Form::Whole | Form::Compressed => 0,
+        };
+        let response = self
+            .client
+            .get(&self.url, from, None)
+            .map_err(|e| fault(&self.url, e))?;
+        // Of what comes, so many bytes are here already.
+        let mut known = part.bytes();
         match response.status {
-            200 => {
-                part.restart()?;
-                if let Some(length) = response.length.filter(|length| *length != self.length) {
-                    return Err(wrong_length(&self.url, length, self.length).into());
+            200 | 203 => {
+                let other = response.length.filter(|length| *length != self.length);
+                match other {
+                    Some(_) if response.gzip => self.form = Form::Compressed,
+                    Some(length) => {
+                        return Err(wrong_length(&self.url, length, self.length).into());
+                    }
+                    None => {}
                 }
             }
-            206 => self.check_range(&response, have)?,
-            // The file that the part is of was longer.
-            416 if have > 0 => {
-                part.restart()?;
+            206 => match self.start_of(&response).filter(|first| *first <= known) {
+                Some(first) => known -= first,
+                None => return Err(self.wrong_range(&response, from)),
+            },
+            416 if from > 0 => {
+                self.form = self.form.whole();
                 return Err(Fault::Transient(Error::new(format!(
-                    "fetching {}: the server has no data from byte {have} on",
+                    "fetching {}: the server has no data from byte {from} on",
                     self.url
                 ))));
             }
             status => return Err(Fault::status(&self.url, status)),
         }
+        let before = part.bytes();
+        answers.one &= before == 0;
+        let gzip = response.gzip;
+        answers.gzip |= gzip;
+        let appended = match self.form {
+            Form::Plain | Form::Whole => self.append(part, response.body, known),
+            Form::Compressed => self.append(part, MultiGzDecoder::new(response.body), known),
+        };
+        self.judge(appended, part, before, gzip, answers)
+    }
+
+    /// What to make of an answer that began behind the first `before` bytes.
+    fn judge(
+        &mut self,
+        appended: Result<(), Fault>,
+        part: &mut Part,
+        before: u64,
+        gzip: bool,
+        answers: &mut Answers,
+    ) -> Result<(), Fault> {
+        let why = match appended {
+            Ok(()) if part.bytes() == self.length => return Ok(()),
+            Ok(()) => {
+                let left = self.length - part.bytes();
+                let why = format!("the server closed the connection {left} bytes early");
+                let early = io::Error::new(io::ErrorKind::UnexpectedEof, why);
+                Fault::of(&self.url, early)
+            }
+            Err(Fault::Permanent(why)) if why.kind == ErrorKind::Untrusted => Fault::Permanent(why),
+            Err(fault) => return Err(fault),
+        };
+        Err(match why {
+            // It came in good order, and is not the file as it is.
+            Fault::Transient(why) | Fault::Permanent(why)
+                if gzip && self.form != Form::Compressed =>
+            {
+                part.shorten(before)?;
+                self.form = Form::Compressed;
+                Fault::Transient(why)
+            }
+            // Pieces may be of different files.
+            Fault::Permanent(why) if !answers.one => {
+                part.restart()?;
+                answers.one = true;
+                Fault::Transient(why)
+            }
+            why => why,
+        })
+    }
+
+    /// Appends what comes after the `known` bytes.
+    fn append(
+        &mut self,
+        part: &mut Part,
+        mut body: impl Read,
+        mut known: u64,
+    ) -> Result<(), Fault> {
+        let fault = |error| Fault::of(&self.url, error);
         let mut buffer = vec![0; 128 * 1024];
-        let mut window = (Instant::now(), part.bytes());
         loop {
-            let n = match response.body.read(&mut buffer) {
+            let n = match body.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(fault(e)),
             };
-            if n as u64 > self.length - part.bytes() {
+            let skipped = known.min(n as u64);
+            known -= skipped;
+            let new = &buffer[skipped as usize..n];
+            if new.len() as u64 > self.length - part.bytes() {
                 // Its digest would be right if only more was appended, but such a server is not to be asked
                 // again.
                 let why = format!(
@@ -201,55 +296,71 @@ impl Download<'_> {
                 );
                 return Err(Error::with(ErrorKind::Untrusted, why).into());
             }
-            part.append(&buffer[..n])?;
+            part.append(new)?;
             (self.progress)(part.bytes());
-            let (since, before) = window;
-            if since.elapsed() >= self.patience.stall_timeout {
-                if self.is_too_slow(part.bytes() - before, since.elapsed()) {
-                    let slowest = self.patience.slowest;
-                    let why = format!("it was slower than {slowest} bytes per second");
-                    return Err(fault(io::Error::new(io::ErrorKind::TimedOut, why)));
-                }
-                window = (Instant::now(), part.bytes());
-            }
-        }
-        if part.bytes() < self.length {
-            let left = self.length - part.bytes();
-            let why = format!("the server closed the connection {left} bytes early");
-            return Err(fault(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
         }
         Ok(())
     }
 
-    fn check_range(&self, response: &Response, have: u64) -> Result<(), Fault> {
-        let given = response.range.as_deref().unwrap_or("");
-        let parsed = || {
-            let (range, total) = given.strip_prefix("bytes ")?.split_once('/')?;
-            let (first, last) = range.split_once('-')?;
-            let total = match total {
-                "*" => self.length,
-                total => total.parse().ok()?,
-            };
-            Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
+    /// Where the range begins that came, if it is one of this file.
+    fn start_of(&self, response: &Response) -> Option<u64> {
+        let (range, total) = response
+            .range
+            .as_deref()?
+            .strip_prefix("bytes ")?
+            .split_once('/')?;
+        let (first, last) = range.split_once('-')?;
+        let total = match total {
+            "*" => self.length,
+            total => total.parse().ok()?,
         };
-        match parsed() {
-            Some((first, last, total))
-                if have > 0 && first == have && last < self.length && total == self.length =>
-            {
-                Ok(())
-            }
-            _ => Err(Error::with(
-                ErrorKind::Untrusted,
-                format!(
-                    "fetching {}: the server returned the range '{}' instead of bytes {have} to the end of {}",
-                    self.url,
-                    text::name(given),
-                    self.length
-                ),
-            )
-            .into()),
+        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        (total == self.length && first <= last && last < total).then_some(first)
+    }
+
+    /// The server may do better without ranges.
+    fn wrong_range(&mut self, response: &Response, from: u64) -> Fault {
+        self.form = self.form.whole();
+        let given = response.range.as_deref().unwrap_or("");
+        Fault::Transient(Error::with(
+            ErrorKind::Untrusted,
+            format!(
+                "fetching {}: the server returned the range '{}' instead of bytes {from} to the end of {}",
+                self.url,
+                text::name(given),
+                self.length
+            ),
+        ))
+    }
+}
+
+/// How the file is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// From the byte on that is missing.
+    Plain,
+    /// All of it each time: the server gets ranges wrong.
+    Whole,
+    /// All of it, and decompressed here: the server compresses it on the way.
+    Compressed,
+}
+
+impl Form {
+    /// Without ranges.
+    fn whole(self) -> Form {
+        match self {
+            Form::Plain => Form::Whole,
+            form => form,
         }
     }
+}
+
+/// Where the bytes of a download come from.
+struct Answers {
+    /// All from one answer.
+    one: bool,
+    /// Some are said to be compressed.
+    gzip: bool,
 }
 
 fn hash(file: &File, hasher: &mut Hasher) -> io::Result<()> {

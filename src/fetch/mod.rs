@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flate2::read::MultiGzDecoder;
 use rustix::fs::OFlags;
 
 use crate::model::config::Limits;
@@ -37,16 +38,19 @@ mod url;
 
 use bundle::Bundle;
 use client::{Client, Tls};
-use download::Download;
+use download::{Download, Form};
 pub use headers::Headers;
 pub use mirrors::Mirrors;
 pub use proxy::Proxies;
+use socket::Pace;
 pub use socket::own_address;
 use url::Url;
 
 /// The first pause before a broken transfer is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// What compressed data begins with (RFC 1952).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// How a source is asked.
 #[derive(Debug, Clone)]
@@ -85,7 +89,8 @@ pub struct Patience {
     pub stall_timeout: Duration,
     /// Time limit for a whole small file, all tries included.
     pub small_timeout: Duration,
-    /// The lowest rate of an artifact's transfer in bytes per second, over each `stall_timeout`. There is no total limit.
+    /// The lowest rate of a transfer in bytes per second, over each `stall_timeout` that was spent waiting. There is no total
+    /// limit for an artifact.
     pub slowest: u64,
     /// How often in a row a broken transfer is tried again without getting any further.
     pub retries: u32,
@@ -148,7 +153,8 @@ impl Read for Artifact {
 
 impl Origin {
     fn web(url: &str, options: &Options) -> Result<Origin> {
-        let url = Url::parse(url).map_err(|why| Error::with(ErrorKind::Usage, why))?;
+        let usage = |why| Error::with(ErrorKind::Usage, why);
+        let url = Url::parse(url).map_err(usage)?;
         if url.has_query() {
             let why = format!("'{url}' has a query, so no path can be appended to it");
             return Err(Error::with(ErrorKind::Usage, why));
@@ -157,9 +163,10 @@ impl Origin {
             let why = format!("opening {url}: this build has no TLS support and cannot use https");
             return Err(Error::with(ErrorKind::Usage, why));
         }
+        options.proxies.of(&url).map_err(usage)?;
         let client = Client {
             connect_timeout: options.patience.connect_timeout,
-            stall_timeout: options.patience.stall_timeout,
+            pace: Pace::new(options.patience.stall_timeout, options.patience.slowest),
             once: false,
             tls: Some(Tls {
                 ca_file: options.ca_file.clone(),
@@ -274,6 +281,7 @@ impl Source {
                 sha256,
                 patience: &self.patience,
                 retries: self.retries(None),
+                form: Form::Plain,
                 progress,
             };
             let file = download.run(&downloads.join(sha256.to_string()))?;
@@ -353,7 +361,7 @@ pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
     }
     let client = Client {
         connect_timeout: timeout,
-        stall_timeout: timeout,
+        pace: Pace::new(timeout, 0),
         once: true,
         tls: None,
         proxies: Proxies::default(),
@@ -392,6 +400,7 @@ impl From<Error> for Fault {
 impl Fault {
     fn of(url: &Url, error: io::Error) -> Fault {
         let last = error.kind() == io::ErrorKind::InvalidData;
+        let error = with_advice(error);
         let Err(error) = Err::<Infallible, _>(error).doing(|| format!("fetching {url}"));
         let error = error.of(ErrorKind::Unavailable);
         if last {
@@ -445,6 +454,15 @@ impl Retries<'_> {
     }
 }
 
+/// With what to do about it, where a library only says what is the matter.
+fn with_advice(error: io::Error) -> io::Error {
+    #[cfg(feature = "https")]
+    if let Some(advice) = tls::advice(&error) {
+        return io::Error::new(error.kind(), format!("{error} ({advice})"));
+    }
+    error
+}
+
 fn answered(url: &Url, status: u16) -> Error {
     let mut why = format!("fetching {url}: the server answered {status}");
     match status {
@@ -466,17 +484,39 @@ fn small_over_http(
         .get(url, 0, Some(until))
         .map_err(|e| Fault::of(url, e))?;
     match response.status {
-        200 => {}
+        200 | 203 => {}
+        // The whole of it, in the words of who always thinks of ranges.
+        206 if is_all(response.range.as_deref()) => {}
         status @ (403 | 404) => return Ok(Err(answered(url, status))),
         status => return Err(Fault::status(url, status)),
     }
     if response.length.is_some_and(|length| length > limit) {
         return Err(too_long(url, limit).into());
     }
-    match read_limited(response.body, limit).map_err(|e| Fault::of(url, e))? {
+    let labelled = response.gzip;
+    let body = read_limited(response.body, limit).map_err(|e| Fault::of(url, e))?;
+    let body = match body {
+        // No file of a repository's metadata begins like this.
+        Some(bytes) if labelled && bytes.starts_with(&GZIP) => {
+            let decoded = MultiGzDecoder::new(&bytes[..]);
+            read_limited(decoded, limit).map_err(|e| Fault::of(url, e))?
+        }
+        body => body,
+    };
+    match body {
         Some(bytes) => Ok(Ok(bytes)),
         None => Err(too_long(url, limit).into()),
     }
+}
+
+/// Whether a `Content-Range` is that of a whole file.
+fn is_all(range: Option<&str>) -> bool {
+    let all = |range: &str| {
+        let (range, total) = range.strip_prefix("bytes 0-")?.split_once('/')?;
+        let (last, total): (u64, u64) = (range.parse().ok()?, total.parse().ok()?);
+        Some(last.checked_add(1)? == total)
+    };
+    range.and_then(all).unwrap_or(false)
 }
 
 /// `None` if there is more than `limit`.

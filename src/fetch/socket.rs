@@ -48,24 +48,91 @@ impl Write for Stream {
     }
 }
 
-/// A connection on which no wait is longer than `stall`, nor goes beyond `until`.
+/// A connection on which no wait is longer than `stall`, nor goes beyond `until`, and that is fast enough: whatever the bytes
+/// are for, a server that sends a few of them now and then does not keep us.
 pub(super) struct Socket {
-    pub tcp: TcpStream,
+    tcp: TcpStream,
+    pace: Pace,
+    /// When all of it must be over.
+    until: Option<Instant>,
+}
+
+/// How slow a transfer may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// The longest wait for a byte.
     pub stall: Duration,
-    pub until: Option<Instant>,
+    /// The lowest rate, in bytes per second, over each `stall` that was spent waiting.
+    pub slowest: u64,
+    /// Since the rate was looked at last: the time that was spent waiting, and what came.
+    waited: Duration,
+    came: u64,
+}
+
+impl Pace {
+    pub(super) fn new(stall: Duration, slowest: u64) -> Pace {
+        Pace {
+            stall,
+            slowest,
+            waited: Duration::ZERO,
+            came: 0,
+        }
+    }
+
+    /// Whether so many bytes after such a wait are fast enough.
+    fn keeps(&mut self, waited: Duration, came: usize) -> bool {
+        self.waited += waited;
+        self.came += came as u64;
+        if self.waited < self.stall {
+            return true;
+        }
+        let fast = !is_slower(self.came, self.waited, self.slowest);
+        *self = Pace::new(self.stall, self.slowest);
+        fast
+    }
+}
+
+/// Whether so many bytes in that time are less than so many per second.
+pub(super) fn is_slower(bytes: u64, time: Duration, rate: u64) -> bool {
+    u128::from(bytes) * 1000 < u128::from(rate) * time.as_millis()
+}
+
+impl Socket {
+    pub(super) fn new(tcp: TcpStream, pace: Pace, until: Option<Instant>) -> Socket {
+        Socket { tcp, pace, until }
+    }
+
+    /// What comes next is to be over at this time; how long the last was waited for is forgotten.
+    pub(super) fn next(&mut self, until: Option<Instant>) {
+        self.until = until;
+        self.pace = Pace::new(self.pace.stall, self.pace.slowest);
+    }
+
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
 }
 
 impl Read for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let patience = remaining(self.until, self.stall)?;
+        let patience = remaining(self.until, self.pace.stall)?;
         self.tcp.set_read_timeout(Some(patience))?;
-        self.tcp.read(into).map_err(timed_out)
+        let begun = Instant::now();
+        let n = self.tcp.read(into).map_err(timed_out)?;
+        // The end of the connection is none of slowness.
+        match n == 0 || self.pace.keeps(begun.elapsed(), n) {
+            true => Ok(n),
+            false => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it was slower than {} bytes per second", self.pace.slowest),
+            )),
+        }
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let patience = remaining(self.until, self.stall)?;
+        let patience = remaining(self.until, self.pace.stall)?;
         self.tcp.set_write_timeout(Some(patience))?;
         self.tcp.write(bytes).map_err(timed_out)
     }

@@ -1,6 +1,7 @@
 //! TLS for `https://`: which authorities are trusted, and at what time.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -62,6 +63,33 @@ fn authorities(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, String> 
         return Err(unreadable(&"it contains none"));
     }
     Ok(roots)
+}
+
+/// What to do about an error of the library, in one sentence; it says itself what is the matter, in its own terms.
+pub(super) fn advice(error: &io::Error) -> Option<&'static str> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match error {
+        rustls::Error::InvalidCertificate(why) => match why {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "add the certificate of the authority that issued it to the file that ca_file names"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "renew the server's certificate, or set this appliance's clock"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "set this appliance's clock"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "use a name in the URL that the server's certificate is for"
+            }
+            _ => return None,
+        },
+        rustls::Error::InvalidMessage(_) => {
+            "the server does not speak TLS there: is it http://, or another port?"
+        }
+        rustls::Error::PeerIncompatible(_) => "the server must offer TLS 1.2 or 1.3",
+        _ => return None,
+    })
 }
 
 /// The library's verifier, asked about the time of our [`Clock`] and not the system's.

@@ -94,24 +94,49 @@ impl Url {
         self.https
     }
 
+    /// Where a reference leads that stands in an answer from here (RFC 3986, section 5.2). What a header should not contain, and
+    /// browsers understand all the same, is percent-encoded.
     pub(super) fn redirected(&self, location: &str) -> Result<Url, String> {
         let scheme = if self.https { "https" } else { "http" };
-        let absolute = if location.contains("://") {
-            location.to_owned()
+        let location = encoded(location.split('#').next().unwrap_or_default());
+        let absolute = if has_scheme(&location) {
+            location
         } else if location.starts_with("//") {
             format!("{scheme}:{location}")
-        } else if location.starts_with('/') {
-            format!("{scheme}://{}{location}", self.authority())
         } else {
-            let path = self.path.split('?').next().unwrap_or_default();
-            let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-            format!("{scheme}://{}{directory}/{location}", self.authority())
+            format!(
+                "{scheme}://{}{}",
+                self.authority(),
+                self.resolved(&location)
+            )
         };
         let url = Url::parse(&absolute)?;
         if self.https && !url.https {
             return Err(format!("'{url}' would downgrade https to http"));
         }
         Ok(url)
+    }
+
+    /// Path and query of a reference without scheme and host.
+    fn resolved(&self, reference: &str) -> String {
+        let (path, query) = match self.path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.path.as_str(), None),
+        };
+        let (to, asked) = match reference.split_once('?') {
+            Some((to, asked)) => (to, Some(asked)),
+            None => (reference, None),
+        };
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let (path, query) = match to {
+            "" => (path.to_owned(), asked.or(query)),
+            _ if to.starts_with('/') => (without_dots(to), asked),
+            _ => (without_dots(&format!("{directory}/{to}")), asked),
+        };
+        match query {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        }
     }
 
     /// Whether the same server is asked in the same way.
@@ -137,6 +162,46 @@ impl Url {
     pub fn bare_host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
+}
+
+/// Whether a reference begins with a scheme; a colon may also stand further back.
+fn has_scheme(reference: &str) -> bool {
+    let Some((scheme, _)) = reference.split_once(':') else {
+        return false;
+    };
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"+-.".contains(&b);
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.bytes().all(allowed)
+}
+
+/// A path without `.` and `..` (RFC 3986, section 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut segments: Vec<&str> = Vec::new();
+    let mut is_directory = false;
+    for segment in path.split('/').skip(1) {
+        is_directory = matches!(segment, "." | "..");
+        match segment {
+            "." => {}
+            ".." => drop(segments.pop()),
+            _ => segments.push(segment),
+        }
+    }
+    let end = match is_directory && !segments.is_empty() {
+        true => "/",
+        false => "",
+    };
+    format!("/{}{end}", segments.join("/"))
+}
+
+/// With the bytes percent-encoded that no URL has.
+fn encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.trim().bytes() {
+        match byte.is_ascii_graphic() {
+            true => encoded.push(byte.into()),
+            false => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
 }
 
 impl fmt::Display for Url {
@@ -196,11 +261,71 @@ mod tests {
             ("//other/x", Some("https://other/x")),
             ("/x", Some("https://h:8443/x")),
             ("x", Some("https://h:8443/a/x")),
+            // A colon or two slashes further back make no scheme.
+            (
+                "x?to=http://other/",
+                Some("https://h:8443/a/x?to=http://other/"),
+            ),
+            ("./x:y", Some("https://h:8443/a/x:y")),
+            ("/x/http://other", Some("https://h:8443/x/http://other")),
+            ("x y\u{e9}", Some("https://h:8443/a/x%20y%C3%A9")),
             ("http://h/x", None),
+            ("HTTP://h/x", None),
             ("file:///etc/passwd", None),
+            ("mailto:a@b", None),
         ] {
-            let url = url.redirected(location).ok().map(|u| u.to_string());
+            let url = url.redirected(location).ok().map(|u| u.whole());
             assert_eq!(url.as_deref(), expected, "{location}");
+        }
+    }
+
+    /// RFC 3986, section 5.4, but for other schemes.
+    #[test]
+    fn references_are_resolved_as_the_standard_says() {
+        let base = Url::parse("http://a/b/c/d;p?q").unwrap();
+        for (reference, expected) in [
+            ("g", "http://a/b/c/g"),
+            ("./g", "http://a/b/c/g"),
+            ("g/", "http://a/b/c/g/"),
+            ("/g", "http://a/g"),
+            ("//g", "http://g/"),
+            ("?y", "http://a/b/c/d;p?y"),
+            ("g?y", "http://a/b/c/g?y"),
+            ("#s", "http://a/b/c/d;p?q"),
+            ("g#s", "http://a/b/c/g"),
+            ("g?y#s", "http://a/b/c/g?y"),
+            (";x", "http://a/b/c/;x"),
+            ("g;x", "http://a/b/c/g;x"),
+            ("g;x?y#s", "http://a/b/c/g;x?y"),
+            ("", "http://a/b/c/d;p?q"),
+            (".", "http://a/b/c/"),
+            ("./", "http://a/b/c/"),
+            ("..", "http://a/b/"),
+            ("../", "http://a/b/"),
+            ("../g", "http://a/b/g"),
+            ("../..", "http://a/"),
+            ("../../", "http://a/"),
+            ("../../g", "http://a/g"),
+            ("../../../g", "http://a/g"),
+            ("../../../../g", "http://a/g"),
+            ("/./g", "http://a/g"),
+            ("/../g", "http://a/g"),
+            ("g.", "http://a/b/c/g."),
+            (".g", "http://a/b/c/.g"),
+            ("g..", "http://a/b/c/g.."),
+            ("..g", "http://a/b/c/..g"),
+            ("./../g", "http://a/b/g"),
+            ("./g/.", "http://a/b/c/g/"),
+            ("g/./h", "http://a/b/c/g/h"),
+            ("g/../h", "http://a/b/c/h"),
+            ("g;x=1/./y", "http://a/b/c/g;x=1/y"),
+            ("g;x=1/../y", "http://a/b/c/y"),
+            ("g?y/./x", "http://a/b/c/g?y/./x"),
+            ("g?y/../x", "http://a/b/c/g?y/../x"),
+            ("g#s/../x", "http://a/b/c/g"),
+        ] {
+            let found = base.redirected(reference).unwrap().whole();
+            assert_eq!(found, expected, "{reference}");
         }
     }
 }
