@@ -209,7 +209,7 @@ pub fn released(host: &Host, store: &Store, op: &Operation) -> Result<()> {
         if Instant::now() >= deadline {
             let pid = user.process.pid;
             return Err(Error::new(format!(
-                "changing the data: process {pid} ({}) still uses {}, and belongs to none of the stopped services: end it, or \
+                "process {pid} ({}) still uses {}, and belongs to none of the stopped services: end it, or \
                  name its service in data[].services",
                 host.proc().executable_name(pid),
                 text::path(&user.path)

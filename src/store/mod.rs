@@ -128,10 +128,10 @@ impl Store {
         (executed.starts_with(slots) && executed.ends_with(path)) || is(format!("/usr/{path}"))
     }
 
-    /// The directory in which a set's programs are run.
+    /// The directory in which a set's programs are run: below it are its components, unless an image has one elsewhere.
     pub fn directory(&self, set: Set) -> PathBuf {
         set.slot()
-            .map_or_else(|| self.host.root().to_owned(), |slot| self.slot(slot))
+            .map_or_else(|| self.host.root().join("usr"), |slot| self.slot(slot))
     }
 
     /// Where a set has a program that its manifest names by its path in the set.

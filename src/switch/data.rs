@@ -78,16 +78,20 @@ impl Switch<'_> {
             };
         }
         data::begin(self.host, self.store, &self.op, reached).map_err(appliance)?;
-        data::released(self.host, self.store, &self.op).map_err(appliance)?;
+        self.released().map_err(appliance)?;
         if self.in_place() {
             return self.migrate_in_place(reached);
         }
         let found = self.make_ready()?;
-        data::released(self.host, self.store, &self.op).map_err(appliance)?;
+        self.released().map_err(appliance)?;
         data::unchanged(self.host, self.store, &self.op, &found).map_err(appliance)?;
         self.begin_exchange(reached).map_err(appliance)?;
         let from = self.op.copy().side;
         data::exchange(self.host, self.store, &self.op, from, self.log).map_err(appliance)
+    }
+
+    fn released(&self) -> Result<()> {
+        data::released(self.host, self.store, &self.op).doing(|| "changing the data")
     }
 
     /// Prepares what is to become the live data, complete and on the medium. Returns fingerprints of the live data.
@@ -196,10 +200,11 @@ impl Switch<'_> {
             return Ok(record.clone());
         }
         self.reserve = None;
+        let doing = || "restoring the data";
         migrate::end_orphans(self.op.id, self.host.proc(), self.log)?;
+        data::released(self.host, self.store, &self.op).doing(doing)?;
         let from = self.op.copy().side.other();
-        data::exchange(self.host, self.store, &self.op, from, self.log)
-            .doing(|| "restoring the data")?;
+        data::exchange(self.host, self.store, &self.op, from, self.log).doing(doing)?;
         let aside = data::keep_set_aside(self.host, self.store, &self.op)?;
         let what = format!(
             "the data is restored; data written from {} to {} is kept (see `qx-update data list`)",

@@ -206,6 +206,8 @@ impl<'a> Switch<'a> {
         let what = format!("{} takes over and migrates the data", self.op.to);
         self.log.info("data", what);
         self.has_room()?;
+        // Started by the runlevel, from whichever set the link selects by then: who proves them, or goes back, restarts them.
+        self.concern_changed();
         let mut reached = record.begin_switch(self.op.clone())?;
         self.store.save(&reached)?;
         let Err(cause) = self.move_over(&mut reached) else {

@@ -27,12 +27,7 @@ pub(super) enum Stop {
 impl<'a> Switch<'a> {
     /// Which services the switch restarts, which of them run, and which do not and stay so.
     pub(super) fn concern_services(&mut self, manager: &Manager, record: &Record) {
-        let uses_data = |name: &Name| self.op.uses_data(name);
-        self.op.services = changes::changed_services(
-            self.home.manifest.as_ref(),
-            self.to.manifest.as_ref(),
-            &uses_data,
-        );
+        self.concern_changed();
         self.add_mismatched(self.to.set, manager);
         if !manager.controls() {
             return;
@@ -70,6 +65,16 @@ impl<'a> Switch<'a> {
         }
         self.op.ran = ran;
         self.op.idle = idle;
+    }
+
+    /// The services whose files or data are changed.
+    pub(super) fn concern_changed(&mut self) {
+        let uses_data = |name: &Name| self.op.uses_data(name);
+        self.op.services = changes::changed_services(
+            self.home.manifest.as_ref(),
+            self.to.manifest.as_ref(),
+            &uses_data,
+        );
     }
 
     /// Restarts the services of the active set that still use the slot which the new release needs, before the slot is

@@ -803,6 +803,77 @@ fn who_still_uses_the_data_is_told() {
     assert_eq!(found(&appliance)["db"], "migrated\n");
 }
 
+/// On the way back, too: who has opened the new data meanwhile would go on with what is set aside. A person is told who that is,
+/// and the way back is completed once they are gone.
+#[test]
+fn nothing_is_restored_under_its_users() {
+    let appliance = with_data();
+    let recipe = migrating(&appliance, "1.2.0", MIGRATE).behaviour("node", "error500");
+    appliance.release(&recipe);
+    let apply = appliance.start(&["apply"]);
+    wait_until("the trial", || appliance.phase() == "trial");
+    let live = place(&appliance, "db");
+    let mut user = Command::new("sh");
+    let script = format!("exec sleep 1000 <{}", path(&live));
+    let mut user = user.args(["-c", &script]).spawn().unwrap();
+    let named = format!("process {} (", user.id());
+    let apply = apply.wait();
+    apply.code(10);
+    for words in [&named, "restoring the data", "`qx-update confirm`"] {
+        assert!(apply.stderr.contains(words), "{}", apply.stderr);
+    }
+    assert!(user.try_wait().unwrap().is_none(), "it was killed");
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+    appliance
+        .update(&["status"])
+        .says(&["stay stopped", &named]);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    appliance.update(&["confirm"]).code(8);
+    appliance.runs("1.1.0");
+    restored(&appliance, &[("db", "migrated\n")]);
+}
+
+/// A newer image migrates the data at boot; what the runlevel starts before that runs from the set that is left, and is restarted.
+/// A sick image goes back to the release that ran before, with its services stopped while the data is exchanged; a good one stays.
+#[test]
+fn an_image_is_proved_and_goes_back() {
+    for sick in [true, false] {
+        let appliance = with_data();
+        appliance.services("stop");
+        // Its arguments may be relative, as those of a release.
+        let script = format!("[ -x migrations/run ] || exit 9; {MIGRATE}");
+        let image = migrating(&appliance, "1.2.0", &script);
+        appliance.factory(&match sick {
+            true => image.behaviour("node", "error500"),
+            false => image,
+        });
+        appliance.update(&["recover", "--stage", "link"]).code(0);
+        // It does not use the data, and so does not wait for it.
+        appliance.service("start", "console");
+        appliance.update(&["recover", "--stage", "data"]).code(0);
+        assert_eq!(found(&appliance)["db"], "migrated\n");
+        assert_eq!(appliance.phase(), "trial");
+        appliance.service("start", "node");
+        appliance.told();
+        let confirm = appliance.update(&["confirm"]);
+        let told = appliance.told();
+        if !sick {
+            confirm.code(0);
+            appliance.runs("1.2.0");
+            assert_eq!(found(&appliance)["db"], "migrated\n");
+            continue;
+        }
+        confirm.code(8);
+        appliance.runs("1.1.0");
+        restored(&appliance, &[("db", "migrated\n")]);
+        assert_eq!(appliance.status()["refused"][0]["version"], "1.2.0");
+        let stopped = told.iter().rposition(|line| line == "stop node");
+        let started = told.iter().rposition(|line| line == "start node");
+        assert!(stopped.is_some() && stopped < started, "{told:?}");
+    }
+}
+
 /// Data that is there, and whose schema nobody has recorded, is for a release that says it takes any; where there is none yet any
 /// release will do.
 #[test]

@@ -187,6 +187,19 @@ impl Appliance {
         running.qemu.wait().unwrap();
     }
 
+    /// Waits until the kernel is gone by its own doing: what it had not synced is lost. Needs `--no-reboot`.
+    pub fn wait_gone(&mut self) {
+        let mut running = self.running.take().expect("the appliance does not run");
+        let guard = Instant::now() + GUARD;
+        while running.qemu.try_wait().unwrap().is_none() {
+            if Instant::now() >= guard {
+                running.qemu.kill().unwrap();
+                panic!("waited {} s for the kernel to go, in vain", GUARD.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// An orderly end, and the next boot.
     pub fn reboot(&mut self) {
         self.power_off();
