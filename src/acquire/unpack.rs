@@ -114,6 +114,48 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
+/// What a gzip file decompresses to: its members one after the other (RFC 1952, section 2.2), and nothing for the zeros that
+/// tapes and block devices leave behind them.
+struct Members<R> {
+    /// None once the last one has ended.
+    current: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.current {
+            let n = decoder.read(into)?;
+            if n > 0 || into.is_empty() {
+                return Ok(n);
+            }
+            let Some(mut rest) = self.current.take().map(GzDecoder::into_inner) else {
+                break;
+            };
+            match rest.fill_buf()?.first() {
+                // Another member begins as the first did.
+                Some(0x1f) => self.current = Some(GzDecoder::new(rest)),
+                _ => zeros_only(&mut rest)?,
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn zeros_only(rest: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let bytes = rest.fill_buf()?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Err(io::Error::other(
+                "there is data after the compressed archive",
+            ));
+        }
+        match bytes.len() {
+            0 => return Ok(()),
+            n => rest.consume(n),
+        }
+    }
+}
+
 /// Stops a bomb, whatever it is made of.
 struct Bounded<R> {
     inner: R,
@@ -188,7 +230,9 @@ impl<'a> Unpacker<'a> {
             .saturating_mul(OVERHEAD_PER_ENTRY)
             .saturating_add(OVERHEAD);
         let mut archive = tar::Archive::new(Bounded {
-            inner: GzDecoder::new(artifact),
+            inner: Members {
+                current: Some(GzDecoder::new(artifact)),
+            },
             left: component.size_bytes.saturating_add(overhead),
         });
         let unreadable = |error: io::Error| archive_error(component, error);
@@ -199,6 +243,10 @@ impl<'a> Unpacker<'a> {
             match entry.header().entry_type() {
                 EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader => {
                     self.extend(&mut extensions, &mut entry)?;
+                }
+                // For all entries: git notes its commit.
+                EntryType::XGlobalHeader => {
+                    self.extend(&mut Extensions::default(), &mut entry)?;
                 }
                 kind => self.entry(kind, std::mem::take(&mut extensions), &mut entry)?,
             }
@@ -253,14 +301,18 @@ impl<'a> Unpacker<'a> {
             match pair.key_bytes() {
                 b"path" => set(true, pair.value_bytes())?,
                 b"linkpath" => set(false, pair.value_bytes())?,
-                // Owners and times do not count.
-                b"mtime" | b"atime" | b"ctime" | b"uid" | b"gid" | b"uname" | b"gname" => {}
-                key => {
+                // These change how much there is of an entry, or what it may do.
+                key if key == b"size"
+                    || key.starts_with(b"GNU.sparse.")
+                    || key == b"SCHILY.xattr.security.capability" =>
+                {
                     let key = shown(key);
                     let why =
                         format!("the archive has an attribute '{key}', which is not supported");
                     return Err(refuse(&why));
                 }
+                // Owners, times and whatever else programs note do not count.
+                _ => {}
             }
         }
         Ok(())
@@ -280,11 +332,17 @@ impl<'a> Unpacker<'a> {
             refused(&component.name, why)
         };
         let checked = self.check(kind, &raw, link, entry);
-        let Item { path, mode, target } = checked.map_err(|why| refuse(&why))?;
+        let Some(Item { path, mode, target }) = checked.map_err(|why| refuse(&why))? else {
+            return Ok(());
+        };
         let full = self.staging.join(&path);
         let directory = match self.directory_of(&path) {
             Ok(directory) => directory,
-            Err(Errno::NOENT) => return Err(refuse("comes before its directory")),
+            Err(Errno::NOENT) => {
+                return Err(refuse(
+                    "needs more directories than the manifest has entries",
+                ));
+            }
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 return Err(refuse("passes through something that is not a directory"));
             }
@@ -305,11 +363,21 @@ impl<'a> Unpacker<'a> {
         };
         let file = match made {
             Ok(file) => file,
+            // It was needed for what came before it, or comes twice: it is counted, and this is its mode.
+            Err(Errno::EXIST) if kind == EntryType::Directory => {
+                return self.again(&path, mode).map_err(|e| match e {
+                    Errno::NOTDIR | Errno::LOOP => refuse("already exists"),
+                    e => failed(e, &full),
+                });
+            }
             Err(Errno::EXIST) => return Err(refuse("already exists")),
-            Err(e) => return Err(e).doing(|| format!("creating {}", full.display())),
+            Err(e) => return Err(failed(e, &full)),
         };
-        if kind == EntryType::Directory && mode & 0o700 != 0o700 {
-            self.closed.push((full.clone(), mode));
+        if self.entries == component.entries {
+            return Err(refuse(&exceeds(component.entries)));
+        }
+        if kind == EntryType::Directory {
+            self.close_later(&full, mode);
         }
         self.entries += 1;
         if let Some(mut file) = file {
@@ -322,21 +390,44 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Checks what the archive says of an entry: all that can be known before anything is made of it. The error goes on after
-    /// the entry's name.
+    /// A directory that is there already.
+    fn again(&mut self, path: &RelPath, mode: u32) -> rustix::io::Result<()> {
+        let directory = open_directory(self.directory_of(path)?, Path::new(path.file_name()))?;
+        rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode | 0o700))?;
+        let full = self.staging.join(path);
+        self.closed.retain(|(closed, _)| *closed != full);
+        self.close_later(&full, mode);
+        Ok(())
+    }
+
+    fn close_later(&mut self, directory: &Path, mode: u32) {
+        if mode & 0o700 != 0o700 {
+            self.closed.push((directory.to_owned(), mode));
+        }
+    }
+
+    /// Checks what the archive says of an entry: all that can be known before anything is made of it. None: there is nothing to
+    /// make of it. The error goes on after the entry's name.
     fn check(
         &self,
         kind: EntryType,
         name: &[u8],
         link: Option<Vec<u8>>,
         entry: &tar::Entry<impl Read>,
-    ) -> Result<Item, String> {
+    ) -> Result<Option<Item>, String> {
         let component = self.component;
-        let name = std::str::from_utf8(name).map_err(|_| "is not UTF-8")?;
-        let name = match kind {
-            EntryType::Directory => name.strip_suffix('/').unwrap_or(name),
-            _ => name,
-        };
+        let mut name = std::str::from_utf8(name).map_err(|_| "is not UTF-8")?;
+        // What `tar -c .` puts in front of every name.
+        while let Some(rest) = name.strip_prefix("./") {
+            name = rest;
+        }
+        if kind == EntryType::Directory {
+            name = name.strip_suffix('/').unwrap_or(name);
+            // The archive's own root, and directories above the component's place, are there.
+            if matches!(name, "" | ".") || is_above(name, &component.install_path) {
+                return Ok(None);
+            }
+        }
         let path: RelPath = name
             .parse()
             .map_err(|why: String| format!("is refused: {why}"))?;
@@ -358,8 +449,9 @@ impl<'a> Unpacker<'a> {
             size_bytes: most,
             ..
         } = component;
-        if self.entries == *entries {
-            return Err(format!("exceeds the manifest's {entries} entries"));
+        // Whether a directory is new turns out when it is made.
+        if kind != EntryType::Directory && self.entries == *entries {
+            return Err(exceeds(*entries));
         }
         if kind == EntryType::Regular && entry.size() > most - self.bytes {
             return Err(format!("exceeds the manifest's {most} bytes"));
@@ -371,7 +463,7 @@ impl<'a> Unpacker<'a> {
             }
             _ => Vec::new(),
         };
-        Ok(Item { path, mode, target })
+        Ok(Some(Item { path, mode, target }))
     }
 
     fn write(
@@ -400,7 +492,8 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// The directory that an entry goes to, reached without following a link.
+    /// The directory that an entry goes to, reached without following a link. Archives need not name directories: one that is
+    /// missing is made, and counts as an entry.
     fn directory_of(&mut self, path: &RelPath) -> rustix::io::Result<&OwnedFd> {
         let (parent, _) = path.as_str().rsplit_once('/').unwrap_or_default();
         let directory = match self.directory.take() {
@@ -408,13 +501,38 @@ impl<'a> Unpacker<'a> {
             _ => {
                 let mut directory = self.root.try_clone().map_err(|_| Errno::MFILE)?;
                 for segment in parent.split('/').filter(|s| !s.is_empty()) {
-                    directory = open_directory(&directory, Path::new(segment))?;
+                    directory = match open_directory(&directory, Path::new(segment)) {
+                        Err(Errno::NOENT) if self.entries < self.component.entries => {
+                            make_directory(&directory, segment, 0o755)?;
+                            self.entries += 1;
+                            open_directory(&directory, Path::new(segment))?
+                        }
+                        opened => opened?,
+                    };
                 }
                 directory
             }
         };
         Ok(&self.directory.insert((parent.to_owned(), directory)).1)
     }
+}
+
+fn exceeds(entries: u64) -> String {
+    format!("exceeds the manifest's {entries} entries")
+}
+
+fn failed(error: Errno, path: &Path) -> Error {
+    let Err(error) =
+        Err::<std::convert::Infallible, _>(error).doing(|| format!("creating {}", path.display()));
+    error
+}
+
+/// Whether a place is below a directory of this name.
+fn is_above(directory: &str, place: &RelPath) -> bool {
+    place
+        .as_str()
+        .strip_prefix(directory)
+        .is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Whether an entry of this kind may be at this place below the component's own.

@@ -24,6 +24,8 @@ const MAX_NAMES: usize = 1 << 20;
 /// A header that carries a long name is at most this long, in bytes.
 const MAX_EXTENSION: u64 = 4096;
 const BLOCK: u64 = 512;
+/// What most programs fill an archive's end to.
+const RECORD: u64 = 20 * BLOCK;
 
 /// A bundle and where its files lie in it.
 pub struct Bundle {
@@ -83,7 +85,7 @@ impl Bundle {
         let refused = |why: &str| self.refused(why);
         let unreadable = |e| self.unreadable(e);
         let mut archive = tar::Archive::new(file);
-        let mut files = BTreeMap::new();
+        let mut files: BTreeMap<String, Extent> = BTreeMap::new();
         let (mut end, mut entries, mut names) = (0, 0, 0);
         let mut long_name = None;
         let mut extended = false;
@@ -139,7 +141,11 @@ impl Bundle {
         if extended {
             return Err(refused("the entry for its last long name is missing"));
         }
-        self.check_end(end)?;
+        self.check_end(end, length)?;
+        // What is missing from its end may be all that it was for.
+        if !files.keys().any(|name| is_release(name)) {
+            return Err(refused("it contains no release: it is incomplete"));
+        }
         Ok(files)
     }
 
@@ -158,11 +164,18 @@ impl Bundle {
         }
     }
 
-    /// The reader takes the file's end for the archive's; an archive has an end of its own.
-    fn check_end(&self, end: u64) -> Result<()> {
-        let mut last = [1; BLOCK as usize];
+    /// The reader takes the file's end for the archive's, and zeros that a bad stick or a broken copy left for its end mark: an
+    /// archive has an end of its own, which is two blocks of zeros or fills a last record of them, and nothing else.
+    fn check_end(&self, end: u64, length: u64) -> Result<()> {
+        let rest = length.saturating_sub(end);
+        let fills_a_record = length.is_multiple_of(RECORD) && rest <= RECORD + BLOCK;
+        if rest > 2 * BLOCK && !fills_a_record {
+            return Err(self.refused("it is damaged: something follows its last file"));
+        }
+        // A file that became shorter meanwhile ends within.
+        let mut last = vec![1; usize::try_from(rest.max(BLOCK)).unwrap_or(usize::MAX)];
         match self.file.read_exact_at(&mut last, end) {
-            Ok(()) if last == [0; BLOCK as usize] => Ok(()),
+            Ok(()) if last.iter().all(|byte| *byte == 0) => Ok(()),
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(self.unreadable(e)),
             _ => Err(self.refused("it is truncated")),
         }
@@ -185,6 +198,12 @@ impl Bundle {
             )),
         }
     }
+}
+
+/// Whether a file of that path is a release's manifest; with consistent snapshots its digest is in front of its name.
+fn is_release(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    path.starts_with("targets/") && (name == "release.json" || name.ends_with(".release.json"))
 }
 
 /// The name that an extended header gives to the entry after it. What would change how much there is of it is refused; times,

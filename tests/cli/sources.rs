@@ -560,6 +560,22 @@ fn a_bundle_is_verified_like_a_server() {
         fs::write(appliance.root.join("srv/cut.tar"), &whole[..length]).unwrap();
         appliance.refuses(&["apply", "--from", "/srv/cut.tar"], 5, &["cut.tar"]);
     }
+    // A stick that lost what was written last: zeros from anywhere on, between two entries or within one.
+    let step = end / 40;
+    for from in (0..end)
+        .step_by(step)
+        .chain((0..end).rev().step_by(512).take(20))
+    {
+        let mut zeroed = whole.clone();
+        zeroed[from..].fill(0);
+        fs::write(appliance.root.join("srv/cut.tar"), &zeroed).unwrap();
+        appliance.refuses(&["apply", "--from", "/srv/cut.tar"], 5, &[]);
+    }
+    for more in [&b"x"[..], &[0; 512], &[0; 20_000]] {
+        let longer = [&whole, more].concat();
+        fs::write(appliance.root.join("srv/cut.tar"), longer).unwrap();
+        appliance.refuses(&["apply", "--from", "/srv/cut.tar"], 5, &["damaged"]);
+    }
     appliance
         .update(&["apply", "--from", "/srv/good.tar"])
         .code(0);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::{Appliance, Recipe, wait_until};
+use crate::common::{Appliance, Recipe, exe, wait_until};
 
 fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
     appliance
@@ -12,9 +12,14 @@ fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
 
 /// Plays the supervisor of a program that ends soon after each start, until `told` holds.
 fn crash(appliance: &Appliance, told: impl Fn() -> bool) {
+    let slot = appliance.data().join(appliance.link());
     wait_until("the crash loop is noticed", || {
         if !told() {
-            appliance.kill_service("node");
+            // Not one that the way back has started.
+            let runs = appliance.pid("node").and_then(exe);
+            if runs.is_some_and(|exe| exe.starts_with(&slot)) {
+                appliance.kill_service("node");
+            }
             // While an updater works on it the service is its business.
             if appliance.phase() == "idle" {
                 appliance.service("start", "node");

@@ -58,7 +58,7 @@ impl fmt::Display for Name {
 }
 
 /// A path relative to a slot, a repository or a tree: at most 1024 bytes of UTF-8, every segment 1 to 255
-/// bytes and neither `.` nor `..`; not absolute, no NUL or other control character, no backslash.
+/// bytes and neither `.` nor `..`; not absolute, no NUL or other control character.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RelPath(String);
@@ -90,10 +90,7 @@ impl TryFrom<String> for RelPath {
 
     fn try_from(text: String) -> Result<RelPath, String> {
         let segment = |s: &str| (1..=255).contains(&s.len()) && s != "." && s != "..";
-        if text.len() <= 1024
-            && text.split('/').all(segment)
-            && !text.contains(|c: char| c.is_control() || c == '\\')
-        {
+        if text.len() <= 1024 && text.split('/').all(segment) && !text.contains(char::is_control) {
             Ok(RelPath(text))
         } else {
             Err(format!(
