@@ -1395,7 +1395,7 @@ mod tls {
             patience,
             ..options()
         };
-        let source = Source::open(&format!("https://localhost:{port}"), &options).unwrap();
+        let source = Source::open(format!("https://localhost:{port}"), &options).unwrap();
         let error = download(&source, &content_of(10_000), dir.path()).unwrap_err();
         let chain = error.chain();
         // The head is in the record: whichever ends first.

@@ -380,14 +380,24 @@ impl<'a> Unpacker<'a> {
             self.close_later(&full, mode);
         }
         self.entries += 1;
-        if let Some(mut file) = file {
-            let size = entry.size();
-            self.bytes += size;
-            self.write(entry, size, &mut file, &full)?;
-            file.set_permissions(fs::Permissions::from_mode(mode))
-                .doing(|| format!("setting the mode of {}", full.display()))?;
+        match file {
+            Some(file) => self.fill(entry, file, mode, &full),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    fn fill(
+        &mut self,
+        entry: &mut tar::Entry<impl Read>,
+        mut file: File,
+        mode: u32,
+        path: &Path,
+    ) -> Result<()> {
+        let size = entry.size();
+        self.bytes += size;
+        self.write(entry, size, &mut file, path)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))
+            .doing(|| format!("setting the mode of {}", path.display()))
     }
 
     /// A directory that is there already.

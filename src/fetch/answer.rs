@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::socket::{Stream, own_address};
-use super::url::Url;
+use qx_release::url::Url;
 
 /// The status line and the headers of an answer are at most this long, in bytes.
 const HEAD_LIMIT: u64 = 64 * 1024;

@@ -55,6 +55,10 @@ impl Bundle {
             files: BTreeMap::new(),
         };
         bundle.files = bundle.index(file, length)?;
+        // What is missing from its end may be all that it was for.
+        if !bundle.files.keys().any(|name| is_release(name)) {
+            return Err(bundle.refused("it contains no release: it is incomplete"));
+        }
         Ok(bundle)
     }
 
@@ -142,10 +146,6 @@ impl Bundle {
             return Err(refused("the entry for its last long name is missing"));
         }
         self.check_end(end, length)?;
-        // What is missing from its end may be all that it was for.
-        if !files.keys().any(|name| is_release(name)) {
-            return Err(refused("it contains no release: it is incomplete"));
-        }
         Ok(files)
     }
 

@@ -15,8 +15,8 @@ use super::proxy::{Proxies, Proxy};
 use super::socket::{Pace, Socket, Stream, remaining};
 #[cfg(feature = "https")]
 use super::tls;
-use super::url::Url;
 use qx_release::trust::clock::Clock;
+use qx_release::url::Url;
 
 const MAX_REDIRECTS: usize = 5;
 /// A connection that was idle for this long is not reused: the server, or something in between, may have dropped it.

@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use super::client::{Client, Response};
 use super::socket::is_slower;
-use super::url::Url;
 use super::{Fault, Patience, Retries, options, wrong_length};
 use flate2::read::MultiGzDecoder;
 use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::text;
+use qx_release::url::Url;
 
 /// After so many whole files with another digest the server is not asked again.
 const MAX_DOUBTS: u32 = 2;

@@ -34,7 +34,6 @@ mod proxy;
 mod socket;
 #[cfg(feature = "https")]
 mod tls;
-mod url;
 
 use bundle::Bundle;
 use client::{Client, Tls};
@@ -42,9 +41,9 @@ use download::{Download, Form};
 pub use headers::Headers;
 pub use mirrors::Mirrors;
 pub use proxy::Proxies;
+use qx_release::url::Url;
 use socket::Pace;
 pub use socket::own_address;
-use url::Url;
 
 /// The first pause before a broken transfer is tried again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

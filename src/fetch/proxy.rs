@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use ct_codecs::{Base64, Encoder};
 
-use super::url::Url;
 use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::text;
+use qx_release::url::Url;
 
 /// The proxies of both schemes. Without any, everything is asked directly.
 #[derive(Debug, Clone, Default)]

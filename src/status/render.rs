@@ -62,6 +62,7 @@ struct Page(String);
 impl Page {
     /// The texts contain what processes and servers said: each is reduced to one line.
     fn add(&mut self, name: &str, text: String) {
+        debug_assert!(name.len() < 10, "{name} leaves no space");
         self.0 += &format!("{name:<10}{}\n", text::line(&text));
     }
 
@@ -175,7 +176,7 @@ impl Page {
 
     fn failure(&mut self, failure: &EarlyFailure) {
         self.add(
-            "since then",
+            "then",
             format!("{}: attempt {}", failure.at, result(failure.result)),
         );
         self.add("reason", failure.reason.clone());

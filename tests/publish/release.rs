@@ -575,6 +575,43 @@ fn a_wrong_recipe_is_named_with_its_field() {
         ("health[0].run: unknown placeholder '{version_}'", |r| {
             r["health"][0] = json!({"type": "exec", "run": ["migrations/migrate", "{version_}"]})
         }),
+        ("http://127.0.0.1:808O/h", |r| {
+            r["health"][0] = json!({"type": "http", "url": "http://127.0.0.1:808O/h"})
+        }),
+        ("'http://h/health check'", |r| {
+            r["health"][0] = json!({"type": "http", "url": "http://h/health check"})
+        }),
+        (
+            "unix:/run/app.sock",
+            |r| r["health"][0] = json!({"type": "http", "url": "http://unix:/run/app.sock:/h"}),
+        ),
+        ("'http://…@h/'", |r| {
+            r["health"][0] = json!({"type": "http", "url": "http://user:secret@h/"})
+        }),
+        ("is not an http:// URL", |r| {
+            r["health"][0] = json!({"type": "http", "url": "https://h/"})
+        }),
+        ("'version' is not a JSON pointer", |r| {
+            r["health"][0]["json"]["pointer"] = json!("version")
+        }),
+        ("'/a~2b' is not a JSON pointer", |r| {
+            r["health"][0]["json"]["pointer"] = json!("/a~2b")
+        }),
+        ("'127.0.0.1:99999' is not HOST:PORT", |r| {
+            r["health"][0] = json!({"type": "tcp", "address": "127.0.0.1:99999"})
+        }),
+        ("'127.0.0.1:0' is not HOST:PORT", |r| {
+            r["health"][0] = json!({"type": "tcp", "address": "127.0.0.1:0"})
+        }),
+        ("'127.0.0.1:http' is not HOST:PORT", |r| {
+            r["health"][0] = json!({"type": "tcp", "address": "127.0.0.1:http"})
+        }),
+        ("'[::1]' is not HOST:PORT", |r| {
+            r["health"][0] = json!({"type": "tcp", "address": "[::1]"})
+        }),
+        ("nobody is not a service of this release", |r| {
+            r["health"][0] = json!({"type": "service", "service": "nobody"})
+        }),
         ("migrate.run: unknown placeholder '{datum:main}'", |r| {
             r["migrate"]["run"] = json!(["migrations/migrate", "{datum:main}"])
         }),
@@ -628,10 +665,10 @@ fn the_version_stands_where_the_recipe_leaves_room_for_it() {
     recipe("1.0.0");
     place.succeeds(&["factory", "src/recipe.json", "--out", "factory.json"]);
     let factory = fs::read(place.path("factory.json")).unwrap();
-    recipe("1.1.0-rc.1+b2");
+    recipe("1.1.0-rc.1");
     place.release();
     let release = serde_json::to_vec(&place.manifests()[0]).unwrap();
-    for (version, manifest) in [("1.0.0", factory), ("1.1.0-rc.1+b2", release)] {
+    for (version, manifest) in [("1.0.0", factory), ("1.1.0-rc.1", release)] {
         let manifest: Value = serde_json::from_slice(&manifest).unwrap();
         assert!(!manifest["health"].to_string().contains("{version}"));
         assert!(!manifest["migrate"].to_string().contains("{version}"));

@@ -4,7 +4,7 @@
 //! A release is a [`manifest`] with the digests of its components ([`digest`], measured by [`tree`]), under a name that
 //! tells whom it is for ([`offer`]), at a place in a repository ([`layout`]), signed by whom an appliance trusts ([`trust`]). What both
 //! need beside it: [`json`] without duplicates, [`durable`] writes, text that is safe to show ([`text`]) and to write
-//! ([`output`]), and one [`error`].
+//! ([`output`]), what a [`url`] is, and one [`error`].
 //!
 //! [`qx-publish`]: ../qx_publish/index.html
 //! [`qx-update`]: ../qx_update/index.html
@@ -23,3 +23,4 @@ pub mod surroundings;
 pub mod text;
 pub mod tree;
 pub mod trust;
+pub mod url;

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::json;
 use crate::text;
+use crate::url::Url;
 
 /// The longest version, in bytes.
 const MAX_VERSION: usize = 255;
@@ -201,21 +202,55 @@ impl Manifest {
                 "health: {service} is not a service of this release"
             ));
         }
-        match &check.probe {
-            Probe::Http { url, .. } if !url.starts_with("http://") => Err(format!(
-                "health: '{}' is not an http:// URL",
-                shortened(&text::url(url))
-            )),
-            Probe::Http { status, .. } => {
-                json::in_range("health.status", (*status).into(), 100..=599)
+        self.check_probe(&check.probe)
+    }
+
+    /// Whether it can ever be answered.
+    fn check_probe(&self, probe: &Probe) -> Result<(), String> {
+        match probe {
+            Probe::Http { url, status, json } => {
+                let parsed = Url::parse(url).map_err(|why| format!("health: {why}"))?;
+                if parsed.is_https() {
+                    return Err(format!(
+                        "health: '{}' is not an http:// URL",
+                        shortened(&text::url(url))
+                    ));
+                }
+                json::in_range("health.status", (*status).into(), 100..=599)?;
+                match json {
+                    Some(json) if !is_pointer(&json.pointer) => Err(format!(
+                        "health: '{}' is not a JSON pointer such as /version",
+                        shortened(&json.pointer)
+                    )),
+                    _ => Ok(()),
+                }
             }
-            Probe::Tcp { address } if !address.contains(':') => {
-                Err(format!("health: '{}' is not HOST:PORT", shortened(address)))
+            // What a URL has between its slashes.
+            Probe::Tcp { address } => {
+                let bad = || format!("health: '{}' is not HOST:PORT", shortened(address));
+                let plain = !address.contains(['/', '?', '#']) && has_port(address);
+                let url = Url::parse(&format!("http://{address}")).map_err(|_| bad())?;
+                (plain && url.port > 0).then_some(()).ok_or_else(bad)
             }
             Probe::Exec { run } => self.check_vector("health.run", run),
-            _ => Ok(()),
+            Probe::Service { service } if !self.services.iter().any(|s| s.name == *service) => Err(
+                format!("health: {service} is not a service of this release"),
+            ),
+            Probe::Service { .. } => Ok(()),
         }
     }
+}
+
+/// RFC 6901: of `~` there are two escapes.
+fn is_pointer(text: &str) -> bool {
+    let escapes = text.split('~').skip(1);
+    (text.is_empty() || text.starts_with('/')) && { escapes }
+        .all(|rest| rest.starts_with(['0', '1']))
+}
+
+fn has_port(address: &str) -> bool {
+    let port = address.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
 impl Component {

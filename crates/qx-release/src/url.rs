@@ -2,17 +2,19 @@
 
 use std::fmt;
 
-use qx_release::text;
+use crate::text;
 
 /// An `http://` or `https://` URL without user, password and fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
-    pub(super) https: bool,
+    /// Whether TLS is needed.
+    pub https: bool,
     /// As in the URL: an IPv6 address is in brackets.
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub host: String,
+    /// Given, or the scheme's own.
+    pub port: u16,
     /// Path and query; begins with a slash.
-    pub(super) path: String,
+    pub path: String,
 }
 
 impl Url {
@@ -96,7 +98,7 @@ impl Url {
 
     /// Where a reference leads that stands in an answer from here (RFC 3986, section 5.2). What a header should not contain, and
     /// browsers understand all the same, is percent-encoded.
-    pub(super) fn redirected(&self, location: &str) -> Result<Url, String> {
+    pub fn redirected(&self, location: &str) -> Result<Url, String> {
         let scheme = if self.https { "https" } else { "http" };
         let location = encoded(location.split('#').next().unwrap_or_default());
         let absolute = if has_scheme(&location) {
@@ -140,12 +142,13 @@ impl Url {
     }
 
     /// Whether the same server is asked in the same way.
-    pub(super) fn same_origin(&self, other: &Url) -> bool {
+    pub fn same_origin(&self, other: &Url) -> bool {
         (self.https, self.port) == (other.https, other.port)
             && self.host.eq_ignore_ascii_case(&other.host)
     }
 
-    pub(super) fn authority(&self) -> String {
+    /// Host and port; without the port if it is the scheme's own.
+    pub fn authority(&self) -> String {
         match (self.https, self.port) {
             (true, 443) | (false, 80) => self.host.clone(),
             _ => format!("{}:{}", self.host, self.port),
@@ -153,7 +156,7 @@ impl Url {
     }
 
     /// All of it, for a proxy.
-    pub(super) fn whole(&self) -> String {
+    pub fn whole(&self) -> String {
         let scheme = if self.https { "https" } else { "http" };
         format!("{scheme}://{}{}", self.authority(), self.path)
     }
