@@ -554,6 +554,8 @@ fn another_file_costs_nothing() {
     for answer in [
         format!("200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len()),
         format!("200 OK\r\n\r\n{page}"),
+        format!("200 OK\r\n\r\n{}", page.repeat(100)),
+        format!("203 Portal\r\n\r\n{}", page.repeat(100)),
         format!("200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1a\r\n{page}\r\n0\r\n\r\n"),
         "302 Found\r\nLocation: login:\r\n\r\n".to_owned(),
         "511 Network Authentication Required\r\nContent-Length: 0\r\n\r\n".to_owned(),
@@ -1121,6 +1123,7 @@ fn a_bundle_that_is_replaced_while_it_is_read() {
         for (path, bytes) in [
             ("metadata/x.json", &b"{}"[..]),
             ("targets/x.tar.gz", content),
+            ("targets/release.json", &b"{}"[..]),
         ] {
             let mut header = tar::Header::new_ustar();
             header.set_size(bytes.len() as u64);
@@ -1172,6 +1175,12 @@ fn a_source_that_cannot_be_one_is_named() {
         ),
         ("/etc/hostname", "/etc/hostname", Exit::Refused),
         ("/dev/null", "/dev/null", Exit::Failed),
+        (
+            "file:///nonexistent/x",
+            "the source /nonexistent/x",
+            Exit::Failed,
+        ),
+        ("127.0.0.1:8000", "begins with http://", Exit::Failed),
         ("ftp://host/", "ftp://host/", Exit::Usage),
         // Without what may be a secret.
         ("http://user:word@host/", "http://…@host/", Exit::Usage),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -82,6 +82,15 @@ impl Part {
             .doing(|| format!("shortening {}", self.path.display()))?;
         self.hasher = hasher;
         Ok(())
+    }
+
+    /// Whether these bytes are in it from there on.
+    fn has(&self, at: u64, bytes: &[u8]) -> Result<bool> {
+        let mut here = vec![0; bytes.len()];
+        self.file
+            .read_exact_at(&mut here, at)
+            .doing(|| format!("reading {}", self.path.display()))?;
+        Ok(here == bytes)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
@@ -222,25 +231,37 @@ impl Download<'_> {
         answers.one &= before == 0;
         let gzip = response.gzip;
         answers.gzip |= gzip;
+        let as_long = response.length == Some(self.length);
         let appended = match self.form {
             Form::Plain | Form::Whole => self.append(part, response.body, known),
             Form::Compressed => self.append(part, MultiGzDecoder::new(response.body), known),
         };
+        if matches!(appended, Ok(Came::Other)) {
+            // Of the right length it is the file, and what is here was damaged; else it is a login page, or the like.
+            if as_long {
+                part.restart()?;
+            }
+            let why = format!(
+                "fetching {}: it differs from what was fetched before",
+                self.url
+            );
+            return Err(Fault::Transient(Error::new(why)));
+        }
         self.judge(appended, part, before, gzip, answers)
     }
 
     /// What to make of an answer that began behind the first `before` bytes.
     fn judge(
         &mut self,
-        appended: Result<(), Fault>,
+        appended: Result<Came, Fault>,
         part: &mut Part,
         before: u64,
         gzip: bool,
         answers: &mut Answers,
     ) -> Result<(), Fault> {
         let why = match appended {
-            Ok(()) if part.bytes() == self.length => return Ok(()),
-            Ok(()) => {
+            Ok(_) if part.bytes() == self.length => return Ok(()),
+            Ok(_) => {
                 let left = self.length - part.bytes();
                 let why = format!("the server closed the connection {left} bytes early");
                 let early = io::Error::new(io::ErrorKind::UnexpectedEof, why);
@@ -268,13 +289,13 @@ impl Download<'_> {
         })
     }
 
-    /// Appends what comes after the `known` bytes.
+    /// Appends what comes after the `known` bytes, if those are what is here.
     fn append(
         &mut self,
         part: &mut Part,
         mut body: impl Read,
         mut known: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<Came, Fault> {
         let fault = |error| Fault::of(&self.url, error);
         let mut buffer = vec![0; 128 * 1024];
         loop {
@@ -284,9 +305,11 @@ impl Download<'_> {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(fault(e)),
             };
-            let skipped = known.min(n as u64);
-            known -= skipped;
-            let new = &buffer[skipped as usize..n];
+            let (old, new) = buffer[..n].split_at(known.min(n as u64) as usize);
+            if !part.has(part.bytes() - known, old)? {
+                return Ok(Came::Other);
+            }
+            known -= old.len() as u64;
             if new.len() as u64 > self.length - part.bytes() {
                 // Its digest would be right if only more was appended, but such a server is not to be asked
                 // again.
@@ -299,7 +322,7 @@ impl Download<'_> {
             part.append(new)?;
             (self.progress)(part.bytes());
         }
-        Ok(())
+        Ok(Came::Whole)
     }
 
     /// Where the range begins that came, if it is one of this file.
@@ -353,6 +376,14 @@ impl Form {
             form => form,
         }
     }
+}
+
+/// What came.
+enum Came {
+    /// All of an answer, of whatever length.
+    Whole,
+    /// Something else than what is here.
+    Other,
 }
 
 /// Where the bytes of a download come from.

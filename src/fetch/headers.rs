@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use qx_release::error::{Context, Error, ErrorKind, Result};
+use qx_release::json;
 
 /// The file is at most this long, in bytes.
 const MAX_BYTES: u64 = 16 * 1024;
@@ -75,6 +76,7 @@ impl Headers {
 /// The error is one sentence that quotes nothing of the line.
 fn parse(text: &[u8]) -> Result<Headers, String> {
     let mut lines = String::new();
+    let text = json::without_mark(text);
     for (number, line) in text.split(|b| *b == b'\n').enumerate() {
         let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
@@ -115,6 +117,8 @@ mod tests {
             "Authorization: Bearer a:b\r\nX-Fleet: north, 7\r\n"
         );
         assert_eq!(parse(b"").unwrap().lines(), "");
+        let marked = parse("\u{feff}A: b".as_bytes()).unwrap();
+        assert_eq!(marked.lines(), "A: b\r\n");
     }
 
     #[test]

@@ -179,7 +179,14 @@ impl Origin {
     }
 
     fn at(path: PathBuf) -> Result<Origin> {
-        let doing = || format!("opening the source {}", path.display());
+        let name = path.file_name().and_then(|name| name.to_str());
+        let hint = match name.and_then(|name| name.rsplit_once(':')) {
+            Some((_, port)) if port.parse::<u16>().is_ok() => {
+                " (the address of a server begins with http:// or https://)"
+            }
+            _ => "",
+        };
+        let doing = || format!("opening the source {}{hint}", path.display());
         let there = fs::metadata(&path).doing(doing)?;
         if there.is_dir() {
             Ok(Origin::Directory(path))

@@ -19,9 +19,10 @@ pub enum SourceAddress {
 impl<T: Into<String>> From<T> for SourceAddress {
     fn from(text: T) -> SourceAddress {
         let text = text.into();
-        match text.contains("://") {
-            true => SourceAddress::Url(text),
-            false => SourceAddress::Path(text),
+        match text.strip_prefix("file://") {
+            Some(path) if path.starts_with('/') => SourceAddress::Path(path.to_owned()),
+            _ if text.contains("://") => SourceAddress::Url(text),
+            _ => SourceAddress::Path(text),
         }
     }
 }

@@ -18,6 +18,7 @@ use semver::Version;
 use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
+use qx_release::json;
 use qx_release::layout::{metadata_path, target_path};
 use qx_release::manifest::{self, Manifest, Name, RelPath};
 use qx_release::offer::Offer;
@@ -119,7 +120,7 @@ impl Repository {
         limits: &Limits,
     ) -> Result<Repository> {
         durable::create_dir(store, 0o700)?;
-        let mut set = TrustedSet::new(root, clock, limits)
+        let mut set = TrustedSet::new(json::without_mark(root), clock, limits)
             .doing(|| "reading the trust root of the appliance")
             .map_err(|e| e.of(ErrorKind::Usage))?;
         update_root(&mut set, source, store)?;

@@ -282,26 +282,22 @@ fn the_kernel_goes_at_each_arrow() {
     appliance.power_off();
     appliance.set_options(&["--root", "data", "--repo", &repository.url, "--no-reboot"]);
     appliance.boot();
-    // What is done before the exchange is done again; from the exchange on it is proved by the next boot.
-    let arrows = [
+    // What is done before the exchange is done again. (In the migration itself, and in the trial: the test above.)
+    for marker in [
         "copying inventory\"",
-        "\"migrate\",\"message\":\"running",
         "\"migrate\",\"message\":\".*succeeded",
-        "the priority link selects 1.2.0",
-    ];
-    for marker in arrows {
-        if appliance.status()["running"]["version"] == "1.2.0" {
-            appliance.qx_update("rollback --set-aside-data", 0);
-            assert_eq!(dump(&appliance), schema, "{marker}");
-        }
+    ] {
         cut_at(&mut appliance, "apply 1.2.0 --retry", marker);
         let status = appliance.settled();
         assert_eq!(status["needs_person"], json!(false), "{marker}: {status:#}");
+        // It may have come as far as the exchange meanwhile, and is proved then.
         let migrated = status["running"]["version"] == "1.2.0";
         assert_eq!(dump(&appliance) != schema, migrated, "{marker}: {status:#}");
         writes(&appliance, if migrated { "1.2.0" } else { "1.0.0" });
     }
-    assert_eq!(appliance.status()["running"]["version"], "1.2.0");
+    if appliance.status()["running"]["version"] != "1.2.0" {
+        appliance.qx_update("apply 1.2.0 --retry", 0);
+    }
     let schema = dump(&appliance);
     repository.publish(&wrong);
     for marker in [

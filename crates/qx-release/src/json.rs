@@ -23,10 +23,15 @@ pub fn fields<'a, const N: usize>(
     Ok(found)
 }
 
+/// Without the byte order mark that some editors put in front of a text.
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
 /// Reads bytes that hold one value.
 pub fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
     // Everything is read as text: a second kind of reader is another copy of the code for each type that is read.
-    parse_str(std::str::from_utf8(bytes).map_err(|e| e.to_string())?)
+    parse_str(std::str::from_utf8(without_mark(bytes)).map_err(|e| e.to_string())?)
 }
 
 /// Reads a text that holds one value.
