@@ -168,7 +168,7 @@ impl Bundle {
     /// archive has an end of its own, which is two blocks of zeros or fills a last record of them, and nothing else.
     fn check_end(&self, end: u64, length: u64) -> Result<()> {
         let rest = length.saturating_sub(end);
-        let fills_a_record = length.is_multiple_of(RECORD) && rest <= RECORD + BLOCK;
+        let fills_a_record = length.next_multiple_of(RECORD) == length && rest <= RECORD + BLOCK;
         if rest > 2 * BLOCK && !fills_a_record {
             return Err(self.refused("it is damaged: something follows its last file"));
         }
