@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::answer::content_range;
 use super::client::{Client, Response};
 use super::socket::is_slower;
 use super::{Fault, Patience, Retries, options, wrong_length};
@@ -192,7 +193,6 @@ impl Download<'_> {
 
     /// One request. An answer that cannot be the file costs nothing of what is there.
     fn transfer(&mut self, part: &mut Part, answers: &mut Answers) -> Result<(), Fault> {
-        let fault = |url: &Url, error| Fault::of(url, error);
         let from = match self.form {
             Form::Plain => part.bytes(),
             Form::Whole | Form::Compressed => 0,
@@ -200,7 +200,7 @@ impl Download<'_> {
         let response = self
             .client
             .get(&self.url, from, None)
-            .map_err(|e| fault(&self.url, e))?;
+            .map_err(|e| Fault::of(&self.url, e))?;
         // Of what comes, so many bytes are here already.
         let mut known = part.bytes();
         match response.status {
@@ -327,17 +327,8 @@ impl Download<'_> {
 
     /// Where the range begins that came, if it is one of this file.
     fn start_of(&self, response: &Response) -> Option<u64> {
-        let (range, total) = response
-            .range
-            .as_deref()?
-            .strip_prefix("bytes ")?
-            .split_once('/')?;
-        let (first, last) = range.split_once('-')?;
-        let total = match total {
-            "*" => self.length,
-            total => total.parse().ok()?,
-        };
-        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+        let (first, last, total) = content_range(response.range.as_deref()?)?;
+        let total = total.unwrap_or(self.length);
         (total == self.length && first <= last && last < total).then_some(first)
     }
 

@@ -517,12 +517,10 @@ fn small_over_http(
 
 /// Whether a `Content-Range` is that of a whole file.
 fn is_all(range: Option<&str>) -> bool {
-    let all = |range: &str| {
-        let (range, total) = range.strip_prefix("bytes 0-")?.split_once('/')?;
-        let (last, total): (u64, u64) = (range.parse().ok()?, total.parse().ok()?);
-        Some(last.checked_add(1)? == total)
+    let Some((first, last, Some(total))) = range.and_then(answer::content_range) else {
+        return false;
     };
-    range.and_then(all).unwrap_or(false)
+    first == 0 && last.checked_add(1) == Some(total)
 }
 
 /// `None` if there is more than `limit`.

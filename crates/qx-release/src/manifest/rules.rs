@@ -195,14 +195,19 @@ impl Manifest {
         if check.interval_s == 0 || check.timeout_s == 0 {
             return Err("health: interval_s and timeout_s must be at least 1".into());
         }
-        if let Some(service) = &check.of
-            && !self.services.iter().any(|s| s.name == *service)
-        {
-            return Err(format!(
-                "health: {service} is not a service of this release"
-            ));
+        if let Some(service) = &check.of {
+            self.check_is_ours(service)?;
         }
         self.check_probe(&check.probe)
+    }
+
+    fn check_is_ours(&self, service: &Name) -> Result<(), String> {
+        match self.services.iter().any(|s| s.name == *service) {
+            true => Ok(()),
+            false => Err(format!(
+                "health: {service} is not a service of this release"
+            )),
+        }
     }
 
     /// Whether it can ever be answered.
@@ -233,19 +238,16 @@ impl Manifest {
                 (plain && url.port > 0).then_some(()).ok_or_else(bad)
             }
             Probe::Exec { run } => self.check_vector("health.run", run),
-            Probe::Service { service } if !self.services.iter().any(|s| s.name == *service) => Err(
-                format!("health: {service} is not a service of this release"),
-            ),
-            Probe::Service { .. } => Ok(()),
+            Probe::Service { service } => self.check_is_ours(service),
         }
     }
 }
 
 /// RFC 6901: of `~` there are two escapes.
 fn is_pointer(text: &str) -> bool {
-    let escapes = text.split('~').skip(1);
-    (text.is_empty() || text.starts_with('/')) && { escapes }
-        .all(|rest| rest.starts_with(['0', '1']))
+    let mut escapes = text.split('~').skip(1);
+    let escaped = escapes.all(|rest| rest.starts_with(['0', '1']));
+    escaped && (text.is_empty() || text.starts_with('/'))
 }
 
 fn has_port(address: &str) -> bool {
