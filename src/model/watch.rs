@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::id::BootId;
 use crate::model::moment::Lasted;
 use crate::model::record::Record;
 use qx_release::digest::Digest;
@@ -29,7 +30,9 @@ pub struct Watched {
     pub undo: bool,
     /// For how long it has been watched.
     pub lasted: Lasted,
-    /// The processes that were proved, by their services: id and start time.
+    /// The boot in which it was confirmed.
+    pub boot_id: BootId,
+    /// The processes that were proved in that boot, by their services: id and start time. Another boot starts others.
     pub processes: BTreeMap<Name, (u32, u64)>,
     /// The crash loop that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]

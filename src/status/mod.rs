@@ -315,15 +315,19 @@ fn watched(
         return Ok(Vec::new());
     }
     let active = record.idle_when_ended().active;
-    let over = watched.lasted.until(&host.moment()).seconds > watched.for_s;
+    let now = host.moment();
+    let over = watched.lasted.until(&now).seconds > watched.for_s;
     if let Some(problem) = watched.problem {
         return Ok(vec![format!("{problem}, after {active} was confirmed")]);
+    }
+    if over || watched.boot_id != now.boot_id {
+        return Ok(Vec::new());
     }
     let proc = host.proc();
     // One that is down is told as that.
     let runs = |name: &Name| services.iter().any(|s| s.name == *name && s.pid.is_some());
     let again = watched.processes.iter().filter(|(name, process)| {
-        !over && runs(name) && proc.identity(process.0).map(Identity::key) != Some(**process)
+        runs(name) && proc.identity(process.0).map(Identity::key) != Some(**process)
     });
     let line = |(name, _)| {
         format!("service {name} was started again after {active} was confirmed: check its log")

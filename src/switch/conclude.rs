@@ -129,12 +129,14 @@ impl Switch<'_> {
             let seen = census.look(service, self.op.to.set, manifest);
             Some((service.name.clone(), seen.process?.key()))
         };
+        let now = self.host.moment();
         self.store.watch(&Watched {
             format: watch::FORMAT,
             manifest: digest,
             for_s: manifest.watch.for_s,
             undo: manifest.watch.undo,
-            lasted: Lasted::since(&self.host.moment()),
+            lasted: Lasted::since(&now),
+            boot_id: now.boot_id,
             processes: manifest.services.iter().filter_map(process).collect(),
             problem: None,
         })

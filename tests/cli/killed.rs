@@ -254,7 +254,7 @@ fn a_trial_that_hangs_at_every_boot() {
     while appliance.link() == new {
         boots += 1;
         assert!(boots < 10, "never given up\n{}", appliance.tree());
-        boot_id(&appliance, boots);
+        appliance.boot_id(boots);
         appliance.update(&["recover"]).code(0);
         // The same boot again is not counted.
         let link = appliance.link();
@@ -268,17 +268,6 @@ fn a_trial_that_hangs_at_every_boot() {
     let status = appliance.status();
     assert_eq!(status["refused"][0]["version"], "1.2.0", "{status:#}");
     appliance.update(&["apply"]).code(5);
-}
-
-/// The kernel's name for this boot, as this root sees it.
-fn boot_id(appliance: &Appliance, number: u32) {
-    let dir = appliance.root.join("proc/sys/kernel/random");
-    crate::common::create_dir(&dir).unwrap();
-    fs::write(
-        dir.join("boot_id"),
-        format!("00000000-0000-4000-8000-{number:012}\n"),
-    )
-    .unwrap();
 }
 
 /// A migration outlives no updater: it never runs twice at once.

@@ -1,8 +1,10 @@
 //! After a release was confirmed: a crash loop that comes later is told, and undone if the release asks for it.
 
+use std::fs;
+
 use serde_json::json;
 
-use crate::common::{Appliance, Recipe, exe, wait_until};
+use crate::common::{Appliance, Recipe, exe, text, wait_until};
 
 fn watched(appliance: &Appliance, version: &str, undo: bool) -> Recipe {
     appliance
@@ -74,6 +76,42 @@ fn a_crash_loop_after_confirmation_is_reported() {
     appliance.update(&["apply"]).code(0);
     let status = appliance.update(&["status"]);
     assert!(!status.stdout.contains("crash loop"), "{}", status.stdout);
+}
+
+/// A boot starts every service: that is no restart that would have to be told, whether somebody watches or not.
+#[test]
+fn a_boot_starts_every_service() {
+    let appliance = Appliance::new();
+    appliance.release(&watched(&appliance, "1.1.0", true));
+    appliance.update(&["apply"]).code(0);
+    // Longer than this machine, whose uptime the new boot has, has been running.
+    let note = appliance.data().join("update/watched.json");
+    let longer = text(&note).replace(r#""for_s":600"#, r#""for_s":6000000000"#);
+    fs::write(&note, longer).unwrap();
+    appliance.services("stop");
+    appliance.boot_id(1);
+    appliance.update(&["recover"]).code(0);
+    appliance.services("start");
+    for watches in [false, true] {
+        let watch = watches.then(|| appliance.start(&["confirm", "--watch"]));
+        if watches {
+            let this_boot = "00000000-0000-4000-8000-000000000001";
+            wait_until("this boot is watched", || {
+                text(&note).matches(this_boot).count() == 1
+            });
+        }
+        let status = appliance.update(&["status"]);
+        assert_eq!(
+            appliance.status()["problems"],
+            json!([]),
+            "{}",
+            status.stdout
+        );
+        if watches {
+            appliance.kill_updater();
+        }
+        drop(watch);
+    }
 }
 
 /// A release that asks for it is undone, quarantined with the reason, and the previous one runs.

@@ -515,6 +515,14 @@ impl Appliance {
             .unwrap_or_default()
     }
 
+    /// The kernel's name for this boot, as this root sees it, from here on.
+    pub fn boot_id(&self, number: u32) {
+        let dir = self.root.join("proc/sys/kernel/random");
+        create_dir(&dir).unwrap();
+        let id = format!("00000000-0000-4000-8000-{number:012}\n");
+        fs::write(dir.join("boot_id"), id).unwrap();
+    }
+
     /// Everything that the appliance runs from: each file, directory and link of the data partition but the updater's own
     /// records, and each process of a service. Two that are equal: nothing changed.
     pub fn picture(&self) -> Picture {
