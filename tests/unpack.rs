@@ -8,7 +8,7 @@ use std::path::Path;
 
 use qx_release::digest::Digest;
 use qx_release::error::{Error, Exit};
-use qx_release::manifest::{Component, Kind, Mode};
+use qx_release::manifest::{Capabilities, Component, Kind, Mode};
 use qx_release::tree;
 use qx_update::acquire::unpack;
 
@@ -94,6 +94,7 @@ fn component(kind: Kind, size_bytes: u64, entries: u64) -> Component {
         kind,
         install_path: "share/thing".parse().unwrap(),
         mode: Mode(0o755),
+        capabilities: Capabilities::NONE,
         sha256: Digest::of(b"not looked at here"),
         size_bytes,
         entries,

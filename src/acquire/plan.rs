@@ -307,16 +307,7 @@ pub fn artifact(
 
 fn installed_already(wanted: &Component, sets: &[(Set, Manifest)]) -> Option<Origin> {
     sets.iter().find_map(|(set, manifest)| {
-        let same = |c: &&Component| {
-            (c.kind, c.sha256, c.size_bytes, c.entries, c.mode)
-                == (
-                    wanted.kind,
-                    wanted.sha256,
-                    wanted.size_bytes,
-                    wanted.entries,
-                    wanted.mode,
-                )
-        };
+        let same = |c: &&Component| c.is_same(wanted);
         let component = manifest.components.iter().find(same)?.clone();
         Some(Origin::Reuse {
             set: *set,

@@ -397,7 +397,9 @@ impl<'a> Unpacker<'a> {
         self.bytes += size;
         self.write(entry, size, &mut file, path)?;
         file.set_permissions(fs::Permissions::from_mode(mode))
-            .doing(|| format!("setting the mode of {}", path.display()))
+            .doing(|| format!("setting the mode of {}", path.display()))?;
+        tree::set_capabilities(&file, self.component.capabilities)
+            .doing(|| format!("setting the file capabilities of {}", path.display()))
     }
 
     /// A directory that is there already.

@@ -104,8 +104,8 @@ impl Appliance {
                 Ok(Exit::NothingNewer)
             }
             Choice::Take(candidate) => {
-                self.able(running(&record).set)?;
                 let manifest = &candidate.manifest;
+                self.able(running(&record).set, manifest)?;
                 self.log.info(
                     "select",
                     format!(
@@ -179,7 +179,7 @@ impl Appliance {
         record: &Record,
     ) -> Result<Exit> {
         let idle = record.idle_when_ended();
-        let able = self.able(idle.active.set);
+        let able = self.able(idle.active.set, &candidate.manifest);
         let running = self.remember(able, request, record)?;
         let data = self.data_plan(&candidate.manifest, request.repair, record)?;
         let planned = self.plan(
@@ -261,7 +261,7 @@ impl Appliance {
         self.log.operation(op.id);
         self.log
             .info("stage", format!("{} is staged and verified already", op.to));
-        let running = self.able(op.from().set)?;
+        let running = self.able(op.from().set, &staged.manifest)?;
         // What was well when it was staged is not excused now.
         let mut failed_before = self.baseline(op.from().set, running.as_ref());
         failed_before.retain(|failed| op.failed_before.contains(failed));
@@ -288,10 +288,12 @@ impl Appliance {
         prove::baseline(set, manifest, &self.store, &manager, &mut self.log)
     }
 
-    /// Whether this appliance can do what an update takes; and the manifest of the set that runs, which all that follows needs.
-    fn able(&self, active: Set) -> Result<Option<Manifest>> {
+    /// Whether this appliance can do what an update to this release takes; and the manifest of the set that runs, which all
+    /// that follows needs.
+    fn able(&self, active: Set, release: &Manifest) -> Result<Option<Manifest>> {
         let running = self.manifest_of(active)?;
-        preflight::check(&self.host, &self.config, &self.store, running.as_ref())
+        let (host, config, store) = (&self.host, &self.config, &self.store);
+        preflight::check(host, config, store, running.as_ref(), release)
             .doing(|| "before anything is stopped")?;
         Ok(running)
     }

@@ -1,7 +1,6 @@
 //! What differs between two sets.
 
-use qx_release::digest::Digest;
-use qx_release::manifest::{Component, Kind, Manifest, Mode, Name, RelPath, Service};
+use qx_release::manifest::{Component, Manifest, Name, Service};
 
 /// The services to restart between two sets, in start order: those whose files differ, those that `restarts` names, and
 /// those that only the old set has. Without a manifest to compare with: all.
@@ -15,18 +14,19 @@ pub fn changed_services(
         all.sort_by_key(|s| s.order);
         return all;
     };
-    fn content(component: Option<&Component>) -> Option<(Kind, Digest, Mode, &RelPath)> {
-        component.map(|c| (c.kind, c.sha256, c.mode, &c.install_path))
-    }
+    let same = |old: Option<&Component>, new: Option<&Component>| {
+        let both = old.zip(new);
+        both.is_some_and(|(old, new)| old.install_path == new.install_path && old.is_same(new))
+    };
     let unchanged = |service: &Service| {
         let before = |s: &&Service| s.name == service.name && s.runs == service.runs;
         !restarts(&service.name)
             && old.services.iter().any(|s| before(&s))
-            && content(old.at(&service.runs)) == content(new.at(&service.runs))
+            && same(old.at(&service.runs), new.at(&service.runs))
             && service
                 .uses
                 .iter()
-                .all(|name| content(old.component(name)) == content(new.component(name)))
+                .all(|name| same(old.component(name), new.component(name)))
     };
     let mut changed: Vec<Service> = new
         .services
@@ -67,6 +67,13 @@ mod tests {
         Manifest::parse(&serde_json::to_vec(&text).unwrap()).unwrap()
     }
 
+    /// With another console.
+    fn with(change: &dyn Fn(&mut Component)) -> Manifest {
+        let mut manifest = manifest("1", "1", "1", &["node", "console"]);
+        change(&mut manifest.components[2]);
+        manifest
+    }
+
     fn changed(old: Option<&Manifest>, new: Option<&Manifest>) -> Vec<String> {
         changed_services(old, new, &|_| false)
             .iter()
@@ -78,6 +85,12 @@ mod tests {
     fn only_services_whose_components_changed_are_restarted() {
         let both = ["node", "console"];
         let old = manifest("1", "1", "1", &both);
+        let capable = with(&|console| {
+            let names = vec!["cap_net_raw".to_owned()];
+            console.capabilities = names.try_into().unwrap();
+        });
+        let moded = with(&|console| console.mode = "0700".to_owned().try_into().unwrap());
+        let longer = with(&|console| console.size_bytes = 2);
         for (new, expected) in [
             (manifest("1", "1", "1", &both), vec![]),
             (manifest("2", "1", "1", &both), vec!["node"]),
@@ -85,6 +98,9 @@ mod tests {
             (manifest("1", "1", "2", &both), vec!["console"]),
             (manifest("2", "1", "2", &both), vec!["console", "node"]),
             (manifest("1", "1", "1", &["node"]), vec!["console"]),
+            (capable, vec!["console"]),
+            (moded, vec!["console"]),
+            (longer, vec!["console"]),
         ] {
             assert_eq!(changed(Some(&old), Some(&new)), expected);
         }

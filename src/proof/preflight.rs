@@ -28,7 +28,7 @@ const VOLATILE: [(u64, &str); 3] = [
 /// Descriptors that are needed besides those of the nested directories.
 const DESCRIPTORS: u64 = 64;
 
-/// Finds what would fail later. `running` is the manifest of what runs.
+/// Finds what would fail later. `running` is the manifest of what runs, `release` that of what shall run.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] where the configuration is wrong, [`ErrorKind::Failed`] where the machine is.
@@ -37,9 +37,10 @@ pub fn check(
     config: &Config,
     store: &Store,
     running: Option<&Manifest>,
+    release: &Manifest,
 ) -> Result<()> {
     process::null()?;
-    data_partition(host, store)?;
+    data_partition(host, store, release)?;
     users(host, config)?;
     data_commands(config)?;
     descriptors(host, config)?;
@@ -52,12 +53,25 @@ pub fn check(
 }
 
 /// Programs can be started from it, links and exchanges work on it, and it will be there after a reboot.
-fn data_partition(host: &Host, store: &Store) -> Result<()> {
+fn data_partition(host: &Host, store: &Store, release: &Manifest) -> Result<()> {
     let slots = store.path("slots");
     let using = || format!("using {}", slots.display());
     let stat = rustix::fs::statvfs(&slots).doing(using)?;
     if stat.f_flag.contains(StatVfsMountFlags::NOEXEC) {
         let why = "it is mounted noexec, so programs cannot be started from it: mount it with exec";
+        return Err(Error::new(format!("{}: {why}", using())));
+    }
+    let capable = release
+        .components
+        .iter()
+        .find(|c| !c.capabilities.is_none());
+    if let Some(component) = capable
+        && stat.f_flag.contains(StatVfsMountFlags::NOSUID)
+    {
+        let why = format!(
+            "it is mounted nosuid, so {} would not have its capabilities ({}): mount it with suid",
+            component.name, component.capabilities
+        );
         return Err(Error::new(format!("{}: {why}", using())));
     }
     if host.is_running_system() {

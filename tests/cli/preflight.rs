@@ -11,7 +11,7 @@ use crate::common::{Appliance, Mounted, UPDATE, copy_executable, path, wait_unti
 
 /// All three say so, no service was told anything, and the release is not refused.
 #[track_caller]
-fn told_before_anything_stops(appliance: &Appliance, code: i32, words: &[&str]) {
+pub fn told_before_anything_stops(appliance: &Appliance, code: i32, words: &[&str]) {
     let before = appliance.answers();
     appliance.told();
     for command in [&["check"][..], &["apply", "--dry-run"], &["apply"]] {

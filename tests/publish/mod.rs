@@ -1,6 +1,7 @@
 //! The real `qx-publish`, driven as the people of a release team drive it.
 
 mod bundle;
+mod carried;
 mod check;
 mod crash;
 mod desk;

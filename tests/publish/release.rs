@@ -482,6 +482,14 @@ fn no_partial_or_unfit_set_is_published() {
         ("migrations", "not executable", |p, _| {
             p.file("src/migrations/migrate", b"#!/bin/sh\n", 0o644);
         }),
+        ("migrations", "No such file", |_, r| {
+            r["migrate"]["check"] = json!(["migrations/other"])
+        }),
+        ("migrations", "not executable", |p, r| {
+            p.file("src/migrations/down", b"#!/bin/sh\n", 0o644);
+            r["data"][0]["schema_down"] = json!(1);
+            r["migrate"]["down"] = json!(["migrations/down", "{data:main}"]);
+        }),
     ];
     for (component, why, change) in cases {
         let place = Place::ready();

@@ -8,6 +8,7 @@
 
 mod authority;
 mod bundle;
+mod carried;
 mod change;
 mod check;
 mod checks;
@@ -193,6 +194,7 @@ pub fn factory(recipe: &Path, out: &Path, released: SystemTime) -> Result<Manife
     let mut manifest = recipe.manifest(&channel, released)?;
     recipe.check_sources()?;
     for (source, component) in recipe.components.iter().zip(&mut manifest.components) {
+        source.check_image()?;
         let packed = pack::measure(source)?;
         component.sha256 = packed.digest;
         component.size_bytes = packed.bytes;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use flate2::{Compression, GzBuilder};
 use tar::{EntryType, Header};
 
+use super::carried::{self, Named};
 use super::recipe::Source;
 use qx_release::digest::{Digest, Hasher, TreeDigest, TreeEntry};
 use qx_release::durable;
@@ -79,6 +80,8 @@ fn pack<W: Write>(source: &Source, out: W) -> Result<(Packed, W)> {
     let packed = match source.kind {
         Kind::Bin => {
             let path = &source.source;
+            carried::bin(path, Named::ToInstall(source.capabilities))
+                .map_err(|why| source.unfit(&why))?;
             let (digest, bytes) = append_file(
                 &mut archive,
                 path,
@@ -102,6 +105,7 @@ fn pack<W: Write>(source: &Source, out: W) -> Result<(Packed, W)> {
 
 fn pack_tree<W: Write>(source: &Source, archive: &mut tar::Builder<W>) -> Result<Packed> {
     let mut found = BTreeMap::new();
+    carried::entry(&source.source).map_err(|why| source.unfit(&why))?;
     find(&source.source, "", &mut found).doing(|| format!("component {}", source.name))?;
     let mut digest = TreeDigest::default();
     append(
@@ -168,11 +172,10 @@ fn find(root: &Path, base: &str, found: &mut BTreeMap<String, Found>) -> Result<
             return Err(odd(
                 "it is neither a file nor a directory nor a symbolic link",
             ));
-        } else if metadata.permissions().mode() & 0o7000 != 0 {
-            return Err(odd("it has a setuid, setgid or sticky bit"));
         } else {
             None
         };
+        carried::entry(&file).map_err(|why| odd(&why))?;
         if kind.is_dir() {
             find(root, &path, found)?;
         }

@@ -10,14 +10,15 @@ use semver::Version;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::carried::{self, Named};
 use super::checks::Checks;
 use super::elf::{self, Program};
 use super::versions;
 use qx_release::digest::Digest;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{
-    self, Check, Component, Data, Kind, Manifest, Migrate, Mode, Name, Probe, RelPath, Service,
-    Watch,
+    self, Capabilities, Check, Component, Data, Kind, Manifest, Migrate, Mode, Name, Probe,
+    RelPath, Service, Watch,
 };
 
 /// The only recipe format there is.
@@ -70,6 +71,9 @@ pub(crate) struct Source {
     /// Of the file, or of the tree's own directory.
     #[serde(default = "executable")]
     pub mode: Mode,
+    /// What a program is to have of root's.
+    #[serde(default)]
+    pub capabilities: Capabilities,
     #[serde(default)]
     tool: bool,
     /// Where the image has it, if not at `/usr/INSTALL_PATH`.
@@ -173,6 +177,7 @@ impl Recipe {
             kind: source.kind,
             install_path: source.install_path.clone(),
             mode: source.mode,
+            capabilities: source.capabilities,
             sha256: Digest::of(b""),
             size_bytes: 0,
             entries: 0,
@@ -249,6 +254,11 @@ impl Recipe {
                 "a service runs it, but it is a script: its process would run the interpreter, not this file",
             ));
         }
+        if file == Program::Script && !source.capabilities.is_none() {
+            return Err(source.unfit(
+                "it is a script, so it cannot have capabilities: its process runs the interpreter, not this file",
+            ));
+        }
         if file == Program::Script && !(called || source.tool) {
             return Err(source.unfit("it is a script, but is not marked \"tool\": true"));
         }
@@ -261,7 +271,8 @@ impl Recipe {
             Probe::Exec { run } => Some(run),
             _ => None,
         });
-        let vectors = self.migrate.iter().map(|m| &m.run).chain(checks);
+        let migrations = self.migrate.iter().flat_map(Migrate::vectors);
+        let vectors = migrations.map(|(_, vector)| vector).chain(checks);
         vectors.filter_map(|run| run.first().map(String::as_str))
     }
 }
@@ -290,7 +301,16 @@ impl Source {
         elf::program(&head, arch.as_str()).map_err(|why| unfit(&why))
     }
 
-    fn unfit(&self, why: &str) -> Error {
+    /// Whether a program has its capabilities already, as one of an image must.
+    pub(crate) fn check_image(&self) -> Result<()> {
+        match self.kind {
+            Kind::Bin => carried::bin(&self.source, Named::InTheImage(self.capabilities))
+                .map_err(|why| self.unfit(&why)),
+            Kind::Tree => Ok(()),
+        }
+    }
+
+    pub(crate) fn unfit(&self, why: &str) -> Error {
         Error::new(format!("{}: {why}", self.doing()))
     }
 }

@@ -2,6 +2,7 @@
 //! their health is checked. Parsed once, at the edge, into types that cannot hold a hostile string.
 //! `docs/formats.md` describes every field.
 
+pub mod capabilities;
 mod names;
 mod rules;
 
@@ -14,6 +15,7 @@ use crate::digest::Digest;
 use crate::json;
 use crate::text;
 
+pub use capabilities::Capabilities;
 pub use names::{Mode, Name, ProgramPath, RelPath};
 
 /// The only manifest format there is.
@@ -52,6 +54,9 @@ pub struct Component {
     pub install_path: RelPath,
     /// Permission bits of a `bin` (octal text, such as "0755") or of the tree's own directory.
     pub mode: Mode,
+    /// File capabilities of a `bin`, such as `["cap_net_bind_service"]`: what it may do although no root starts it.
+    #[serde(default, skip_serializing_if = "Capabilities::is_none")]
+    pub capabilities: Capabilities,
     /// Of what is installed: the file's SHA-256, or the tree digest.
     pub sha256: Digest,
     /// Of what is installed: the sum of the files' lengths in bytes.
@@ -64,6 +69,18 @@ pub struct Component {
     /// Factory set only: the absolute path of the factory copy, where it is not `/usr/INSTALL_PATH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factory_path: Option<String>,
+}
+
+impl Component {
+    /// Whether what is installed is the same, wherever that is.
+    pub fn is_same(&self, other: &Component) -> bool {
+        self.kind == other.kind
+            && self.sha256 == other.sha256
+            && self.size_bytes == other.size_bytes
+            && self.entries == other.entries
+            && self.mode == other.mode
+            && self.capabilities == other.capabilities
+    }
 }
 
 /// A service that the release brings the files of.
@@ -138,6 +155,17 @@ pub struct Migrate {
     /// needs the data from before.
     #[serde(default)]
     pub down: Vec<String>,
+}
+
+impl Migrate {
+    /// Its argument vectors, each with its field. Only the first is always there.
+    pub fn vectors(&self) -> [(&'static str, &Vec<String>); 3] {
+        [
+            ("migrate.run", &self.run),
+            ("migrate.check", &self.check),
+            ("migrate.down", &self.down),
+        ]
+    }
 }
 
 /// A health check: what is asked, and how patiently.

@@ -13,10 +13,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
+use rustix::io::Errno;
 
 use crate::digest::{Digest, Hasher, TreeDigest, TreeEntry};
 use crate::error::{Context, Error, Result};
+use crate::manifest::capabilities::{self, Capabilities};
 use crate::manifest::{Component, Kind, RelPath};
 
 /// What was found where a component is installed, in the manifest's terms.
@@ -26,6 +28,8 @@ pub struct Measured {
     pub digest: Digest,
     /// Permission bits of the file, or of the tree's own directory.
     pub mode: u32,
+    /// Of the file.
+    pub capabilities: Capabilities,
     /// The sum of the files' lengths, in bytes.
     pub bytes: u64,
     /// How many files, directories and links.
@@ -35,8 +39,8 @@ pub struct Measured {
 /// Measures what is at `path`, as the page cache has it. Memory: one buffer, and a line for each entry.
 ///
 /// # Errors
-/// Names the path: nothing there, another kind of file, a set-user-id, set-group-id or sticky bit, a name
-/// that is not UTF-8 or holds a control character, a link that leaves the tree.
+/// Names the path: nothing there, another kind of file, a set-user-id, set-group-id or sticky bit, file capabilities
+/// that no manifest can have, a name that is not UTF-8 or holds a control character, a link that leaves the tree.
 pub fn measure(kind: Kind, path: &Path) -> Result<Measured> {
     Measure::of(kind, path, ReadFrom::Cache, &|_| true)
 }
@@ -131,7 +135,9 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
                 directories.push((target.clone(), mode));
                 made
             }
-            Found::File { file, mode, size } => copy_file(&file, size, mode, &target),
+            Found::File {
+                file, mode, size, ..
+            } => copy_file(&file, size, mode, component.capabilities, &target),
             Found::Link { target: to } => std::os::unix::fs::symlink(to, &target),
         }
         .doing(doing)
@@ -177,9 +183,18 @@ pub fn link_stays_inside(path: &str, target: &str) -> bool {
 
 /// One thing met on a walk.
 enum Found {
-    Directory { mode: u32 },
-    File { file: File, mode: u32, size: u64 },
-    Link { target: String },
+    Directory {
+        mode: u32,
+    },
+    File {
+        file: File,
+        mode: u32,
+        capabilities: Capabilities,
+        size: u64,
+    },
+    Link {
+        target: String,
+    },
 }
 
 type Visit<'a> = dyn FnMut(&str, Found) -> Result<()> + 'a;
@@ -234,7 +249,7 @@ fn walk_directory(
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
             .doing(|| format!("examining {}", here.display()))?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => visit(relative, open_file(dir, name, &here)?)?,
+            FileType::RegularFile => visit(relative, open_without_capabilities(dir, name, &here)?)?,
             FileType::Directory => {
                 let (dir, stat) = open(dir, name, OFlags::DIRECTORY, &here)?;
                 let mode = permissions(&stat, &here)?;
@@ -284,10 +299,45 @@ fn open_file(dir: impl AsFd, name: &Path, path: &Path) -> Result<Found> {
         return Err(odd(path, "it is not a regular file"));
     }
     Ok(Found::File {
-        file: fd.into(),
         mode: permissions(&stat, path)?,
+        capabilities: capabilities_of(&fd).map_err(|why| odd(path, why))?,
         size: stat.st_size.unsigned_abs(),
+        file: fd.into(),
     })
+}
+
+/// The same for a file in a tree.
+fn open_without_capabilities(dir: impl AsFd, name: &Path, path: &Path) -> Result<Found> {
+    match open_file(dir, name, path)? {
+        Found::File { capabilities, .. } if !capabilities.is_none() => Err(odd(
+            path,
+            format!("it has file capabilities ({capabilities}), which only a bin may have"),
+        )),
+        found => Ok(found),
+    }
+}
+
+/// The capabilities that a file has. The error goes on after the file's name.
+pub fn capabilities_of(file: impl AsFd) -> Result<Capabilities, String> {
+    // One byte more: what is longer is another format.
+    let mut value = [0; capabilities::LENGTH + 1];
+    match rustix::fs::fgetxattr(file, capabilities::ATTRIBUTE, &mut value[..]) {
+        Ok(length) => Capabilities::of_attribute(&value[..length]).ok_or(()),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(Capabilities::NONE),
+        Err(Errno::RANGE) => Err(()),
+        Err(e) => return Err(format!("its file capabilities cannot be read: {e}")),
+    }
+    .map_err(|()| "its file capabilities are not just permitted and effective ones".into())
+}
+
+/// Gives a file its capabilities; to be done last, for writing to it and giving it away take them off.
+pub fn set_capabilities(file: impl AsFd, capabilities: Capabilities) -> io::Result<()> {
+    if capabilities.is_none() {
+        return Ok(());
+    }
+    let value = capabilities.attribute();
+    rustix::fs::fsetxattr(file, capabilities::ATTRIBUTE, &value, XattrFlags::empty())?;
+    Ok(())
 }
 
 fn open(dir: impl AsFd, name: &Path, flags: OFlags, path: &Path) -> Result<(OwnedFd, Stat)> {
@@ -329,6 +379,7 @@ struct Measure {
     from: ReadFrom,
     tree: TreeDigest,
     own: Option<TreeEntry>,
+    capabilities: Capabilities,
     buffer: Vec<u8>,
 }
 
@@ -338,6 +389,7 @@ impl Measure {
             from,
             tree: TreeDigest::default(),
             own: None,
+            capabilities: Capabilities::NONE,
             buffer: vec![0; 128 * 1024],
         };
         walk(kind, path, known, &mut |relative, found| {
@@ -354,6 +406,7 @@ impl Measure {
         Ok(Measured {
             digest,
             mode,
+            capabilities: measure.capabilities,
             bytes,
             entries,
         })
@@ -362,7 +415,14 @@ impl Measure {
     fn entry(&mut self, path: &str, found: Found) -> io::Result<()> {
         let entry = match found {
             Found::Directory { mode } => TreeEntry::Directory(mode),
-            Found::File { file, mode, .. } => {
+            Found::File {
+                file,
+                mode,
+                capabilities,
+                ..
+            } => {
+                // Of a bin: the files of a tree have none.
+                self.capabilities = capabilities;
                 let (digest, size) = self.file(file)?;
                 TreeEntry::File(mode, size, digest)
             }
@@ -413,20 +473,30 @@ fn compare(component: &Component, path: &Path, found: &Measured) -> Result<(), S
             &format_args!("{:04o}", component.mode.0),
         );
     }
+    if found.capabilities != component.capabilities {
+        return differs("capabilities", &found.capabilities, &component.capabilities);
+    }
     if found.digest != component.sha256 {
         return differs("digest", &found.digest, &component.sha256);
     }
     Ok(())
 }
 
-fn copy_file(from: &File, size: u64, mode: u32, to: &Path) -> io::Result<()> {
+fn copy_file(
+    from: &File,
+    size: u64,
+    mode: u32,
+    capabilities: Capabilities,
+    to: &Path,
+) -> io::Result<()> {
     let file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(to)?;
     copy_content(from, &file, size)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    set_capabilities(&file, capabilities)
 }
 
 /// Fills an empty file with the `size` bytes of another, in the same blocks if the file system can.
@@ -477,6 +547,7 @@ mod tests {
             kind,
             install_path: "share/thing".parse().unwrap(),
             mode: crate::manifest::Mode(found.mode),
+            capabilities: found.capabilities,
             sha256: found.digest,
             size_bytes: found.bytes,
             entries: found.entries,
@@ -497,6 +568,7 @@ mod tests {
         let expected = Measured {
             digest: Digest::of(lines.as_bytes()),
             mode: 0o755,
+            capabilities: Capabilities::NONE,
             bytes: 7,
             entries: 6,
         };
@@ -513,6 +585,7 @@ mod tests {
         let expected = Measured {
             digest: Digest::of(b"program"),
             mode: 0o755,
+            capabilities: Capabilities::NONE,
             bytes: 7,
             entries: 1,
         };

@@ -136,11 +136,7 @@ impl Manifest {
     }
 
     fn check_migration(&self, migrate: &Migrate) -> Result<(), String> {
-        for (what, vector) in [
-            ("migrate.run", &migrate.run),
-            ("migrate.check", &migrate.check),
-            ("migrate.down", &migrate.down),
-        ] {
+        for (what, vector) in migrate.vectors() {
             if what == "migrate.run" || !vector.is_empty() {
                 self.check_vector(what, vector)?;
             }
@@ -282,6 +278,12 @@ impl Component {
         if self.kind == Kind::Bin && self.mode.0 & 0o100 == 0 {
             return Err(format!(
                 "components: {} is a bin, but its mode is not executable",
+                self.name
+            ));
+        }
+        if self.kind == Kind::Tree && !self.capabilities.is_none() {
+            return Err(format!(
+                "components: {}: a tree has no capabilities; a program that needs them is a component of its own (kind bin)",
                 self.name
             ));
         }
