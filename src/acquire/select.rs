@@ -1,7 +1,7 @@
 //! Which release: the highest one that this appliance may install. Pure, but for the manifests, which the caller gets.
 
 use crate::model::fit::{Fit, refuses_unknown};
-use crate::repository::Candidate;
+use crate::repository::{Candidate, Withdrawn};
 use std::collections::BTreeMap;
 
 use semver::Version;
@@ -35,6 +35,8 @@ pub struct SelectionContext<'a> {
     pub factory: Option<&'a Manifest>,
     /// The data that may be migrated.
     pub declared: &'a [DataSet],
+    /// What is not offered any more.
+    pub withdrawn: &'a [Withdrawn],
 }
 
 /// What was asked for.
@@ -132,7 +134,11 @@ fn check_request(version: &Version, context: &SelectionContext, offers: &[Offer]
         ))
     };
     if !offers.iter().any(|offer| offer.version == *version) {
-        return refused("the repository does not offer it".into());
+        let mut withdrawn = context.withdrawn.iter();
+        return refused(match withdrawn.find(|w| w.offer.version == *version) {
+            Some(withdrawn) => withdrawn.to_string(),
+            None => "the repository does not offer it".into(),
+        });
     }
     match &context.running.version {
         Some(running) if version.cmp_precedence(running).is_lt() => refused(format!(
@@ -294,6 +300,7 @@ mod tests {
                 refusals: &self.refusals,
                 factory: self.factory.as_ref(),
                 declared: &[],
+                withdrawn: &[],
             };
             select(&context, request, offers, &mut |offer| {
                 let min = self.min.filter(|_| offer.version.major == 2);

@@ -97,7 +97,9 @@ impl Appliance {
             retry: false,
             only: None,
         };
-        match self.select(&repository, &mirrors, &record, &request)? {
+        let found = self.releases(&repository, &mirrors, &request)?;
+        let record = self.heed_withdrawals(&found, &record)?;
+        match self.select(&repository, &mirrors, found, &record, &request)? {
             Choice::NothingNewer(running) => {
                 self.log
                     .info("select", format!("nothing newer than {running} is offered"));
@@ -142,7 +144,13 @@ impl Appliance {
             retry: request.retry,
             only,
         };
-        let selected = match self.select(&repository, &mirrors, record, &wanted) {
+        let found = self.releases(&repository, &mirrors, &wanted);
+        let found = self.remember(found, request, record)?;
+        let record = &match request.dry_run {
+            true => record.clone(),
+            false => self.heed_withdrawals(&found, record)?,
+        };
+        let selected = match self.select(&repository, &mirrors, found, record, &wanted) {
             // A refusal is no failed attempt: its reason stands in the list of refused releases.
             Err(e) if e.kind == ErrorKind::NotEligible => return Err(e),
             other => self.remember(other, request, record)?,

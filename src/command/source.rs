@@ -1,15 +1,17 @@
 //! What the sources offer, as far as they are to be believed.
 
-use qx_release::error::{Context, Error, ErrorKind, Result};
+use qx_release::durable;
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, machine, running};
 use crate::acquire::select::{self, Choice, Request};
 use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
+use crate::model::phase::Phase;
 use crate::model::record::Record;
-use crate::model::slot::Set;
+use crate::model::slot::{Installed, Set};
 use crate::model::source::SourceAddress;
-use crate::repository::{Repository, Wanted};
-use crate::store::{self, Freshness, Refreshed};
+use crate::repository::{Releases, Repository, Wanted};
+use crate::store::{self, Freshness, Refreshed, WithdrawnNote};
 use crate::system::host;
 
 impl Appliance {
@@ -132,11 +134,69 @@ impl Appliance {
         }
     }
 
-    /// Step 2, second half: which release.
+    /// Step 2, second half: what is offered to this appliance.
+    pub(super) fn releases(
+        &mut self,
+        repository: &Repository,
+        mirrors: &Mirrors,
+        request: &Request,
+    ) -> Result<Releases> {
+        let found = repository.releases(
+            mirrors,
+            &Wanted {
+                product: &self.config.product,
+                channel: &self.config.channel,
+                arch: &machine()?,
+                version: request.version.as_ref(),
+            },
+        );
+        if let Ok(found) = &found {
+            for why in &found.left_out {
+                self.log.warning("select", why.clone());
+            }
+        }
+        self.warn("select", mirrors);
+        found
+    }
+
+    /// What its publisher has taken back is not switched to if it is staged; if it runs, that is noted for `status`. Returns the
+    /// record as it is then.
+    pub(super) fn heed_withdrawals(&mut self, found: &Releases, record: &Record) -> Result<Record> {
+        let of = |installed: &Installed| {
+            let mut withdrawn = found.withdrawn.iter();
+            withdrawn.find(|w| w.manifest.is_some() && w.manifest == installed.manifest)
+        };
+        let runs = running(record);
+        let note = of(&runs).zip(runs.manifest);
+        let note = note.map(|(withdrawn, manifest)| WithdrawnNote {
+            manifest,
+            what: format!("{runs} runs, but {withdrawn}"),
+        });
+        self.store.write_withdrawn(note.as_ref())?;
+        let Phase::Staged { op } = record.phase() else {
+            return Ok(record.clone());
+        };
+        let Some(withdrawn) = of(&op.to) else {
+            return Ok(record.clone());
+        };
+        let why = format!("{} is staged, but {withdrawn}", op.to);
+        let now = self.host.timestamp();
+        let ended = op.attempt(Exit::Refused, Some(why.clone()), &now);
+        let ended = record.ended(op.back(), ended)?;
+        self.store.save(&ended)?;
+        self.log.warning("select", format!("{why}; deleting it"));
+        if let Some(slot) = op.to.set.slot() {
+            durable::remove_tree(&self.store.slot(slot))?;
+        }
+        Ok(ended)
+    }
+
+    /// The release to install, of those that were found.
     pub(super) fn select(
         &mut self,
         repository: &Repository,
         mirrors: &Mirrors,
+        mut found: Releases,
         record: &Record,
         request: &Request,
     ) -> Result<Choice> {
@@ -145,6 +205,19 @@ impl Appliance {
         let factory = self.store.manifest(Set::Factory)?;
         let active = running(record);
         let unknown = self.unknown_data(record)?;
+        for withdrawn in &found.withdrawn {
+            let version = &withdrawn.offer.version;
+            if active.version.as_ref().is_none_or(|runs| version > runs) {
+                let what = format!("{version} is left out: {withdrawn}");
+                self.log.info("select", what);
+            }
+        }
+        // Whoever has it keeps it: that it was damaged changes nothing.
+        let lost = found.withdrawn.iter().filter(|_| request.only.is_some());
+        let lost = lost.filter(|withdrawn| withdrawn.manifest == request.only);
+        found
+            .offers
+            .extend(lost.map(|withdrawn| withdrawn.offer.clone()));
         let context = select::SelectionContext {
             product: &self.config.product,
             channel: &self.config.channel,
@@ -155,23 +228,11 @@ impl Appliance {
             refusals: &refusals,
             factory: factory.as_ref().map(|(manifest, _)| manifest),
             declared: &self.config.data,
+            withdrawn: &found.withdrawn,
         };
-        let wanted = Wanted {
-            product: context.product,
-            channel: context.channel,
-            arch: context.arch,
-            version: request.version.as_ref(),
-        };
-        let mut left_out = Vec::new();
-        let choice = repository.releases(mirrors, &wanted).and_then(|found| {
-            left_out = found.left_out;
-            select::select(&context, request, &found.offers, &mut |offer| {
-                repository.manifest(mirrors, offer)
-            })
+        let choice = select::select(&context, request, &found.offers, &mut |offer| {
+            repository.manifest(mirrors, offer)
         });
-        for why in left_out {
-            self.log.warning("select", why);
-        }
         self.warn("select", mirrors);
         choice
     }

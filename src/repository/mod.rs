@@ -9,6 +9,7 @@ use crate::fetch::port::{Fetch, Target};
 use qx_release::trust::Versions;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -76,13 +77,49 @@ pub struct Wanted<'a> {
     pub version: Option<&'a Version>,
 }
 
+/// A release that its publisher has taken back: it stays where it is, and is installed nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// What it was offered as.
+    pub offer: Offer,
+    /// The digest of its manifest.
+    pub manifest: Option<Digest>,
+    /// Why; may be empty.
+    pub reason: String,
+}
+
+impl fmt::Display for Withdrawn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.reason {
+            "" => write!(f, "its publisher has withdrawn it"),
+            reason => write!(f, "its publisher has withdrawn it: {reason}"),
+        }
+    }
+}
+
 /// The releases that a repository offers.
 #[derive(Debug, Default)]
 pub struct Releases {
     /// Those for this appliance, and some of those for others, for it may be told of them.
     pub offers: Vec<Offer>,
+    /// Those for this appliance that are not offered any more.
+    pub withdrawn: Vec<Withdrawn>,
     /// Which releases are left out, and why: a sentence each.
     pub left_out: Vec<String>,
+}
+
+impl Releases {
+    /// Takes one up for this appliance.
+    fn add(&mut self, offer: Offer, target: &TargetInfo) {
+        match target.withdrawn.clone() {
+            None => self.offers.push(offer),
+            Some(reason) => self.withdrawn.push(Withdrawn {
+                offer,
+                manifest: target.hashes.sha256,
+                reason,
+            }),
+        }
+    }
 }
 
 /// Is called with each visited role, or the reason why it could not be visited.
@@ -176,16 +213,22 @@ impl Repository {
         let Some(top) = self.set.targets() else {
             return Ok(Releases::default());
         };
-        let (mut offers, mut others) = (Vec::new(), Vec::new());
+        let (mut found, mut others) = (Releases::default(), Vec::new());
+        // A bundle need not have what was withdrawn to say that it was.
         let offered = |name: &RelPath, target: &TargetInfo| {
-            Offer::of(name).filter(|_| source.may_have(&self.path(name, target)))
+            let there = || target.withdrawn.is_some() || source.may_have(&self.path(name, target));
+            Offer::of(name).filter(|_| there())
         };
         top.each(&mut |name, target| match offered(&name, &target) {
-            Some(offer) if ours(&offer) => offers.push(offer),
-            Some(offer) if asked_for(&offer) && others.len() < OTHERS => others.push(offer),
+            Some(offer) if ours(&offer) => found.add(offer, &target),
+            Some(offer)
+                if asked_for(&offer) && target.withdrawn.is_none() && others.len() < OTHERS =>
+            {
+                others.push(offer);
+            }
             _ => {}
         });
-        let mut named: BTreeSet<RelPath> = offers.iter().map(|o| o.target.clone()).collect();
+        let mut named: BTreeSet<RelPath> = found.offers.iter().map(|o| o.target.clone()).collect();
         let mut left_out = LeftOut::default();
         let mut delegated = Vec::new();
         let might = |pattern: &str| might_name_releases(pattern, [product, channel, arch]);
@@ -204,20 +247,18 @@ impl Repository {
                 continue;
             }
             match self.find(source, &offer.target) {
-                Ok(Some(found)) if found.role.as_ref() == Some(&role) => {
+                Ok(Some(listed)) if listed.role.as_ref() == Some(&role) => {
                     named.insert(offer.target.clone());
-                    offers.push(offer);
+                    found.add(offer, &listed.target);
                 }
                 // Somebody who is trusted more says what it is, or nobody is trusted to.
                 Ok(_) => {}
                 Err(e) => left_out.take(format!("skipping releases that {role} lists"), e)?,
             }
         }
-        offers.extend(others);
-        Ok(Releases {
-            offers,
-            left_out: left_out.0.into_iter().collect(),
-        })
+        found.offers.extend(others);
+        found.left_out = left_out.0.into_iter().collect();
+        Ok(found)
     }
 
     /// Looks for a target in the order of TUF's search ([`search::search`]). Metadata of delegated roles are fetched

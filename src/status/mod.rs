@@ -166,18 +166,16 @@ impl Status {
         let trouble = record.and_then(trouble);
         let held = record.and_then(|record| held(record, &found, host));
         let mut problems = problems(&loaded, store, config);
-        let mut kept_data = or_problem(store.kept_data(), &mut problems);
-        kept_data
-            .iter_mut()
-            .for_each(|kept| kept.age(&host.moment()));
+        let kept_data = or_problem(kept_data(host, store), &mut problems);
         let data = config.as_ref().map_or(&[][..], |config| &config.data);
         let data = data_sets(data, record, host, store, &mut problems);
         problems.extend(found.problems(store));
         problems.extend(record.and_then(|r| other_set(r, &found, factory_boot, store)));
         problems.extend(trouble.map(|t| t.what.clone()));
         let (services, elsewhere) = look_at_services(&found, host, store, config);
-        let again = or_problem(watched(record, &services, host, store), &mut problems);
-        problems.extend(again);
+        let mut news = or_problem(watched(record, &services, host, store), &mut problems);
+        news.extend(or_problem(withdrawn(&found.set, store), &mut problems));
+        problems.extend(news);
         problems.extend(held.clone());
         let refused = refused(store, &found.set).unwrap_or_else(|why| {
             problems.push(why);
@@ -333,6 +331,20 @@ fn watched(
         format!("service {name} was started again after {active} was confirmed: check its log")
     };
     Ok(again.map(line).collect())
+}
+
+/// The data that is kept, and for how long it has been.
+fn kept_data(host: &Host, store: &Store) -> Result<Vec<Kept>> {
+    let (mut kept, now) = (store.kept_data()?, host.moment());
+    kept.iter_mut().for_each(|kept| kept.age(&now));
+    Ok(kept)
+}
+
+/// That the running release was withdrawn, if that is known.
+fn withdrawn(running: &Installed, store: &Store) -> Result<Option<String>> {
+    let note = store.withdrawn()?;
+    let note = note.filter(|note| running.manifest == Some(note.manifest));
+    Ok(note.map(|note| note.what))
 }
 
 /// The data sets as they are. What cannot be measured is a problem now, before an update meets it.

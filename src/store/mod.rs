@@ -29,7 +29,7 @@ use qx_release::manifest::{self, Component, Manifest, ProgramPath, RelPath};
 
 pub use link::CommitPoint;
 pub use lock::{Holder, Lock};
-pub use notes::{BootNote, Freshness, Refreshed};
+pub use notes::{BootNote, Freshness, Refreshed, WithdrawnNote};
 pub use seals::Verified;
 
 /// The content of a path that a release removed: executable, so that init scripts do not use the factory's file, but it

@@ -1,4 +1,5 @@
-//! What is noted beside the record: how fresh the trust is, what this boot found, and which release is watched.
+//! What is noted beside the record: how fresh the trust is, what this boot found, and which release is watched; and that the one that
+//! runs was withdrawn.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,6 +7,7 @@ use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
 use crate::model::id::BootId;
 use crate::model::slot::{Set, Slot};
 use crate::model::watch::{self, Watched};
+use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 use qx_release::json;
@@ -15,6 +17,7 @@ use qx_release::trust::Versions;
 /// How many problems of a boot are kept.
 const MAX_PROBLEMS: usize = 100;
 
+const WITHDRAWN: &str = "update/withdrawn.json";
 const WATCHED: &str = "update/watched.json";
 const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 
@@ -49,6 +52,15 @@ pub struct Refreshed {
     pub trust: Versions,
 }
 
+/// That a release was withdrawn, by the digest of its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithdrawnNote {
+    /// The release.
+    pub manifest: Digest,
+    /// A sentence without its end: who did what, and why.
+    pub what: String,
+}
+
 /// Whether the metadata are known to be current, so that nothing newer was withheld.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,6 +91,27 @@ impl Store {
         };
         let refreshed = json::parse(&bytes);
         refreshed
+            .map(Some)
+            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
+    }
+
+    /// Notes that the release that runs was withdrawn, or that it was not.
+    pub fn write_withdrawn(&self, note: Option<&WithdrawnNote>) -> Result<()> {
+        let path = self.path(WITHDRAWN);
+        let Some(note) = note else {
+            return durable::remove(&path);
+        };
+        let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
+        durable::write(&path, &text)
+    }
+
+    /// The note that a release was withdrawn.
+    pub fn withdrawn(&self) -> Result<Option<WithdrawnNote>> {
+        let path = self.path(WITHDRAWN);
+        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
+            return Ok(None);
+        };
+        json::parse(&bytes)
             .map(Some)
             .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
     }

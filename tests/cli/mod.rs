@@ -22,3 +22,4 @@ mod text;
 mod truth;
 mod wall;
 mod watch;
+mod withdrawn;

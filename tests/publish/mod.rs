@@ -9,4 +9,5 @@ mod keys;
 mod place;
 mod release;
 mod roles;
+mod withdraw;
 mod work;

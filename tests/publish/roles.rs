@@ -1078,13 +1078,14 @@ fn the_commands_of_the_document_are_commands() {
             let Some((_, command)) = line.split_once("qx-publish ") else {
                 continue;
             };
-            let command = command.split('#').next().unwrap().replace('\'', "");
-            let arguments: Vec<&str> = command.split_whitespace().collect();
+            let command = command.split('#').next().unwrap();
+            let arguments = words(command);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let ended = place.run(&arguments);
-            // The drafts, the cron job's directories and the stick are not here, and the key is there already: these
+            // The drafts, the releases, the cron job's directories and the stick are not here, and the key is there already: these
             // commands are understood, and fail.
-            let elsewhere =
-                ["sign", "key", "bundle"].contains(&arguments[0]) || command.contains("/srv/");
+            let elsewhere = ["sign", "key", "bundle", "withdraw"].contains(&arguments[0])
+                || command.contains("/srv/");
             assert_eq!(
                 ended.code,
                 i32::from(elsewhere),
@@ -1111,7 +1112,19 @@ fn the_commands_of_the_document_are_commands() {
             "delegate",
             "component",
             "key",
-            "bundle"
+            "bundle",
+            "withdraw",
+            "prune"
         ]
     );
+}
+
+/// The words of a shell command; only single quotes are special in these.
+fn words(command: &str) -> Vec<String> {
+    let parts = command.split('\'').enumerate();
+    let words = parts.flat_map(|(number, part)| match number % 2 {
+        0 => part.split_whitespace().map(str::to_owned).collect(),
+        _ => vec![part.to_owned()],
+    });
+    words.collect()
 }

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Check(Check),
     Release(Release),
     Component(Component),
+    Withdraw(Withdraw),
+    Prune(Prune),
     Sign(Sign),
     Rotate(Rotate),
     Refresh(Refresh),
@@ -43,6 +45,8 @@ impl Command {
         match self {
             Command::Release(Release { repo, .. })
             | Command::Component(Component { repo, .. })
+            | Command::Withdraw(Withdraw { repo, .. })
+            | Command::Prune(Prune { repo, .. })
             | Command::Sign(Sign {
                 repo: Some(repo), ..
             })
@@ -177,6 +181,51 @@ pub(crate) struct Component {
     /// the team that signs them (the targets role)
     #[argh(option, long = "as")]
     pub team: Option<String>,
+}
+
+/// Take a release back: appliances that have it keep it, and no other installs it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "withdraw")]
+pub(crate) struct Withdraw {
+    /// the version
+    #[argh(positional)]
+    pub version: Version,
+    /// why, in a line for those who run it
+    #[argh(option)]
+    pub reason: String,
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// only releases on this channel (all channels that have the version)
+    #[argh(option)]
+    pub channel: Option<Name>,
+    /// only releases for this architecture (all that have the version)
+    #[argh(option)]
+    pub arch: Option<Name>,
+}
+
+/// Remove the artifacts that only withdrawn releases need, and files that no metadata name.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "prune")]
+pub(crate) struct Prune {
+    /// the repository's directory
+    #[argh(option)]
+    pub repo: PathBuf,
+    /// the directory with the private keys
+    #[argh(option)]
+    pub keys: PathBuf,
+    /// a file whose first line is the passphrase of the keys (else QX_PUBLISH_PASSPHRASE, else the terminal)
+    #[argh(option)]
+    pub passphrase_file: Option<PathBuf>,
+    /// print what would be removed, and change nothing
+    #[argh(switch)]
+    pub dry_run: bool,
 }
 
 /// Sign a draft, on any machine; or publish drafts that were signed.

@@ -6,26 +6,14 @@ use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
-use semver::Version;
-
-use super::contents::{self, Checked, Release};
+use super::contents::{self, Checked, Release, Wanted};
 use super::current::{Current, parse};
 use super::role::TIMESTAMP;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::layout::target_path;
-use qx_release::manifest::{Name, RelPath};
+use qx_release::manifest::RelPath;
 use qx_release::trust::described::TargetFile;
-
-/// Which releases a bundle is to hold.
-pub struct Wanted<'a> {
-    /// Of this version.
-    pub version: &'a Version,
-    /// On this channel; none: on every channel that has it.
-    pub channel: Option<&'a Name>,
-    /// For this architecture; none: for every one that has it.
-    pub arch: Option<&'a Name>,
-}
 
 /// A bundle that was written.
 pub struct Bundle {
@@ -51,30 +39,10 @@ pub fn bundle(repo: &Path, wanted: &Wanted, out: &Path, now: SystemTime) -> Resu
     let current = Current::load(repo)?;
     contents::check_as_client(&current, now)
         .doing(|| "checking the metadata as an appliance would")?;
-    let mut releases = Vec::new();
-    for offer in contents::offers(&current) {
-        if offer.version == *wanted.version
-            && wanted
-                .channel
-                .is_none_or(|channel| offer.channel == *channel)
-            && wanted.arch.is_none_or(|arch| offer.arch == *arch)
-        {
-            releases.push(contents::release(&current, &offer)?);
-        }
-    }
-    if releases.is_empty() {
-        let on = wanted
-            .channel
-            .map(|channel| format!(" on the channel {channel}"));
-        let arch = wanted.arch.map(|arch| format!(" for {arch}"));
-        return Err(Error::new(format!(
-            "{} has no release {}{}{}",
-            repo.display(),
-            wanted.version,
-            on.unwrap_or_default(),
-            arch.unwrap_or_default()
-        )));
-    }
+    let releases = contents::wanted(&current, wanted)?
+        .iter()
+        .map(|offer| contents::release(&current, offer))
+        .collect::<Result<Vec<_>>>()?;
     let temporary = out.with_file_name({
         let mut name = out.file_name().unwrap_or_default().to_owned();
         name.push(durable::TEMPORARY);

@@ -14,7 +14,7 @@ use qx_release::trust::signing::Sign as _;
 
 use crate::arguments::{
     Bundle, Check, Component, Delegate, Expiry, Factory, Init, Inspect, KeyNew, KeyShow,
-    KeySubcommand, Refresh, Release, Rotate, Serve, Sign, Verify,
+    KeySubcommand, Prune, Refresh, Release, Rotate, Serve, Sign, Verify, Withdraw,
 };
 use crate::{complain, print};
 
@@ -146,6 +146,63 @@ pub(crate) fn component(command: &Component, now: SystemTime) -> Result<String> 
     let team = team.as_deref();
     let done = qx_publish::release(recipe, repo, &keyring, None, team, now, now)?;
     Ok(published(&done, repo, keys))
+}
+
+pub(crate) fn withdraw(command: &Withdraw, now: SystemTime) -> Result<String> {
+    let Withdraw {
+        version,
+        reason,
+        repo,
+        keys,
+        passphrase_file,
+        channel,
+        arch,
+    } = command;
+    let wanted = Wanted {
+        version,
+        channel: channel.as_ref(),
+        arch: arch.as_ref(),
+    };
+    let keyring = Keyring::open(keys, passphrase_file.as_deref())?;
+    let (offers, done) = qx_publish::withdraw(repo, &wanted, reason, &keyring, now)?;
+    let word = match done.waiting[..] {
+        [] => "withdrawn",
+        _ => "to be withdrawn",
+    };
+    let lines = offers.iter().map(|o| format!("{word}: {}\n", o.target));
+    Ok(lines.collect::<String>() + &waiting(&done, repo, keys))
+}
+
+pub(crate) fn prune(command: &Prune, now: SystemTime) -> Result<String> {
+    let Prune {
+        repo,
+        keys,
+        passphrase_file,
+        dry_run,
+    } = command;
+    let keyring = match dry_run {
+        true => None,
+        false => Some(Keyring::open(keys, passphrase_file.as_deref())?),
+    };
+    let pruned = qx_publish::prune(repo, keyring.as_ref(), now)?;
+    let (not_listed, removed) = match (dry_run, &pruned.done.waiting[..]) {
+        (true, _) => ("would not be listed any longer", "would remove"),
+        (false, []) => ("not listed any longer", "removed"),
+        (false, _) => ("will not be listed any longer", "removed"),
+    };
+    let mut text = String::new();
+    for name in &pruned.unlisted {
+        text += &format!("{not_listed}: {name}\n");
+    }
+    for path in &pruned.files {
+        text += &format!("{removed} {}\n", text::line(path));
+    }
+    text += &format!(
+        "{removed} {} files with {} bytes\n",
+        pruned.files.len(),
+        pruned.bytes
+    );
+    Ok(text + &waiting(&pruned.done, repo, keys))
 }
 
 pub(crate) fn sign(command: Sign, now: SystemTime) -> Result<String> {

@@ -1,17 +1,22 @@
 //! What a published repository holds: its metadata as a client takes them, and its releases.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use semver::Version;
 
 use super::current::{Current, metadata_file, metadata_path};
 use super::role::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
+use super::targets;
 use qx_release::digest::Hasher;
 use qx_release::error::{Context, Error, Result};
-use qx_release::manifest::{MAX_BYTES, Manifest, RelPath};
+use qx_release::manifest::{MAX_BYTES, Manifest, Name, RelPath};
 use qx_release::offer::Offer;
+use qx_release::text;
 use qx_release::trust::clock::Clock;
 use qx_release::trust::described::TargetFile;
 use qx_release::trust::{Limits, SnapshotCopy, TrustedSet};
@@ -30,17 +35,114 @@ pub struct Release {
     pub artifacts: BTreeMap<RelPath, TargetFile>,
 }
 
-/// The releases that appliances find, sorted by channel, architecture and version.
+/// Which releases are meant.
+pub struct Wanted<'a> {
+    /// Of this version.
+    pub version: &'a Version,
+    /// On this channel; none: on every channel that has it.
+    pub channel: Option<&'a Name>,
+    /// For this architecture; none: for every one that has it.
+    pub arch: Option<&'a Name>,
+}
+
+impl Wanted<'_> {
+    fn is(&self, offer: &Offer) -> bool {
+        offer.version == *self.version
+            && self.channel.is_none_or(|channel| offer.channel == *channel)
+            && self.arch.is_none_or(|arch| offer.arch == *arch)
+    }
+}
+
+impl fmt::Display for Wanted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.version)?;
+        if let Some(channel) = self.channel {
+            write!(f, " on the channel {channel}")?;
+        }
+        match self.arch {
+            Some(arch) => write!(f, " for {arch}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The releases that are meant.
+///
+/// # Errors
+/// If there is none, or all of them are withdrawn.
+pub(crate) fn wanted(current: &Current, wanted: &Wanted) -> Result<Vec<Offer>> {
+    let mut offers = offers(current);
+    offers.retain(|offer| wanted.is(offer));
+    if !offers.is_empty() {
+        return Ok(offers);
+    }
+    let dir = current.dir.display();
+    let mut withdrawn = withdrawn(current).into_iter();
+    Err(Error::new(match withdrawn.find(|w| wanted.is(&w.offer)) {
+        Some(Withdrawn { reason, .. }) => {
+            let reason = text::line(&reason);
+            format!("{dir}: the release {wanted} is withdrawn: {reason}")
+        }
+        None => format!("{dir} has no release {wanted}"),
+    }))
+}
+
+/// The releases that appliances are offered, sorted by channel, architecture and version.
 pub(crate) fn offers(current: &Current) -> Vec<Offer> {
-    let mut offers: Vec<Offer> = listed(current)
-        .filter(|(role, name)| current.search(name).is_some_and(|found| found.0 == *role))
-        .filter_map(|(_, name)| Offer::of(&name))
-        .collect();
-    offers.sort_by(|a, b| {
-        let key = |o: &Offer| (o.channel.clone(), o.arch.clone(), o.version.clone());
-        key(a).cmp(&key(b))
+    let found = found(current).filter(|(role, offer)| !is_withdrawn(current, role, &offer.target));
+    sorted(found.map(|(_, offer)| offer).collect(), |offer| offer)
+}
+
+/// A release that was taken back.
+pub(crate) struct Withdrawn {
+    /// What its name says.
+    pub offer: Offer,
+    /// The role that lists it.
+    pub role: String,
+    /// Why it was.
+    pub reason: String,
+}
+
+/// The releases that were taken back, sorted likewise.
+pub(crate) fn withdrawn(current: &Current) -> Vec<Withdrawn> {
+    let withdrawn = found(current).filter_map(|(role, offer)| {
+        Some(Withdrawn {
+            reason: targets::withdrawn(&current.role(role).ok()?.signed, &offer.target)?,
+            role: role.to_owned(),
+            offer,
+        })
     });
-    offers
+    sorted(withdrawn.collect(), |withdrawn| &withdrawn.offer)
+}
+
+/// The manifests of the releases that were taken back; they need not be there.
+pub(crate) fn withdrawn_files(current: &Current) -> impl Iterator<Item = (Offer, PathBuf)> {
+    withdrawn(current).into_iter().filter_map(|withdrawn| {
+        let (_, file) = current.search(&withdrawn.offer.target)?;
+        let file = current.target_file(&withdrawn.offer.target, &file);
+        Some((withdrawn.offer, file))
+    })
+}
+
+/// Whether a role says that a release was taken back.
+pub(crate) fn is_withdrawn(current: &Current, role: &str, name: &RelPath) -> bool {
+    let role = current.role(role);
+    role.is_ok_and(|envelope| targets::withdrawn(&envelope.signed, name).is_some())
+}
+
+/// The releases that appliances find, withdrawn or not, each with its role.
+fn found(current: &Current) -> impl Iterator<Item = (&str, Offer)> {
+    listed(current)
+        .filter(|(role, name)| current.search(name).is_some_and(|found| found.0 == *role))
+        .filter_map(|(role, name)| Some((role, Offer::of(&name)?)))
+}
+
+fn sorted<T>(mut releases: Vec<T>, offer: impl Fn(&T) -> &Offer) -> Vec<T> {
+    releases.sort_by(|a, b| {
+        let key = |o: &Offer| (o.channel.clone(), o.arch.clone(), o.version.clone());
+        key(offer(a)).cmp(&key(offer(b)))
+    });
+    releases
 }
 
 /// Every target that a role lists, whether appliances find it there or not. Names that are no relative path are left out,
@@ -150,6 +252,33 @@ pub(crate) fn check_as_client(current: &Current, now: SystemTime) -> Result<()> 
                 envelope.version(),
                 envelope.expires_text()
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Calls `each` with the path of every file below a directory of the repository.
+pub(crate) fn walk(repo: &Path, dir: &str, each: &mut impl FnMut(&str)) -> Result<()> {
+    let place = repo.join(dir);
+    let doing = || format!("reading {}", place.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&place).doing(doing)? {
+        let entry = entry.doing(doing)?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            Error::new(format!(
+                "{}: the name {} is not UTF-8",
+                doing(),
+                name.display()
+            ))
+        })?;
+        names.push((name, entry.file_type().doing(doing)?.is_dir()));
+    }
+    names.sort();
+    for (name, is_dir) in names {
+        let path = format!("{dir}/{name}");
+        match is_dir {
+            true => walk(repo, &path, each)?,
+            false => each(&path),
         }
     }
     Ok(())

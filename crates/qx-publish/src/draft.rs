@@ -16,6 +16,7 @@ use super::targets;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
+use qx_release::trust::described::WITHDRAWN;
 
 /// Where they lie in a repository; readers see no name that starts with a dot.
 const DIRECTORY: &str = ".drafts";
@@ -252,7 +253,12 @@ fn describe_targets(text: &mut String, signed: &Value, old: Option<&Value>) {
         match then.get(name) {
             Some(before) if before == target => {}
             before => {
-                let word = if before.is_some() { "CHANGED" } else { "NEW" };
+                let withdrawn = target["custom"][WITHDRAWN].as_str().map(text::name);
+                let word = match (before, withdrawn) {
+                    (_, Some(reason)) => &format!("WITHDRAWN: {reason}"),
+                    (Some(_), None) => "CHANGED",
+                    (None, None) => "NEW",
+                };
                 let digest = text::name(&target["hashes"]["sha256"].to_string());
                 let _ = writeln!(text, "    {} {digest}  {word}", text::name(name));
             }

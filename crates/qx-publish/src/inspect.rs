@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::contents::{self, Release};
+use super::contents::{self, Release, Withdrawn};
 use super::current::{Current, DAY, SOON_DAYS};
 use super::envelope::{Envelope, delegation, short, texts};
 use super::role::{TARGETS, top_level};
@@ -23,6 +23,16 @@ pub struct Inspection {
     roles: Vec<RoleLine>,
     channels: Vec<Channel>,
     releases: Vec<ReleaseLine>,
+    withdrawn: Vec<WithdrawnLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct WithdrawnLine {
+    channel: String,
+    arch: String,
+    version: String,
+    role: String,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,7 +122,26 @@ pub fn inspect(repo: &Path, now: SystemTime) -> Result<Inspection> {
         roles,
         channels: channels.into_values().collect(),
         releases,
+        withdrawn: contents::withdrawn(&current)
+            .into_iter()
+            .map(withdrawn_line)
+            .collect(),
     })
+}
+
+fn withdrawn_line(withdrawn: Withdrawn) -> WithdrawnLine {
+    let Withdrawn {
+        offer,
+        role,
+        reason,
+    } = withdrawn;
+    WithdrawnLine {
+        channel: offer.channel.to_string(),
+        arch: offer.arch.to_string(),
+        version: offer.version.to_string(),
+        role,
+        reason,
+    }
 }
 
 fn role_line(
@@ -204,10 +233,11 @@ impl fmt::Display for Inspection {
         self.print_roles(f)?;
         self.print_teams(f)?;
         if self.releases.is_empty() {
-            return writeln!(f, "\nno releases");
+            writeln!(f, "\nno releases")?;
         }
         self.print_channels(f)?;
-        self.print_releases(f)
+        self.print_releases(f)?;
+        self.print_withdrawn(f)
     }
 }
 
@@ -281,6 +311,20 @@ impl Inspection {
             "signed by",
         ];
         table(f, heads, releases)
+    }
+
+    fn print_withdrawn(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let withdrawn = self.withdrawn.iter().map(|line| {
+            [
+                line.channel.clone(),
+                line.arch.clone(),
+                line.version.clone(),
+                line.reason.clone(),
+                line.role.clone(),
+            ]
+        });
+        let heads = ["channel", "arch", "withdrawn", "reason", "signed by"];
+        table(f, heads, withdrawn)
     }
 }
 

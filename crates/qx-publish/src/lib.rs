@@ -33,13 +33,15 @@ mod serve;
 mod targets;
 mod verify;
 mod versions;
+mod withdraw;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub use bundle::{Bundle, Wanted, bundle};
+pub use bundle::{Bundle, bundle};
 pub use change::{Change, Done, Waiting};
 pub use check::{Report, check};
+pub use contents::Wanted;
 pub use current::Current;
 pub use delegate::{Team, delegate, remove as remove_team};
 pub use draft::{Signed, sign};
@@ -52,6 +54,7 @@ pub use roles::{Refreshed, Rotation, collect, refresh, rotate, set_lifetime};
 pub use serve::serve;
 pub use verify::{Verification, verify};
 pub use versions::doubts;
+pub use withdraw::{Pruned, prune, withdraw};
 
 use pack::Artifact;
 use qx_release::durable;

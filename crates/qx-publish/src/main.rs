@@ -61,6 +61,8 @@ fn run(command: Command) -> Result<(String, Exit)> {
         Command::Check(check) => return commands::check(&check, now),
         Command::Release(release) => commands::release(release, now)?,
         Command::Component(component) => commands::component(&component, now)?,
+        Command::Withdraw(withdraw) => commands::withdraw(&withdraw, now)?,
+        Command::Prune(prune) => commands::prune(&prune, now)?,
         Command::Sign(sign) => commands::sign(sign, now)?,
         Command::Rotate(rotate) => commands::rotate(&rotate, now)?,
         Command::Refresh(refresh) => return commands::refresh(&refresh, now),

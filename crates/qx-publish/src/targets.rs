@@ -14,7 +14,7 @@ use qx_release::error::{Error, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::Limits;
 use qx_release::trust::delegation::{RoleName, matches};
-use qx_release::trust::described::{TargetFile, TargetInfo};
+use qx_release::trust::described::{TargetFile, TargetInfo, WITHDRAWN};
 use qx_release::trust::search::{self, Listing};
 
 /// The teams that targets metadata delegate to, in the order of the search.
@@ -46,7 +46,11 @@ pub(crate) fn search<'a>(
 
 impl Listing for Envelope {
     fn target(&self, name: &RelPath) -> Option<TargetInfo> {
-        target(&self.signed, name).map(TargetInfo::from)
+        let file = target(&self.signed, name)?;
+        Some(TargetInfo {
+            withdrawn: withdrawn(&self.signed, name),
+            ..TargetInfo::from(file)
+        })
     }
 
     fn delegations(&self) -> Option<Cow<'_, str>> {
@@ -100,6 +104,13 @@ pub(crate) fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
         length: target["length"].as_u64()?,
         sha256: target["hashes"]["sha256"].as_str()?.parse().ok()?,
     })
+}
+
+/// Why targets metadata say that a release was taken back, if they do.
+pub(crate) fn withdrawn(signed: &Value, name: &RelPath) -> Option<String> {
+    let custom = &signed["targets"].get(name.as_str())?["custom"];
+    let said = custom.get(WITHDRAWN)?;
+    Some(said.as_str().unwrap_or_default().to_owned())
 }
 
 /// Gives a team other keys.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,7 +11,7 @@ use serde::Serialize;
 use super::contents::{self, Checked};
 use super::current::{Current, DAY, SOON_DAYS, metadata_path};
 use super::targets;
-use qx_release::error::{Context, Error, Result};
+use qx_release::error::Context;
 use qx_release::layout::target_path;
 use qx_release::text;
 
@@ -68,6 +67,11 @@ impl Verification {
     fn targets(&mut self, current: &Current) {
         for (role, name) in contents::listed(current) {
             match current.search(&name) {
+                // Its file may be gone.
+                Some((found, file))
+                    if found == role
+                        && contents::is_withdrawn(current, role, &name)
+                        && !current.target_file(&name, &file).exists() => {}
                 Some((found, file)) if found == role => {
                     let read = Checked::open(current, &name, file)
                         .and_then(|mut file| io::copy(&mut file, &mut io::sink()));
@@ -109,7 +113,7 @@ impl Verification {
             metadata.contains_key(path) || targets.contains(path) || is_earlier(current, path)
         };
         for dir in ["metadata", "targets"] {
-            if let Err(error) = walk(&current.dir, dir, &mut |path| {
+            if let Err(error) = contents::walk(&current.dir, dir, &mut |path| {
                 if !known(path) {
                     self.notes.push(format!("no metadata refer to {path}"));
                 }
@@ -130,33 +134,6 @@ fn is_earlier(current: &Current, path: &str) -> bool {
         return false;
     };
     path == metadata_path(role, version) && version < current.next_version(role)
-}
-
-/// Calls `each` with the path of every file below a directory of the repository.
-fn walk(repo: &Path, dir: &str, each: &mut impl FnMut(&str)) -> Result<()> {
-    let place = repo.join(dir);
-    let doing = || format!("reading {}", place.display());
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&place).doing(doing)? {
-        let entry = entry.doing(doing)?;
-        let name = entry.file_name().into_string().map_err(|name| {
-            Error::new(format!(
-                "{}: the name {} is not UTF-8",
-                doing(),
-                name.display()
-            ))
-        })?;
-        names.push((name, entry.file_type().doing(doing)?.is_dir()));
-    }
-    names.sort();
-    for (name, is_dir) in names {
-        let path = format!("{dir}/{name}");
-        match is_dir {
-            true => walk(repo, &path, each)?,
-            false => each(&path),
-        }
-    }
-    Ok(())
 }
 
 impl fmt::Display for Verification {

@@ -2,10 +2,18 @@
 
 use ed25519_compact::sha512;
 
+use serde_json::Value;
+
 use super::Error;
 use super::key::{hex, unhex};
 use crate::digest::Digest;
 use crate::json;
+use crate::text;
+
+/// The member of a target's `custom` that says why its publisher has taken it back.
+pub const WITHDRAWN: &str = "withdrawn";
+/// How much of the reason is kept, in characters.
+const MAX_REASON: usize = 500;
 
 /// What metadata say about other metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,12 +36,14 @@ pub struct TargetFile {
 }
 
 /// What targets metadata say about a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetInfo {
     /// Bytes.
     pub length: u64,
     /// The digests of its bytes.
     pub hashes: Hashes,
+    /// Why its publisher has taken it back, if so: its `custom.withdrawn`.
+    pub withdrawn: Option<String>,
 }
 
 /// Digests of the supported kinds. If there is none, every check fails.
@@ -90,7 +100,18 @@ impl From<TargetFile> for TargetInfo {
                 sha256: Some(file.sha256),
                 sha512: None,
             },
+            withdrawn: None,
         }
+    }
+}
+
+/// What a target's `custom` says of its withdrawal. Whatever else is in there is somebody else's.
+fn withdrawn(custom: &str) -> Option<String> {
+    let [reason] = json::fields(custom, [WITHDRAWN]).ok()?;
+    match serde_json::from_str(reason?).ok()? {
+        Value::Null | Value::Bool(false) => None,
+        Value::String(reason) => Some(text::clean(&reason, MAX_REASON)),
+        _ => Some(String::new()),
     }
 }
 
@@ -110,10 +131,11 @@ impl TargetInfo {
     }
 
     pub(super) fn parse(text: &str) -> Result<TargetInfo, String> {
-        let [length, hashes] = json::fields(text, ["length", "hashes"])?;
+        let [length, hashes, custom] = json::fields(text, ["length", "hashes", "custom"])?;
         Ok(TargetInfo {
             length: json::integer(length, "length")?,
             hashes: Hashes::parse(json::there(hashes, "hashes")?)?,
+            withdrawn: custom.and_then(withdrawn),
         })
     }
 }
