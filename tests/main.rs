@@ -7,6 +7,7 @@ mod attack;
 mod cli;
 mod common;
 mod fetch;
+mod formats;
 mod layers;
 mod publish;
 mod readme;

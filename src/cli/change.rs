@@ -60,7 +60,10 @@ pub(super) struct ApplyArguments {
     /// download and stage the release only; a later apply switches to it
     #[argh(switch)]
     stage_only: bool,
-    /// wait for another qx-update process to finish
+    /// do not ask whether services may be interrupted (`inhibit`)
+    #[argh(switch)]
+    force: bool,
+    /// wait for another qx-update process to finish, and until services may be interrupted
     #[argh(switch)]
     wait: bool,
     /// json: print one event per line
@@ -101,7 +104,10 @@ pub(super) struct RollbackArguments {
     /// set aside data that the older set does not accept, and restore the data kept from before
     #[argh(switch)]
     set_aside_data: bool,
-    /// wait for another qx-update process to finish
+    /// do not ask whether services may be interrupted (`inhibit`)
+    #[argh(switch)]
+    force: bool,
+    /// wait for another qx-update process to finish, and until services may be interrupted
     #[argh(switch)]
     wait: bool,
     /// json: print one event per line
@@ -162,7 +168,10 @@ pub(super) struct RestoreArguments {
     /// the id shown by `data list`
     #[argh(positional)]
     id: OperationId,
-    /// wait for another qx-update process to finish
+    /// do not ask whether services may be interrupted (`inhibit`)
+    #[argh(switch)]
+    force: bool,
+    /// wait for another qx-update process to finish, and until services may be interrupted
     #[argh(switch)]
     wait: bool,
 }
@@ -210,7 +219,7 @@ pub(super) fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Re
     let config = read_config(host, config)?;
     let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     store.may_read()?;
-    let mut screen = Screen::new(settings(command).0);
+    let mut screen = Screen::new(settings(command).progress);
     let exit = follow(&store, &mut screen)?;
     let is_answer = match command {
         Subcommand::Apply(a) => a.dry_run,
@@ -222,26 +231,37 @@ pub(super) fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Re
     }
 }
 
-/// How progress is shown, and whether to wait for others.
-fn settings(command: &Subcommand) -> (Option<Progress>, bool) {
-    match command {
-        Subcommand::Check(a) => (a.progress, a.wait),
-        Subcommand::Apply(a) => (a.progress, a.wait),
-        Subcommand::Confirm(a) => (a.progress, a.wait),
-        Subcommand::Rollback(a) => (a.progress, a.wait),
-        Subcommand::Data(DataArguments {
-            command: DataCommand::Restore(a),
-        }) => (None, a.wait),
-        Subcommand::Data(DataArguments {
-            command: DataCommand::Rehearse(a),
-        }) => (None, a.wait),
-        _ => (None, false),
+/// What is asked for, whatever the command is.
+#[derive(Default)]
+struct Settings {
+    progress: Option<Progress>,
+    wait: bool,
+    force: bool,
+}
+
+fn settings(command: &Subcommand) -> Settings {
+    let (progress, wait, force) = match command {
+        Subcommand::Check(a) => (a.progress, a.wait, false),
+        Subcommand::Apply(a) => (a.progress, a.wait, a.force),
+        Subcommand::Confirm(a) => (a.progress, a.wait, false),
+        Subcommand::Rollback(a) => (a.progress, a.wait, a.force),
+        Subcommand::Data(a) => match &a.command {
+            DataCommand::Restore(a) => (None, a.wait, a.force),
+            DataCommand::Rehearse(a) => (None, a.wait, false),
+            _ => return Settings::default(),
+        },
+        _ => return Settings::default(),
+    };
+    Settings {
+        progress,
+        wait,
+        force,
     }
 }
 
 /// The worker's side.
 pub(super) fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
-    let mut appliance = open(host, config, settings(command).1)?;
+    let mut appliance = open(host, config, &settings(command))?;
     carry_out(&mut appliance, command).or_else(|e| {
         appliance.log.error("end", e.chain());
         Ok(e.exit())
@@ -319,7 +339,7 @@ fn data(appliance: &mut Appliance, here: &Path, command: &DataCommand) -> Result
     }
 }
 
-fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
+fn open(host: &Host, path: Option<&str>, settings: &Settings) -> Result<Appliance> {
     let config = read_config(host, path)?;
     let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     let log = Log::new(place(host, &config, &store)?, true);
@@ -328,7 +348,8 @@ fn open(host: &Host, path: Option<&str>, wait: bool) -> Result<Appliance> {
         config,
         store,
         log,
-        wait,
+        wait: settings.wait,
+        force: settings.force,
     })
 }
 

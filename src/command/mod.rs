@@ -30,6 +30,7 @@ use crate::recovery::data as data_stage;
 use crate::recovery::link;
 use crate::store::{Lock, Store};
 use crate::switch::Switch;
+use crate::switch::inhibit::Inhibitors;
 use crate::system::host::{self, Host};
 use crate::system::log::Log;
 use crate::system::service::Manager;
@@ -44,8 +45,10 @@ pub struct Appliance {
     pub store: Store,
     /// The update log.
     pub log: Log,
-    /// Whether another process at work is waited for.
+    /// Whether another process at work, and applications that must not be interrupted, are waited for.
     pub wait: bool,
+    /// Whether applications are interrupted without being asked.
+    pub force: bool,
 }
 
 /// Where a person wants to go back to.
@@ -230,7 +233,12 @@ impl Appliance {
     }
 
     fn switch_of(&mut self, op: Operation) -> Switch<'_> {
+        let inhibitors = Inhibitors {
+            by: &self.config.inhibit,
+            wait: self.wait,
+        };
         Switch::new(&self.host, &self.store, &mut self.log, op)
+            .inhibited_by((!self.force).then_some(inhibitors))
     }
 
     /// A new operation.

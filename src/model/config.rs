@@ -87,9 +87,22 @@ pub struct Config {
     /// The user that releases' migrations run as. Absent: root.
     #[serde(default)]
     pub migration_user: Option<String>,
+    /// Who may say that services must not be interrupted now.
+    #[serde(default)]
+    pub inhibit: Inhibit,
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Who may say that services must not be interrupted now.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Inhibit {
+    /// A file that applications lock (flock(2)) as long as they must not be interrupted, absolute.
+    pub lock: Option<String>,
+    /// Argument vector. Exit 0: nothing is in the way.
+    pub command: Vec<String>,
 }
 
 /// The proxy for requests.
@@ -366,7 +379,9 @@ impl Config {
             ("data_dir", &self.data_dir),
             ("factory_manifest", &self.factory_manifest),
         ];
-        for (field, path) in paths.into_iter().chain(log).chain(ca).chain(headers) {
+        let lock = self.inhibit.lock.as_deref().map(|p| ("inhibit.lock", p));
+        let optional = log.into_iter().chain(ca).chain(headers).chain(lock);
+        for (field, path) in paths.into_iter().chain(optional) {
             if !path.starts_with('/') {
                 let path = text::name(path);
                 return Err(format!("{field}: '{path}' is not an absolute path"));

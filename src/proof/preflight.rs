@@ -42,6 +42,7 @@ pub fn check(
     process::null()?;
     data_partition(host, store, release)?;
     users(host, config)?;
+    inhibitor(config)?;
     data_commands(config)?;
     descriptors(host, config)?;
     let manager = Manager::new(&config.services, host, config.service_timeout());
@@ -173,6 +174,20 @@ fn commands(how: &Services) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The command that says whether services may be stopped.
+fn inhibitor(config: &Config) -> Result<()> {
+    match config.inhibit.command.first() {
+        Some(program) if !is_program(program) => Err(Error::with(
+            ErrorKind::Usage,
+            format!(
+                "using inhibit.command of the configuration: {} is not an executable program",
+                text::clean(program, 200)
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The commands of data sets: without them, services would be stopped before it is known that nothing can be copied.

@@ -10,13 +10,16 @@
 
 mod conclude;
 mod data;
+pub mod inhibit;
 mod services;
 
 use data::{Asked, Tried};
+use inhibit::{Inhibitors, Permission};
 use qx_release::error::{Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name, Service};
 
 use crate::data::migrate::Failure;
+
 use crate::model::dataplan::DataChange;
 use crate::model::moment::Moment;
 use crate::model::operation::{Attempt, Cause, CauseKind, Operation};
@@ -41,6 +44,8 @@ pub struct Switch<'a> {
     /// Where the way back leads: what ran before, or the factory set if that no longer verifies.
     home: Side,
     to: Side,
+    /// Who is asked before services are stopped. Nobody: whatever is in the middle of something is interrupted.
+    inhibitors: Option<Inhibitors<'a>>,
     /// Held for the records of the way back until the trial has ended.
     reserve: Option<Reserve>,
 }
@@ -94,8 +99,21 @@ impl<'a> Switch<'a> {
             store,
             log,
             op,
+            inhibitors: None,
             reserve: None,
         }
+    }
+
+    /// Asks these before it stops services.
+    pub fn inhibited_by(self, inhibitors: Option<Inhibitors<'a>>) -> Switch<'a> {
+        Switch { inhibitors, ..self }
+    }
+
+    fn permission(&mut self, doing: &str) -> Result<Option<Permission>> {
+        let asked = self.inhibitors.map(|inhibitors| {
+            inhibitors.permission(&format!("{doing} {}", self.op.to), self.host, self.log)
+        });
+        asked.transpose()
     }
 
     /// Goes over to the new set and proves it, or comes back.
@@ -116,6 +134,7 @@ impl<'a> Switch<'a> {
             }
             Err(failure) => return self.reject(failure, record),
         }
+        let permission = self.permission("switching to")?;
         let how = self.op.manager.clone();
         let manager = self.manager(&how);
         self.concern_services(&manager, record);
@@ -123,7 +142,10 @@ impl<'a> Switch<'a> {
         self.reserve = Some(Reserve::new(&self.store.path("update"), WAY_BACK)?);
         let mut reached = record.begin_switch(self.op.clone())?;
         self.store.save(&reached)?;
-        match self.go_over(&manager, &mut reached) {
+        let gone_over = self.go_over(&manager, &mut reached);
+        // Services that take the lock when they start are about to be started.
+        drop(permission);
+        match gone_over {
             Ok(()) => self.conclude_trial(&reached),
             Err(cause) => self.revert(cause, &reached),
         }

@@ -100,6 +100,7 @@ impl<'a> Switch<'a> {
                 }
             }
         }
+        let permission = self.permission("vacating the slot for")?;
         let services = self.home.services().iter();
         let services = services.filter(|s| names.contains(&s.name));
         self.op.services = services.cloned().collect();
@@ -107,6 +108,7 @@ impl<'a> Switch<'a> {
         // Whoever comes next starts what was stopped.
         self.store.save(&record.begin_staging(self.op.clone())?)?;
         let stopped = self.stop_services(&manager);
+        drop(permission);
         self.start_services(self.home.set);
         let proved = self.prove(self.home.set).map_err(Error::new);
         stopped

@@ -332,6 +332,22 @@ impl Proc {
         found
     }
 
+    /// A process that holds a lock of flock(2) on a file, if it can be told (proc_locks(5)).
+    pub fn lock_holder(&self, file: &fs::File) -> Option<u32> {
+        let meta = file.metadata().ok()?;
+        let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        let place = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+        let locks = fs::read_to_string(self.root.join("locks")).ok()?;
+        // `1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF`; who waits has an arrow behind the number.
+        locks.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [_, "FLOCK", _, _, pid, at, ..] = fields[..] else {
+                return None;
+            };
+            (at == place).then(|| pid.parse().ok()).flatten()
+        })
+    }
+
     /// The mount that an open file of this process is on.
     pub fn mount_id(&self, file: &fs::File) -> Option<u64> {
         let info = self.root.join(format!("self/fdinfo/{}", file.as_raw_fd()));

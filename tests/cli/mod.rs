@@ -10,6 +10,7 @@ mod environment;
 mod failing;
 mod golden;
 mod good;
+mod inhibit;
 mod killed;
 mod postgres;
 mod preflight;
