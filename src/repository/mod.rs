@@ -5,6 +5,8 @@
 //! `delegated/` those of delegated roles that something was looked for in. A copy that is damaged, or that the current
 //! keys no longer verify, counts as absent.
 
+pub mod audit;
+
 use crate::fetch::port::{Fetch, Target};
 use qx_release::trust::Versions;
 use std::cell::RefCell;

@@ -2,6 +2,7 @@
 //! installs from them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::common::server::Server;
 use crate::common::{Appliance, path};
@@ -29,6 +30,38 @@ fn applied(case: &str) {
     appliance.runs("1.1.0");
     // What was kept of it is trusted again.
     appliance.update(&["check"]).code(3);
+    // Whoever runs the repository finds out the same, where it lies and as it is served.
+    // Two of the targets that are none of ours could be placed, and are not there.
+    let (code, found) = match case {
+        "other_targets" => (1, "1 releases: 2 problems"),
+        _ => (0, "1 releases: no problems"),
+    };
+    for place in [path(&repository), &server.url] {
+        let verified = appliance.publish(&["verify", "--repo", place]);
+        verified.code(code).says(&[found]);
+    }
+    let artifact = artifact(&repository.join("targets"));
+    fs::write(&artifact, "damaged").unwrap();
+    appliance
+        .publish(&["verify", "--repo", path(&repository)])
+        .code(1)
+        .says(&["problem: reading the target", ".tar.gz"]);
+}
+
+/// An artifact, wherever it lies.
+fn artifact(directory: &Path) -> PathBuf {
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|end| end == "gz") {
+                return path;
+            }
+        }
+    }
+    panic!("there is no artifact");
 }
 
 /// A test for each case, of its name.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read;
 
 use super::desk::{Desk, RELEASE, texts};
+use crate::common::server::Server;
 use serde_json::{Value, json};
 
 /// A repository with two releases of the targets role and one of a team.
@@ -255,6 +256,72 @@ fn whatever_is_damaged_is_a_problem_of_its_own() {
     desk.write(&artifact, "");
     desk.write(&file(&desk, "/artifacts/", "daemon-"), "");
     assert_eq!(problems(&desk).len(), 2);
+}
+
+/// What mirrors and sticks hold is verified like a directory, from the root that appliances have; a mirror's fault is named with
+/// its address.
+#[test]
+fn a_mirror_and_a_bundle_are_verified() {
+    let desk = repository();
+    bundle(&desk, "1.1.0", &[], "stick.bundle");
+    let said = desk.succeeds(&["verify", "--repo", "stick.bundle"]);
+    assert!(said.contains("1 releases: no problems"), "{said}");
+    let server = Server::start(&desk.path("repo"));
+    let root = ["--root", "repo/metadata/1.root.json"];
+    let verify = ["verify", "--repo", &server.url];
+    let said = desk.succeeds(&[&verify[..], &root].concat());
+    assert!(said.contains("4 releases: no problems"), "{said}");
+    let artifact = file(&desk, "/artifacts/", "www-");
+    let good = fs::read(desk.path(&artifact)).unwrap();
+    for bytes in [&good[..good.len() - 1], b"damaged"] {
+        desk.write(&artifact, bytes);
+        let ended = desk.run(&verify);
+        assert_eq!(ended.code, 1, "{}", ended.out);
+        let [problem] = &ended
+            .out
+            .lines()
+            .filter(|l| l.contains("problem: "))
+            .collect::<Vec<_>>()[..]
+        else {
+            panic!("{}", ended.out)
+        };
+        assert!(
+            problem.contains("vdc/artifacts/www-") && problem.contains(&server.url),
+            "{problem}"
+        );
+    }
+    desk.write(&artifact, good);
+    // Another publisher's root, a server that is not there, something else.
+    let theirs = Desk::ready();
+    fs::copy(
+        theirs.path("repo/metadata/1.root.json"),
+        desk.path("theirs.json"),
+    )
+    .unwrap();
+    for (arguments, words) in [
+        (
+            [&verify[..], &["--root", "theirs.json"]].concat(),
+            "signed by 0 of the 1 keys",
+        ),
+        (
+            vec!["verify", "--repo", "http://127.0.0.1:9/none"],
+            "127.0.0.1:9",
+        ),
+        (vec!["verify", "--repo", "nowhere"], "nowhere"),
+        (
+            vec!["verify", "--repo", "src/recipe.json"],
+            "src/recipe.json",
+        ),
+    ] {
+        let ended = desk.run(&arguments);
+        assert_eq!(ended.code, 1, "{}", ended.out);
+        assert!(
+            ended.out.contains(words),
+            "{words}: {}{}",
+            ended.out,
+            ended.err
+        );
+    }
 }
 
 /// A publisher is warned by `verify` of metadata that expire soon, while it is no problem yet: appliances refuse a

@@ -387,13 +387,16 @@ pub(crate) struct Bundle {
     pub out: PathBuf,
 }
 
-/// Check a whole repository as a client would, every target's digest included.
+/// Check a whole repository by the appliances' own code, every target's digest included.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "verify")]
 pub(crate) struct Verify {
-    /// the repository's directory
+    /// the repository: a directory, a bundle, or a URL
     #[argh(option)]
-    pub repo: PathBuf,
+    pub repo: String,
+    /// the root that appliances have (the repository's own first one)
+    #[argh(option)]
+    pub root: Option<PathBuf>,
     /// print JSON
     #[argh(switch)]
     pub json: bool,

@@ -2,7 +2,6 @@
 
 mod init_script;
 mod migrations;
-mod scratch;
 mod versions;
 
 use std::fmt;

@@ -393,7 +393,7 @@ pub(crate) fn inspect(command: &Inspect, now: SystemTime) -> Result<String> {
 }
 
 pub(crate) fn verify(command: &Verify, now: SystemTime) -> Result<(String, Exit)> {
-    let found = qx_publish::verify(&command.repo, now);
+    let found = qx_publish::verify(&command.repo, command.root.as_deref(), now);
     let exit = match found.problems[..] {
         [] => Exit::Done,
         _ => Exit::Failed,

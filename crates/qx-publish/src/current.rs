@@ -25,9 +25,9 @@ use qx_release::trust::described::TargetFile;
 use qx_release::trust::{Limits, TrustedSet};
 
 /// What names a repository's product, and says how long its metadata are valid.
-const ABOUT: &str = "repository.json";
+pub(crate) const ABOUT: &str = "repository.json";
 /// The only format of that file.
-const ABOUT_FORMAT: u32 = 1;
+pub(crate) const ABOUT_FORMAT: u32 = 1;
 /// What readers of a repository need.
 pub(crate) const PUBLIC: u32 = 0o644;
 

@@ -29,6 +29,7 @@ pub mod pem;
 mod recipe;
 mod role;
 mod roles;
+mod scratch;
 mod serve;
 mod targets;
 mod verify;

@@ -253,13 +253,15 @@ fn header(kind: EntryType, mode: u32) -> Header {
 }
 
 /// Counts and hashes what passes through.
-struct Tally<T> {
+pub(crate) struct Tally<T> {
     out: T,
-    hasher: Hasher,
+    /// What has passed so far.
+    pub hasher: Hasher,
 }
 
 impl<T> Tally<T> {
-    fn new(out: T) -> Tally<T> {
+    /// Around it.
+    pub(crate) fn new(out: T) -> Tally<T> {
         let hasher = Hasher::default();
         Tally { out, hasher }
     }

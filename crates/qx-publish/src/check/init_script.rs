@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::scratch::Scratch;
+use crate::scratch::Scratch;
 use qx_release::error::{Context, Error, Result};
 use qx_release::manifest::Service;
 use qx_release::text;

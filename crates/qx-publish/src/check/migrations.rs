@@ -10,12 +10,12 @@ use std::time::Duration;
 use flate2::read::GzDecoder;
 
 use super::Report;
-use super::scratch::Scratch;
 use crate::checks::{Made, Migrations};
 use crate::contents::{self, Checked, Release};
 use crate::current::Current;
 use crate::pack;
 use crate::recipe::{Recipe, Source};
+use crate::scratch::Scratch;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Kind, Manifest, Migrate, Name, RelPath, placeholder};
 use qx_release::text;

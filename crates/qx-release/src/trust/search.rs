@@ -11,6 +11,9 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::RelPath;
 
+/// How many bins are looked through one by one: two to the power of this.
+const MAX_BIN_BITS: u32 = 14;
+
 /// Where a target was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -126,6 +129,28 @@ pub fn by_pattern(
         Paths::Patterns(patterns) => any(patterns, might).then(String::new),
         Paths::HashPrefixes(_) | Paths::Bin(_) => None,
     })
+}
+
+/// All delegations, those by hash prefix and each bin included.
+pub fn every(targets: &Targets, delegator: &str, limits: &Limits) -> Vec<Delegation> {
+    let mut bits = None;
+    let mut found = chosen(targets, delegator, limits, &mut |scope| {
+        if let Paths::Bin(length) = scope.paths {
+            bits = Some(length);
+            return None;
+        }
+        Some(String::new())
+    });
+    // All have the same keys. More than this is nothing that anybody publishes.
+    if let Some(length) = bits.filter(|length| *length <= MAX_BIN_BITS) {
+        for number in 0..1_u64 << length {
+            let first = format!("{:08x}", number << (32 - length));
+            found.extend(chosen(targets, delegator, limits, &mut |_| {
+                Some(bin(&first, length))
+            }));
+        }
+    }
+    found
 }
 
 fn chosen<T: Listing>(

@@ -14,10 +14,10 @@ use qx_release::text;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A directory that is gone in the end.
-pub(super) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(super) fn new() -> Result<Scratch> {
+    pub(crate) fn new() -> Result<Scratch> {
         // The name must be nobody else's, and need not be a secret: a directory that is there is not taken.
         let mut number = 0_u32;
         loop {
@@ -33,12 +33,12 @@ impl Scratch {
         }
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// Makes a directory in it, and those above.
-    pub(super) fn directory(&self, name: &str) -> Result<PathBuf> {
+    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name.trim_start_matches('/'));
         fs::create_dir_all(&path).doing(|| format!("creating {}", path.display()))?;
         Ok(path)
@@ -48,7 +48,7 @@ impl Scratch {
     ///
     /// # Errors
     /// It exits other than 0, or not in time; with the last line that it wrote.
-    pub(super) fn run(&self, command: &mut Command, timeout: Duration) -> Result<()> {
+    pub(crate) fn run(&self, command: &mut Command, timeout: Duration) -> Result<()> {
         let log = self.path("output");
         let doing = || format!("writing {}", log.display());
         let out = File::create(&log).doing(doing)?;
