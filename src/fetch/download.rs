@@ -1,7 +1,7 @@
 //! A file of known length and digest, downloaded however often the connection breaks.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io::{self, BufReader, Cursor, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::answer::content_range;
 use super::client::{Client, Response};
 use super::socket::is_slower;
-use super::{Fault, Patience, Retries, options, wrong_length};
+use super::{Fault, GZIP, Patience, Retries, options, wrong_length};
 use flate2::read::MultiGzDecoder;
 use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
@@ -19,6 +19,8 @@ use qx_release::url::Url;
 
 /// After so many whole files with another digest the server is not asked again.
 const MAX_DOUBTS: u32 = 2;
+/// How far into an answer is looked at most to see what it is.
+const LOOK: u64 = 64 * 1024;
 
 /// What is downloaded, and how.
 pub(super) struct Download<'a> {
@@ -176,8 +178,11 @@ impl Download<'_> {
         let mut since = Instant::now();
         (self.progress)(part.bytes());
         while part.bytes() < self.length {
+            let (form, had) = (self.form, part.bytes());
             let fault = match self.transfer(part, &mut answers) {
                 Ok(()) => continue,
+                // To ask in another way, of which there are few, is no further try: who has none would never get the file.
+                Err(Fault::Transient(_)) if self.form != form && part.bytes() == had => continue,
                 Err(fault) => fault,
             };
             let gained = part.bytes().saturating_sub(furthest);
@@ -232,9 +237,11 @@ impl Download<'_> {
         let gzip = response.gzip;
         answers.gzip |= gzip;
         let as_long = response.length == Some(self.length);
+        let unclear = gzip && !as_long && self.form != Form::Compressed;
+        let body = self.look(unclear, response.status, response.body)?;
         let appended = match self.form {
-            Form::Plain | Form::Whole => self.append(part, response.body, known),
-            Form::Compressed => self.append(part, MultiGzDecoder::new(response.body), known),
+            Form::Compressed if gzip => self.append(part, MultiGzDecoder::new(body), known),
+            _ => self.append(part, body, known),
         };
         if matches!(appended, Ok(Came::Other)) {
             // Of the right length it is the file, and what is here was damaged; else it is a login page, or the like.
@@ -248,6 +255,44 @@ impl Download<'_> {
             return Err(Fault::Transient(Error::new(why)));
         }
         self.judge(appended, part, before, gzip, answers)
+    }
+
+    /// Sees by its beginning whether what is said to be compressed really was: only what is of the file may be kept, or all that
+    /// comes later differs from it, in this try and in the next updates. Returns all of the body.
+    fn look<R: Read>(
+        &mut self,
+        unclear: bool,
+        status: u16,
+        body: R,
+    ) -> Result<impl Read + use<R>, Fault> {
+        let mut tee = Tee {
+            seen: Vec::new(),
+            failed: None,
+            body,
+        };
+        let mut first = [0; 2];
+        if unclear {
+            let mut beginning = (&mut tee).take(LOOK);
+            // A file that is gzip itself still is when that of the way is removed.
+            let read = match status != 206 && self.url.path.ends_with(".gz") {
+                true => MultiGzDecoder::new(beginning).read_exact(&mut first),
+                false => beginning.read_exact(&mut first),
+            };
+            if let Some(error) = tee.failed {
+                return Err(Fault::of(&self.url, error));
+            }
+            match status {
+                _ if read.is_err() || first != GZIP => {}
+                // Some compress the bytes of a range each time.
+                206 => {
+                    self.form = self.form.whole();
+                    let why = format!("fetching {}: a part of it came compressed", self.url);
+                    return Err(Fault::Transient(Error::new(why)));
+                }
+                _ => self.form = Form::Compressed,
+            }
+        }
+        Ok(Cursor::new(tee.seen).chain(tee.body))
     }
 
     /// What to make of an answer that began behind the first `before` bytes.
@@ -365,6 +410,30 @@ impl Form {
         match self {
             Form::Plain => Form::Whole,
             form => form,
+        }
+    }
+}
+
+/// Keeps what is read.
+struct Tee<R> {
+    seen: Vec<u8>,
+    failed: Option<io::Error>,
+    body: R,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self.body.read(into) {
+            Ok(n) => {
+                self.seen.extend_from_slice(&into[..n]);
+                Ok(n)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                let kind = e.kind();
+                self.failed = Some(e);
+                Err(kind.into())
+            }
         }
     }
 }
