@@ -15,6 +15,7 @@ mod killed;
 mod postgres;
 mod preflight;
 mod refused;
+mod servers;
 mod services;
 mod sources;
 mod sqlite;
