@@ -18,7 +18,7 @@ use crate::store::{self, Store};
 use crate::system::host::Host;
 use crate::system::log::Log;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Kind};
 use qx_release::tree;
 
@@ -114,7 +114,9 @@ impl Stage<'_> {
         fs::write(&path, &self.candidate.bytes).doing(|| format!("writing {}", path.display()))?;
         durable::sync_file_system(&next)?;
         self.log.info("stage", "verifying the staged files on disk");
-        self.store.verify_staged(slot, manifest)?;
+        if let Err(e) = self.store.verify_staged(slot, manifest) {
+            return Err(self.blame(e, &next));
+        }
         let versions = self.repository.versions();
         self.store
             .seal(slot, manifest, self.candidate.digest, versions)?;
@@ -124,6 +126,29 @@ impl Stage<'_> {
         } else {
             durable::rename(&next, &place)
         }
+    }
+
+    /// Whose fault it is that what was staged is not what the manifest describes: unpacked again, and looked at before it has been
+    /// on the medium, it is the archive's if it differs still.
+    fn blame(&mut self, found: Error, next: &Path) -> Error {
+        let components = &self.candidate.manifest.components;
+        for (component, origin) in components.iter().zip(&self.plan.origins) {
+            let place = next.join(&component.install_path);
+            if matches!(origin, Origin::Reuse { .. }) || tree::matches(component, &place).is_ok() {
+                continue;
+            }
+            let again = durable::remove_any(&place).and_then(|()| self.fetch(component, next));
+            if again.is_ok()
+                && let Err(why) = tree::matches(component, &place)
+            {
+                let what = format!(
+                    "unpacking {}: its archive is not what its manifest describes: {why}",
+                    component.name
+                );
+                return Error::with(ErrorKind::Publisher, what);
+            }
+        }
+        found
     }
 
     /// Whether the component could be taken from a set that has it.

@@ -3,11 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::XattrFlags;
 use serde_json::{Value, json};
 
 use super::desk::{Desk, RELEASE};
+use super::work::Ended;
+use crate::common::publisher;
 
 const CAPABILITY: &str = "security.capability";
 /// `cap_net_raw=ep`, and `cap_net_raw=i`, as setcap(8) writes them.
@@ -146,6 +149,77 @@ fn capabilities_are_named_in_the_recipe() {
         recipe["services"] = json!([]);
     });
     desk.fails(RELEASE, &["src/daemon", "it is a script"]);
+}
+
+/// Intent: what a web server is to hand out is readable for everybody, and keys for their owner alone, whatever umask the publisher
+/// has.
+#[test]
+fn what_is_public_is_readable_under_every_umask() {
+    const COMMANDS: [&[&str]; 5] = [
+        &[
+            "init",
+            "--repo",
+            "repo",
+            "--keys",
+            "keys",
+            "--product",
+            "vdc",
+        ],
+        RELEASE,
+        &[
+            "bundle",
+            "--repo",
+            "repo",
+            "--version",
+            "1.0.0",
+            "--out",
+            "out.bundle",
+        ],
+        &["factory", "src/recipe.json", "--out", "factory.json"],
+        &[
+            "refresh", "--repo", "repo", "--keys", "keys", "--within", "3650",
+        ],
+    ];
+    for umask in ["077", "000", "777"] {
+        let desk = Desk::new();
+        sources(&desk, "1.0.0");
+        for arguments in COMMANDS {
+            let mut shell = Command::new("sh");
+            let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+            shell.args(["-c", &script, publisher()]).args(arguments);
+            shell.current_dir(desk.path(""));
+            let ended = Ended::from(shell.output().unwrap());
+            assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
+        }
+        for name in ["repo", "keys", "out.bundle", "factory.json"] {
+            let mut paths = vec![desk.path(name)];
+            while let Some(path) = paths.pop() {
+                let meta = fs::metadata(&path).unwrap();
+                let private = path.extension().is_some_and(|end| end == "pem")
+                    && !path.display().to_string().ends_with(".pub.pem");
+                let expected = match (meta.is_dir(), private) {
+                    (true, _) if name == "keys" => 0o700,
+                    (true, _) => 0o755,
+                    (false, true) => 0o600,
+                    (false, false) => 0o644,
+                };
+                let mode = meta.permissions().mode() & 0o7777;
+                assert_eq!(
+                    mode,
+                    expected,
+                    "umask {umask}: {}: {mode:o}",
+                    path.display()
+                );
+                if meta.is_dir() {
+                    paths.extend(
+                        fs::read_dir(&path)
+                            .unwrap()
+                            .map(|entry| entry.unwrap().path()),
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Intent: the manifest of a factory set says what the image's files have; what they lack is told when it is made.
