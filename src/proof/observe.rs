@@ -172,7 +172,7 @@ impl<'a> Census<'a> {
     /// Whether a process is what it is said to be: ids are given again, and pidfiles outlive who wrote them. It, or one that
     /// came from it, executes a program of the service; or it supervises the service, or is in its control group.
     fn is_recognised(&self, root: u32, family: &[u32], whose: &Whose) -> bool {
-        let Some(process) = self.processes.iter().find(|p| p.pid() == root) else {
+        let Some(process) = self.process(root) else {
             return false;
         };
         // Of what no release has nothing more is known.
@@ -183,12 +183,17 @@ impl<'a> Census<'a> {
     }
 
     fn executes(&self, pid: u32, whose: &Whose) -> bool {
-        let process = self.processes.iter().find(|p| p.pid() == pid);
-        let file = process.and_then(|p| p.file);
-        file.is_some_and(|file| whose.programs.contains(&file))
+        let Some(process) = self.process(pid) else {
+            return false;
+        };
+        let file = process.file.as_ref();
+        file.is_some_and(|file| whose.programs.contains(file))
             // One that was replaced where it lay.
-            || (self.manager.host().proc().executable_path(pid))
-                .is_some_and(|path| whose.places.contains(&path))
+            || process.path.as_ref().is_some_and(|path| whose.places.contains(path))
+    }
+
+    fn process(&self, pid: u32) -> Option<&Process> {
+        self.processes.iter().find(|process| process.pid() == pid)
     }
 
     /// Whether a process executes what only other services do.
@@ -201,10 +206,9 @@ impl<'a> Census<'a> {
     }
 
     fn supervises(&self, pid: u32, name: &Name) -> bool {
-        let proc = self.manager.host().proc();
-        let path = proc.executable_path(pid);
+        let path = self.process(pid).and_then(|process| process.path.as_ref());
         path.is_some_and(|path| path.file_name() == Some(SUPERVISOR.as_ref()))
-            && proc.has_argument(pid, name.as_str())
+            && (self.manager.host().proc()).has_argument(pid, name.as_str())
     }
 
     /// Services whose processes nothing else identifies. Those that share a program get one of its processes each, oldest
@@ -271,12 +275,11 @@ impl<'a> Census<'a> {
     }
 
     fn is_one_of(&self, pid: u32, programs: &[&ProgramPath]) -> bool {
-        let Some(path) = self.manager.host().proc().executable_path(pid) else {
-            return false;
-        };
-        programs
-            .iter()
-            .any(|program| self.store.is_program(&path, program))
+        let path = self.process(pid).and_then(|process| process.path.as_ref());
+        path.is_some_and(|path| {
+            let mut programs = programs.iter();
+            programs.any(|program| self.store.is_program(path, program))
+        })
     }
 
     fn whose(&self, name: &Name) -> Option<&Whose> {
@@ -302,8 +305,8 @@ impl<'a> Census<'a> {
     }
 
     fn identities(&self, pids: &[u32]) -> Vec<Identity> {
-        let of = |pid: &u32| self.processes.iter().find(|p| p.pid() == *pid);
-        pids.iter().filter_map(of).map(|p| p.identity).collect()
+        let known = pids.iter().filter_map(|pid| self.process(*pid));
+        known.map(|process| process.identity).collect()
     }
 
     /// What a service of a set is seen to run.
@@ -370,7 +373,7 @@ impl<'a> Census<'a> {
     fn namesake(&self, path: &Path) -> String {
         let proc = self.manager.host().proc();
         let found = self.processes.iter().find_map(|process| {
-            let runs = proc.executable_path(process.pid())?;
+            let runs = process.path.as_ref()?;
             let same = runs.file_name() == path.file_name()
                 && runs.starts_with(self.manager.host().root());
             (same && self.owner(process.pid()).is_none()).then(|| {

@@ -2,7 +2,7 @@
 //! chose for themselves: bytes, and possibly hostile ones. Where `/proc` is can be chosen, so that tests can show such things.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -65,8 +65,8 @@ pub struct Process {
     pub session: u32,
     /// The file that it executes; none of a kernel's thread.
     pub file: Option<FileId>,
-    /// The service that OpenRC started it for, by its control group.
-    pub group: Option<Vec<u8>>,
+    /// The path of that file, as [`Proc::executable_path`] tells it.
+    pub path: Option<PathBuf>,
     /// The service that it was started for, by its environment: what [`SERVICE`] holds.
     pub mark: Option<Vec<u8>>,
 }
@@ -199,14 +199,15 @@ impl Proc {
             parent: stat.parent,
             session: stat.session,
             file: self.file(pid),
-            group: self.group(pid),
+            path: self.executable_path(pid),
             mark: self.mark(pid),
         })
     }
 
-    /// OpenRC's control group of a service: `NAME` in its own hierarchy, `openrc.NAME` in the unified one.
-    fn group(&self, pid: u32) -> Option<Vec<u8>> {
-        let groups = fs::read(self.of(pid, "cgroup")).ok()?;
+    /// The service that OpenRC started a process for, by its control group: `NAME` in a hierarchy of OpenRC's own, `openrc.NAME`
+    /// in the unified one.
+    pub fn group(&self, pid: u32) -> Option<Vec<u8>> {
+        let groups = read(&self.of(pid, "cgroup")).ok()?;
         groups.split(|b| *b == b'\n').find_map(|line| {
             let mut fields = line.splitn(3, |b| *b == b':');
             let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -221,7 +222,7 @@ impl Proc {
     }
 
     fn mark(&self, pid: u32) -> Option<Vec<u8>> {
-        let environment = fs::read(self.of(pid, "environ")).ok()?;
+        let environment = read(&self.of(pid, "environ")).ok()?;
         environment.split(|b| *b == 0).find_map(|entry| {
             let value = entry.strip_prefix(SERVICE.as_bytes())?.strip_prefix(b"=")?;
             Some(value.to_vec())
@@ -230,7 +231,7 @@ impl Proc {
 
     /// Whether this is one of a process's arguments.
     pub fn has_argument(&self, pid: u32, argument: &str) -> bool {
-        let arguments = fs::read(self.of(pid, "cmdline")).unwrap_or_default();
+        let arguments = read(&self.of(pid, "cmdline")).unwrap_or_default();
         let mut arguments = arguments.split(|b| *b == 0);
         arguments.any(|given| given == argument.as_bytes())
     }
@@ -238,7 +239,7 @@ impl Proc {
     /// The processes whose environment has this entry, `NAME=VALUE`.
     pub fn marked(&self, entry: &str) -> Vec<Identity> {
         let has = |pid: &u32| {
-            fs::read(self.of(*pid, "environ"))
+            read(&self.of(*pid, "environ"))
                 .is_ok_and(|all| all.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
         };
         let marked = self.all().into_iter().filter(has);
@@ -409,18 +410,40 @@ impl Proc {
 
     /// From `PID/stat`; the name in its second field may hold anything.
     fn stat(&self, pid: u32) -> Option<Stat> {
-        let bytes = fs::read(self.of(pid, "stat")).ok()?;
+        let bytes = read(&self.of(pid, "stat")).ok()?;
         let end = bytes.iter().rposition(|b| *b == b')')?;
-        let rest = std::str::from_utf8(&bytes[end + 1..]).ok()?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let rest = std::str::from_utf8(bytes.get(end + 2..)?).ok()?;
+        // No more of the fields than are needed: this is asked for every process, again and again.
+        let mut fields = rest.splitn(21, ' ');
         Some(Stat {
-            state: fields.first()?.chars().next()?,
-            parent: fields.get(1)?.parse().ok()?,
-            session: fields.get(3)?.parse().ok()?,
-            flags: fields.get(6)?.parse().ok()?,
-            started: fields.get(19)?.parse().ok()?,
+            state: fields.next()?.chars().next()?,
+            parent: fields.next()?.parse().ok()?,
+            session: fields.nth(1)?.parse().ok()?,
+            flags: fields.nth(2)?.parse().ok()?,
+            started: fields.nth(12)?.parse().ok()?,
         })
     }
+}
+
+/// Reads a file of `/proc`. Most fit into a page and say that they are empty: read as other files are, each would be asked for
+/// its length, and taken in small pieces.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(n) => length += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if length == bytes.len() {
+            bytes.resize(2 * length, 0);
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// A mount, as far as it matters here.
@@ -725,7 +748,7 @@ mod tests {
             let place = fake.add(pid, 1, b"d", exe);
             fs::write(place.join(file), content).unwrap();
             let process = fake.proc.process(pid).unwrap();
-            let seen = process.group.or(process.mark);
+            let seen = fake.proc.group(pid).or(process.mark);
             assert_eq!(
                 seen.as_deref(),
                 service,

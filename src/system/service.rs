@@ -143,7 +143,8 @@ impl<'a> Manager<'a> {
 
     /// Whether a process is in the control group that OpenRC made for this service.
     pub fn is_in_group(&self, name: &Name, process: &Process) -> bool {
-        self.host.is_running_system() && process.group.as_deref() == Some(name.as_str().as_bytes())
+        let group = || self.host.proc().group(process.pid());
+        self.host.is_running_system() && group().as_deref() == Some(name.as_str().as_bytes())
     }
 
     /// Stops a service; afterwards none of its `own` processes lives. Says whether its stop command succeeded.
