@@ -74,6 +74,10 @@ struct Found {
 
 impl LinkStage<'_> {
     fn run(mut self) -> Result<Outcome> {
+        // Where nothing can be removed, nothing of it is in the way.
+        if let Err(e) = self.store.sweep() {
+            self.log.warning("recover", e.chain());
+        }
         let found = self.look();
         let hidden = self.hidden_before();
         if let (Some(slot), Loaded::Record(record)) = (hidden, &found.loaded) {

@@ -183,6 +183,15 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what was being written when a power cut or a kill came. To be called by whoever has the lock, or is alone at boot.
+    pub fn sweep(&self) -> Result<()> {
+        for link in ["current", "bin", "share"] {
+            durable::remove_temporary(&self.path(link))?;
+        }
+        sweep(&self.path("slots"), 1)?;
+        sweep(&self.path("update"), u32::MAX)
+    }
+
     /// Loads the newest intact copy of the record.
     pub fn load(&self) -> Loaded {
         let mut newest: Option<(u64, Record)> = None;
@@ -367,6 +376,24 @@ pub fn installed(set: Set, manifest: &Manifest, digest: Digest) -> Installed {
     }
 }
 
+/// Removes everything with a temporary name in a directory, and in so many levels below it.
+fn sweep(directory: &Path, depth: u32) -> Result<()> {
+    // What cannot be looked at cannot be used either, which says why.
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_temporary(&path) {
+            durable::remove_any(&path)?;
+        } else if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            sweep(&path, depth - 1)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_temporary(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(durable::TEMPORARY)
+}
+
 /// Whether there is no link at `path`, nor in so many levels of directories from there.
 fn no_links(path: &Path, depth: u32) -> Result<()> {
     // What cannot be looked at cannot be used either, which says why.
@@ -390,8 +417,9 @@ fn no_links(path: &Path, depth: u32) -> Result<()> {
         && let Ok(mut entries) = fs::read_dir(path)
     {
         return entries.try_for_each(|entry| match entry {
-            Ok(entry) => no_links(&entry.path(), below),
-            Err(_) => Ok(()),
+            // Nobody uses what an interrupted write has left: see `sweep`.
+            Ok(entry) if !is_temporary(&entry.path()) => no_links(&entry.path(), below),
+            Ok(_) | Err(_) => Ok(()),
         });
     }
     Ok(())

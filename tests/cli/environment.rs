@@ -1,6 +1,7 @@
 //! What may be wrong with the appliance itself: its configuration, its trust root, its data partition, its records.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -161,6 +162,45 @@ fn a_plain_bin_directory() {
     fs::remove_dir_all(&bin).unwrap();
     appliance.update(&["apply"]).code(0);
     appliance.runs("1.1.0");
+}
+
+/// What was being written when a cut came is in nobody's way, and gone after the next boot: a link among the slots, records, notes.
+#[test]
+fn what_a_cut_left_half_written() {
+    for first in [&["recover", "--stage", "link"][..], &["apply"], &["check"]] {
+        let appliance = Appliance::new();
+        appliance.install("1.1.0");
+        appliance.publish_release("1.2.0");
+        let data = appliance.data();
+        let links = [
+            "current.tmp~",
+            "bin.tmp~",
+            "slots/one.tmp~",
+            "slots/other.tmp~",
+        ];
+        let files = [
+            "update/state.1.tmp~",
+            "update/watched.json.tmp~",
+            "update/seals/x.tmp~",
+        ];
+        for link in links {
+            symlink("slots/b", data.join(link)).unwrap();
+        }
+        for file in files {
+            fs::write(data.join(file), "half").unwrap();
+        }
+        // Of somebody else.
+        fs::write(data.join("mine.tmp~"), "").unwrap();
+        let code = appliance.update(first).code;
+        assert!([0, 4].contains(&code), "{first:?}: {code}");
+        appliance.update(&["recover", "--stage", "link"]).code(0);
+        for gone in links.iter().chain(&files) {
+            let left = fs::symlink_metadata(data.join(gone)).is_ok();
+            assert!(!left, "{first:?}: {gone}");
+        }
+        assert!(data.join("mine.tmp~").exists());
+        appliance.update(&["status"]).code(0);
+    }
 }
 
 /// The records that were lost or damaged are made anew from what lies in the slots; `status` says so meanwhile.

@@ -189,6 +189,15 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Removes what an interrupted write of this path has left, if anything.
+pub fn remove_temporary(path: &Path) -> Result<()> {
+    let temporary = temporary(path);
+    match fs::symlink_metadata(&temporary) {
+        Err(_) => Ok(()),
+        Ok(_) => remove_any(&temporary),
+    }
+}
+
 fn temporary(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(TEMPORARY);
