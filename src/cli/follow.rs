@@ -22,6 +22,8 @@ pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
     // Nobody but the worker writes to this: see `Follower`. What it says in a panic goes the same way, for the terminal
     // may be stopped.
     rustix::fs::fcntl_setfl(&to_us, rustix::fs::OFlags::NONBLOCK).doing(starting)?;
+    // First: a worker that nobody hears would go on all the same.
+    let received = Received::from(events)?;
     let mut worker = Command::new(me)
         .arg("--worker")
         .args(std::env::args_os().skip(1))
@@ -30,7 +32,6 @@ pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
         .stderr(to_us)
         .spawn()
         .doing(starting)?;
-    let received = Received::from(events);
     while let Some(next) = received.next() {
         match next {
             Next::Line(line) => screen.show(&String::from_utf8_lossy(&line)),
@@ -100,10 +101,10 @@ struct Inbox {
 }
 
 impl Received {
-    fn from(events: PipeReader) -> Received {
+    fn from(events: PipeReader) -> Result<Received> {
         let shared = Arc::new((Mutex::new(Inbox::default()), Condvar::new()));
         let received = Received(Arc::clone(&shared));
-        std::thread::spawn(move || {
+        process::thread(move || {
             let (inbox, come) = &*shared;
             let locked = || inbox.lock().unwrap_or_else(PoisonError::into_inner);
             for line in BufReader::new(events)
@@ -115,8 +116,8 @@ impl Received {
             }
             locked().ended = true;
             come.notify_one();
-        });
-        received
+        })?;
+        Ok(received)
     }
 
     /// Waits for what comes next.

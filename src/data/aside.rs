@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::migrate::{self, OPERATION};
+use super::migrate::{self, Failure, OPERATION};
 use crate::model::config::MigrationLimits;
 use crate::model::dataset::{DataSet, with_places};
 use crate::model::id::OperationId;
@@ -56,12 +56,18 @@ impl Size {
 
 impl Aside<'_> {
     /// Runs the data set's own check on the data at a place.
-    pub fn check(&self, place: &str, log: &mut Log) -> Result<()> {
+    pub fn check(&self, place: &str, log: &mut Log) -> Result<(), Failure> {
         if self.set.check.is_empty() {
             return Ok(());
         }
-        self.run(&self.set.check, [place, "", ""], log)
-            .doing(|| format!("checking the data set {}", self.set.name))
+        let doing = || format!("checking the data set {}", self.set.name);
+        let places = [place, "", ""];
+        let said = &mut |line| log.info(STEP, line);
+        // That it cannot be asked says nothing against the release.
+        let ended = self.program(&self.set.check, places, said).doing(doing)?;
+        succeeded(&self.set.check, places, &ended)
+            .doing(doing)
+            .map_err(Failure::of_release)
     }
 
     /// Runs one of the data set's commands; its output goes to the log. The places are those of `{place}`, `{copy}`,

@@ -60,8 +60,13 @@ pub struct Failure {
 impl Failure {
     /// The release's fault.
     pub fn of_release(error: Error) -> Failure {
+        // Without memory or open files no release's program could have been run.
+        let kind = match error.is_lack() {
+            true => CauseKind::Appliance,
+            false => CauseKind::Release,
+        };
         Failure {
-            kind: CauseKind::Release,
+            kind,
             ..Failure::from(error)
         }
     }

@@ -19,6 +19,7 @@ mod verbs;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::data::migrate::Failure;
 use crate::model::dataplan::DataChange;
 use crate::model::dataset::{DataSet, Side};
 use crate::model::id::OperationId;
@@ -271,7 +272,7 @@ pub fn check(
     op: &Operation,
     copy: Option<Side>,
     log: &mut Log,
-) -> Result<()> {
+) -> Result<(), Failure> {
     sets(host, store, op).try_for_each(|aside| aside.check(&place_of(&aside, copy)?, log))
 }
 

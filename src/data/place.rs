@@ -125,9 +125,12 @@ pub(super) fn held(directory: &File, path: &Path) -> Result<PathBuf> {
     let same = |held: &fs::Metadata, own: &fs::Metadata| {
         (held.dev(), held.ino()) == (own.dev(), own.ino())
     };
-    let there = fs::metadata(&held).and_then(|held| Ok(same(&held, &directory.metadata()?)));
+    let there = match fs::metadata(&held) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        found => found.and_then(|held| Ok(same(&held, &directory.metadata()?))),
+    };
     // Without /proc everything would seem not to be there.
-    match there.is_ok_and(|same| same) {
+    match there.doing(|| format!("opening {}", path.display()))? {
         true => Ok(held),
         false => Err(Error::new(format!(
             "opening {}: /proc is not mounted",

@@ -434,8 +434,13 @@ fn read_manifest(path: &Path) -> Result<Option<(Manifest, Digest)>> {
     Ok(Some((manifest, Digest::of(&bytes))))
 }
 
-/// A whole small file; `None` if there is none. More than `limit` bytes is an error.
+/// A whole small file; `None` if there is none. More than `limit` bytes is an error. What cannot be read is tried once more: much
+/// depends on these files, and one bad read is not the end of a disk.
 pub fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    read_once(path, limit).or_else(|_| read_once(path, limit))
+}
+
+fn read_once(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e)

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -53,43 +54,50 @@ impl Store {
 
     /// The same, with what the manifest says; `None` if the slot is empty.
     pub(super) fn verified(&self, slot: Slot) -> Result<Option<Verified>, String> {
+        twice(&|| self.verified_once(slot)).map_err(|why| text::line(&why))
+    }
+
+    fn verified_once(&self, slot: Slot) -> Result<Option<Verified>, String> {
         let directory = self.slot(slot);
-        if !directory.exists() {
-            return Ok(None);
+        // What cannot be looked at is not empty.
+        match fs::symlink_metadata(&directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(format!("examining {}: {e}", directory.display())),
+            Ok(_) => {}
         }
-        let check = || -> Result<Verified, String> {
-            let bytes = read_if_there(&directory.join(MANIFEST), manifest::MAX_BYTES)
-                .map_err(|e| e.chain())?
-                .ok_or("it has no manifest")?;
-            let digest = Digest::of(&bytes);
-            self.seal_of(digest)?;
-            let manifest = Manifest::parse(&bytes)?;
-            verify_files(&manifest, &directory, &|component, path| {
-                tree::matches(component, path).or_else(|why| {
-                    // Something that was laid beside its files is not a change of them.
-                    let names = self.names(digest, component);
-                    let among = |names| tree::matches_among(component, path, &names);
-                    names.map_or(Err(why), among)
-                })
-            })?;
-            Ok(Verified {
-                installed: installed(slot.into(), &manifest, digest),
-                manifest,
+        let bytes = read_if_there(&directory.join(MANIFEST), manifest::MAX_BYTES)
+            .map_err(|e| e.chain())?
+            .ok_or("it has no manifest")?;
+        let digest = Digest::of(&bytes);
+        self.seal_of(digest)?;
+        let manifest = Manifest::parse(&bytes)?;
+        verify_files(&manifest, &directory, &|component, path| {
+            tree::matches(component, path).or_else(|why| {
+                // Something that was laid beside its files is not a change of them.
+                let names = self.names(digest, component);
+                let among = |names| tree::matches_among(component, path, &names);
+                names.map_or(Err(why), among)
             })
-        };
-        check().map(Some).map_err(|why| text::line(&why))
+        })?;
+        Ok(Some(Verified {
+            installed: installed(slot.into(), &manifest, digest),
+            manifest,
+        }))
     }
 
     /// Verifies the factory set's files against its manifest, if it has one. Reads all of it.
     pub fn verify_factory(&self) -> Result<Option<Installed>, String> {
-        let Some((manifest, digest)) = self.manifest(Set::Factory).map_err(|e| e.chain())? else {
-            return Ok(None);
-        };
-        for component in &manifest.components {
-            let path = self.component(Set::Factory, component);
-            tree::matches(component, &path.map_err(|e| e.chain())?)?;
-        }
-        Ok(Some(installed(Set::Factory, &manifest, digest)))
+        twice(&|| {
+            let manifest = self.manifest(Set::Factory).map_err(|e| e.chain())?;
+            let Some((manifest, digest)) = manifest else {
+                return Ok(None);
+            };
+            for component in &manifest.components {
+                let path = self.component(Set::Factory, component);
+                tree::matches(component, &path.map_err(|e| e.chain())?)?;
+            }
+            Ok(Some(installed(Set::Factory, &manifest, digest)))
+        })
     }
 
     /// Verifies what the medium holds of a set that was staged and synced.
@@ -196,6 +204,11 @@ impl Store {
         }
         Ok(seal)
     }
+}
+
+/// Looks again at what was not good: a set is not given up for a moment without memory or open files, nor for one bad read.
+fn twice<T>(verify: &dyn Fn() -> Result<T, String>) -> Result<T, String> {
+    verify().or_else(|_| verify())
 }
 
 fn verify_files(

@@ -185,8 +185,7 @@ impl Switch<'_> {
             _ => (&migrate.run, &migrate.check),
         };
         runner.run("migrate", vector, None, self.log)?;
-        data::check(self.host, self.store, &self.op, copy, self.log)
-            .map_err(Failure::of_release)?;
+        data::check(self.host, self.store, &self.op, copy, self.log)?;
         match check.is_empty() {
             true => Ok(()),
             false => runner.run("migrate", check, None, self.log),

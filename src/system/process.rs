@@ -130,13 +130,16 @@ impl<'a> Program<'a> {
         let mut child = self.spawn(|| Ok(Stdio::piped()))?;
         // Bounded: a program that writes faster than its output is taken waits.
         let (sender, lines) = mpsc::sync_channel(64);
-        if let Some(out) = child.stdout.take() {
-            read_lines(out, Stream::Out, sender.clone());
+        let out = child.stdout.take();
+        let out = out.map(|out| read_lines(out, Stream::Out, sender.clone()));
+        let err = child.stderr.take();
+        let err = err.map(|err| read_lines(err, Stream::Err, sender));
+        if let Err(e) = out.into_iter().chain(err).collect::<Result<()>>() {
+            // What it says would be heard by nobody, and it would wait for that.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(e).doing(|| format!("running {}", self.name()));
         }
-        if let Some(err) = child.stderr.take() {
-            read_lines(err, Stream::Err, sender.clone());
-        }
-        drop(sender);
         // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
         let (mut out, mut err) = (None, None);
         let mut take = |(stream, line): Line| {
@@ -335,8 +338,18 @@ impl Drop for Nice {
     }
 }
 
-fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSender<Line>) {
-    std::thread::spawn(move || {
+/// Starts a thread. The standard library's own way to do that panics where there is no memory for one.
+pub fn thread(work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().spawn(work);
+    started.map(drop).doing(|| "starting a thread")
+}
+
+fn read_lines(
+    from: impl Read + Send + 'static,
+    stream: Stream,
+    to: mpsc::SyncSender<Line>,
+) -> Result<()> {
+    thread(move || {
         let mut reader = BufReader::new(from);
         let mut line = Vec::new();
         // An endless line comes in pieces.
@@ -353,7 +366,7 @@ fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::SyncSe
                 break;
             }
         }
-    });
+    })
 }
 
 #[cfg(test)]

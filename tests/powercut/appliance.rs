@@ -2,6 +2,7 @@
 //! publisher's sources have it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -42,7 +43,15 @@ pub struct Release {
 
 impl Appliance {
     pub fn new() -> Appliance {
-        let directory = tempfile::tempdir().unwrap();
+        Appliance::at(tempfile::tempdir().unwrap())
+    }
+
+    /// Where nothing has to be waited for.
+    pub fn in_memory() -> Appliance {
+        Appliance::at(tempfile::tempdir_in("/dev/shm").unwrap())
+    }
+
+    fn at(directory: TempDir) -> Appliance {
         let appliance = Appliance {
             directory,
             releases: BTreeMap::new(),
@@ -188,7 +197,8 @@ impl Appliance {
 
     /// Another one that is the same, for another disk.
     pub fn copy(&self) -> Appliance {
-        let directory = tempfile::tempdir().unwrap();
+        let beside = self.directory.path().parent().unwrap();
+        let directory = tempfile::tempdir_in(beside).unwrap();
         let mut cp = Command::new("cp");
         run(cp
             .arg("-a")
@@ -235,37 +245,62 @@ impl Appliance {
         run(command.args(arguments).current_dir(self.directory.path()));
     }
 
-    /// Runs the program that ships, if `QX_TEST_PROGRAM` names it; else the one that was built for tests.
+    /// Runs a command to its end.
     pub fn update(&self, arguments: &[&str]) -> Ended {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.command(arguments).output().unwrap();
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        Ended {
-            what: arguments.join(" "),
-            code: status.code(),
-            said: text(&stdout),
-            error: text(&stderr),
-        }
+        Ended::of(self.command(arguments), arguments)
     }
-}
 
-impl Appliance {
-    fn command(&self, arguments: &[&str]) -> Command {
-        let named = std::env::var_os("QX_TEST_PROGRAM");
-        let program = named.unwrap_or_else(|| env!("CARGO_BIN_EXE_qx-update").into());
-        // Alone with its processes: other copies of this appliance are in the middle of the very same operation.
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    /// The same under strace.
+    pub fn traced(&self, options: &[&str], arguments: &[&str]) -> Command {
+        let mut command = alone();
+        let strace = crate::calls::strace(options);
+        command.arg(strace.get_program()).args(strace.get_args());
         command
-            .arg(program)
+            .arg(program())
             .arg("--root")
             .arg(self.root())
             .args(arguments);
         command
     }
+
+    /// A file that is no part of the appliance.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+impl Appliance {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = alone();
+        command
+            .arg(program())
+            .arg("--root")
+            .arg(self.root())
+            .args(arguments);
+        command
+    }
+}
+
+/// What follows is alone with its processes and control groups: other copies of the appliance are in the middle of the very same
+/// operation.
+fn alone() -> Command {
+    let mut command = Command::new("unshare");
+    command.args([
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+    ]);
+    command.arg("mount -t tmpfs none /sys/fs/cgroup 2>/dev/null; exec \"$0\" \"$@\"");
+    command
+}
+
+/// The program that ships, if `QX_TEST_PROGRAM` names it; else the one that was built for tests.
+fn program() -> OsString {
+    let named = std::env::var_os("QX_TEST_PROGRAM");
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_qx-update").into())
 }
 
 /// How a command ended.
@@ -278,6 +313,21 @@ pub struct Ended {
 }
 
 impl Ended {
+    pub fn of(mut command: Command, arguments: &[&str]) -> Ended {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ended {
+            what: arguments.join(" "),
+            code: status.code(),
+            said: text(&stdout),
+            error: text(&stderr),
+        }
+    }
+
     /// It must have ended like this.
     pub fn expect(self, codes: &[i32]) -> Result<Ended, String> {
         match self.code.is_some_and(|code| codes.contains(&code)) {

@@ -219,23 +219,34 @@ impl Recording {
 /// Some of the states, by the seed, in their order.
 pub fn sample(states: &[State], most: usize, seed: u64) -> Vec<&State> {
     let mut chosen: Vec<&State> = states.iter().collect();
-    let mut random = Random(seed);
-    for at in 0..chosen.len() {
-        let other = at + random.below(chosen.len() - at);
-        chosen.swap(at, other);
-    }
+    shuffle(&mut chosen, seed);
     chosen.truncate(most);
     chosen.sort_by_key(|state| state.number);
     chosen
 }
 
-/// Another one each day.
+/// In another order, the same for the same seed.
+pub fn shuffle<T>(things: &mut [T], seed: u64) {
+    let mut random = Random(seed);
+    for at in 0..things.len() {
+        let other = at + random.below(things.len() - at);
+        things.swap(at, other);
+    }
+}
+
+/// `QX_POWERCUT_SEED`, or another one each day.
 pub fn seed() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
-        / 86_400
+    let given = std::env::var("QX_POWERCUT_SEED");
+    given.map_or_else(
+        |_| {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_secs()
+                / 86_400
+        },
+        |seed| seed.parse().expect("QX_POWERCUT_SEED is a number"),
+    )
 }
 
 /// xorshift64*: the same numbers for the same seed, on every machine.

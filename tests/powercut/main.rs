@@ -1,14 +1,17 @@
-//! Power cuts, enumerated: whole operations are recorded, write by write, on a real file system; then the disk is made as a cut
+//! Power cuts and failing calls, enumerated.
+//!
+//! Power cuts: whole operations are recorded, write by write, on a real file system; then the disk is made as a cut
 //! could have left it, at every write and with every kind of loss, and the appliance boots from it.
 //!
 //! A disk keeps what was flushed. Of what was written since, any part may be there: whole writes in any combination, and of a
 //! write any part of its sectors.
 //!
-//! `QX_POWERCUT_STATES` (100; `all`) says how many states of each operation and file system are tried, chosen by
+//! `QX_POWERCUT_STATES` (60; `all`) says how many states of each operation and file system are tried, chosen by
 //! `QX_POWERCUT_SEED`, which is printed. `QX_POWERCUT_ONLY=OPERATION/FILE-SYSTEM/NUMBER` tries one again, and
 //! says which writes are there; `QX_POWERCUT_IMAGE=FILE` keeps its disk.
 
 mod appliance;
+mod calls;
 mod check;
 mod cut;
 mod disk;
@@ -107,8 +110,7 @@ fn every_operation(file_system: &FileSystem) {
 fn cut_everywhere(operation: &Operation, file_system: &FileSystem) -> Vec<String> {
     let mut original = Appliance::new();
     let recording = record(operation, file_system, &mut original);
-    let seed = variable("QX_POWERCUT_SEED").and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(cut::seed);
+    let seed = cut::seed();
     let states = recording.states(seed);
     let (all, distinct) = (states.all, states.distinct.len());
     let chosen: Vec<&State> = match only() {
@@ -241,7 +243,7 @@ fn variable(name: &str) -> Option<String> {
 
 fn most() -> usize {
     match variable("QX_POWERCUT_STATES").as_deref() {
-        None => 100,
+        None => 60,
         Some("all") => usize::MAX,
         Some(number) => number
             .parse()

@@ -95,8 +95,8 @@ impl External {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed("it has no input or output".into()));
         };
-        feed(stdin, message.to_owned());
-        let answers = answer(stdout);
+        let fed = feed(stdin, message.to_owned());
+        let answers = fed.and_then(|()| answer(stdout)).doing(doing)?;
         let deadline = Instant::now() + Duration::from_secs(self.timeout_s);
         let mut answer = None;
         let why = loop {
@@ -152,17 +152,18 @@ impl External {
 }
 
 /// Writes the message to the command, which need not read it.
-fn feed(mut stdin: ChildStdin, message: Vec<u8>) {
-    thread::spawn(move || drop(stdin.write_all(&message)));
+fn feed(mut stdin: ChildStdin, message: Vec<u8>) -> std::io::Result<()> {
+    let write = move || drop(stdin.write_all(&message));
+    thread::Builder::new().spawn(write).map(drop)
 }
 
 /// Reads the answer until it is complete or too long, in a thread of its own: it may never be either.
-fn answer(stdout: ChildStdout) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
+fn answer(stdout: ChildStdout) -> std::io::Result<mpsc::Receiver<std::io::Result<Vec<u8>>>> {
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         let mut bytes = Vec::new();
         let read = stdout.take(MAX_ANSWER + 1).read_to_end(&mut bytes);
         sender.send(read.map(|_| bytes))
-    });
-    receiver
+    })?;
+    Ok(receiver)
 }

@@ -40,8 +40,9 @@ pub fn serve(dir: &Path, listener: &TcpListener) -> Result<()> {
             let _ = turn_away(stream);
             continue;
         }
-        std::thread::spawn(move || {
-            // A client that goes away in the middle is its own affair.
+        // Without memory for another thread the client is left alone, and the others go on.
+        let _ = std::thread::Builder::new().spawn(move || {
+            // One that goes away in the middle is its own affair.
             let _ = answer(&root, stream);
             drop(slot);
         });

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use rustix::io::Errno;
+
 use crate::text;
 
 /// The outcome of a command as scripts see it. The discriminant is the process's exit code.
@@ -155,6 +157,28 @@ impl Error {
         None
     }
 
+    /// Whether the system lacked what anybody would have needed: memory, processes, open files, space.
+    pub fn is_lack(&self) -> bool {
+        const LACKS: [Errno; 6] = [
+            Errno::NOMEM,
+            Errno::AGAIN,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOSPC,
+            Errno::DQUOT,
+        ];
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            let io = cause.downcast_ref::<io::Error>();
+            let io = io.and_then(Errno::from_io_error);
+            if let Some(errno) = io.or_else(|| cause.downcast_ref::<Errno>().copied()) {
+                return LACKS.contains(&errno);
+            }
+            next = cause.source();
+        }
+        false
+    }
+
     /// The whole chain of causes in one line, outermost first.
     pub fn chain(&self) -> String {
         let mut line = self.to_string();
@@ -255,6 +279,29 @@ mod tests {
             .doing(|| "reading x")
             .unwrap_err();
         assert_eq!(error.chain(), "reading x: two\\nlines");
+    }
+
+    #[test]
+    fn what_the_system_lacks_is_told_from_what_is_wrong() {
+        let of = |errno: Errno| {
+            let inner: Result<()> = Err(io::Error::from(errno)).doing(|| "inside");
+            inner.doing(|| "outside").unwrap_err().is_lack()
+        };
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::AGAIN,
+            Errno::NOSPC,
+        ] {
+            assert!(of(errno), "{errno}");
+        }
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::IO, Errno::TXTBSY] {
+            assert!(!of(errno), "{errno}");
+        }
+        let errno: Result<()> = Err(Errno::MFILE).doing(|| "opening it");
+        assert!(errno.unwrap_err().is_lack());
+        assert!(!Error::new("too many open files").is_lack());
     }
 
     #[test]
