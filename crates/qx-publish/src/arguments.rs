@@ -192,7 +192,7 @@ pub(crate) struct Withdraw {
     pub version: Version,
     /// why, in a line for those who run it
     #[argh(option)]
-    pub reason: String,
+    pub reason: Option<String>,
     /// the repository's directory
     #[argh(option)]
     pub repo: PathBuf,

@@ -164,7 +164,7 @@ pub(crate) fn withdraw(command: &Withdraw, now: SystemTime) -> Result<String> {
         arch: arch.as_ref(),
     };
     let keyring = Keyring::open(keys, passphrase_file.as_deref())?;
-    let (offers, done) = qx_publish::withdraw(repo, &wanted, reason, &keyring, now)?;
+    let (offers, done) = qx_publish::withdraw(repo, &wanted, reason.as_deref(), &keyring, now)?;
     let word = match done.waiting[..] {
         [] => "withdrawn",
         _ => "to be withdrawn",

@@ -79,6 +79,9 @@ pub(crate) fn wanted(current: &Current, wanted: &Wanted) -> Result<Vec<Offer>> {
     let dir = current.dir.display();
     let mut withdrawn = withdrawn(current).into_iter();
     Err(Error::new(match withdrawn.find(|w| wanted.is(&w.offer)) {
+        Some(Withdrawn { reason, .. }) if reason.is_empty() => {
+            format!("{dir}: the release {wanted} is withdrawn")
+        }
         Some(Withdrawn { reason, .. }) => {
             let reason = text::line(&reason);
             format!("{dir}: the release {wanted} is withdrawn: {reason}")

@@ -255,6 +255,7 @@ fn describe_targets(text: &mut String, signed: &Value, old: Option<&Value>) {
             before => {
                 let withdrawn = target["custom"][WITHDRAWN].as_str().map(text::name);
                 let word = match (before, withdrawn) {
+                    (_, Some(reason)) if reason.is_empty() => "WITHDRAWN",
                     (_, Some(reason)) => &format!("WITHDRAWN: {reason}"),
                     (Some(_), None) => "CHANGED",
                     (None, None) => "NEW",

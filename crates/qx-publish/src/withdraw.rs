@@ -29,12 +29,15 @@ const MAX_REASON: usize = 500;
 pub fn withdraw(
     repo: &Path,
     wanted: &Wanted,
-    reason: &str,
+    reason: Option<&str>,
     keys: &Keyring,
     now: SystemTime,
 ) -> Result<(Vec<Offer>, Done)> {
-    let length = reason.chars().count();
-    if reason.trim().is_empty() || length > MAX_REASON || reason.contains(char::is_control) {
+    let good = |reason: &str| {
+        let length = reason.chars().count();
+        !reason.trim().is_empty() && length <= MAX_REASON && !reason.contains(char::is_control)
+    };
+    if !reason.is_none_or(good) {
         return Err(Error::with(
             ErrorKind::Usage,
             format!(
@@ -48,7 +51,7 @@ pub fn withdraw(
     for offer in &offers {
         let name = offer.target.as_str();
         for_role(&change, &mut bodies, &offer.target, &mut |targets| {
-            targets[name]["custom"][WITHDRAWN] = json!(reason);
+            targets[name]["custom"][WITHDRAWN] = json!(reason.unwrap_or_default());
         });
     }
     for (role, body) in bodies {
