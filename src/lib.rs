@@ -23,8 +23,8 @@
 //!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
 //! 6. **Rehearse** the migration on a copy of the data, while everything runs ([`data::rehearse`]); a release that fails
 //!    here is rejected without downtime.
-//! 7. **Stop.** Leave the caller's session and control group; record `Switching` with the services that ran; stop them
-//!    ([`switch`], [`system::service`]); copy the data, migrate the copy ([`data::migrate`]), check it, sync it. If
+//! 7. **Stop.** Leave the caller's session and control group; ask the applications that must not be interrupted
+//!    ([`switch::inhibit`]); record `Switching` with the services that ran; stop them ([`switch`], [`system::service`]); copy the data, migrate the copy ([`data::migrate`]), check it, sync it. If
 //!    anything fails up to here, neither the data nor the link has changed.
 //! 8. **Switch.** Record that the data is exchanged; exchange the copy for the live data, by renames; rename the link.
 //!    Record `Trial`. Start the services that ran.
