@@ -110,8 +110,15 @@ fn nothing_is_dropped_silently() {
     symlink("css", desk.path("src/www/link")).unwrap();
     lchown(desk.path("src/www/link"), Some(1000), None).unwrap();
     desk.fails(RELEASE, &["www/link", "1000:0"]);
-    lchown(desk.path("src/www/link"), Some(0), None).unwrap();
-    desk.succeeds(RELEASE);
+    // Their own, where somebody has become root by sudo.
+    let by_sudo = |user: &str| {
+        let mut release = desk.command(RELEASE);
+        release.env("SUDO_UID", user).env("SUDO_GID", user);
+        release
+    };
+    desk.command_fails(&mut by_sudo("1001"), 1, &["www/link", "1000:0"]);
+    let ended = Ended::from(by_sudo("1000").output().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.err);
 }
 
 /// Intent: the capabilities that a recipe names are the release's, whether the build has set them or not; others, and
