@@ -95,7 +95,7 @@ pub fn used(path: &Path) -> Space {
 /// what is left.
 pub struct Reserve {
     file: File,
-    path: PathBuf,
+    directory: PathBuf,
     left: u64,
 }
 
@@ -107,9 +107,11 @@ impl Reserve {
         // One that a killed process left.
         let _ = fs::remove_file(&path);
         let file = File::create_new(&path).doing(doing)?;
+        // Without a name it is gone with whoever holds it, whatever becomes of them.
+        fs::remove_file(&path).doing(doing)?;
         let reserve = Reserve {
             file,
-            path,
+            directory: directory.to_owned(),
             left: bytes,
         };
         match rustix::fs::fallocate(&reserve.file, FallocateFlags::empty(), 0, bytes) {
@@ -122,19 +124,12 @@ impl Reserve {
     /// Gives so many bytes to what is written next.
     pub fn release(&mut self, bytes: u64) -> Result<()> {
         self.left = self.left.saturating_sub(bytes);
-        let doing = || format!("releasing reserved space in {}", self.path.display());
+        let doing = || format!("releasing reserved space in {}", self.directory.display());
         let length = self.file.metadata().doing(doing)?.len();
         if length > self.left {
             self.file.set_len(self.left).doing(doing)?;
         }
         Ok(())
-    }
-}
-
-impl Drop for Reserve {
-    fn drop(&mut self) {
-        // It lies in a directory that is deleted or swept when this fails.
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -146,10 +141,9 @@ mod tests {
     fn a_reserve_holds_space_until_it_is_given() {
         let directory = tempfile::tempdir().unwrap();
         let mut reserve = Reserve::new(directory.path(), 100_000).unwrap();
-        let path = directory.path().join(".reserve");
         reserve.release(40_000).unwrap();
-        assert!(fs::metadata(&path).unwrap().len() <= 60_000);
-        drop(reserve);
-        assert!(!path.exists());
+        assert!(reserve.file.metadata().unwrap().len() <= 60_000);
+        // Nothing is left of it, whatever happens.
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

@@ -162,7 +162,7 @@ impl Appliance {
                 {"name": "ui", "kind": "tree", "install_path": "share/ui", "source": "share/ui"},
                 {"name": "migrations", "kind": "tree", "install_path": "migrations", "source": "migrations"},
             ],
-            "health": [{"type": "exec", "run": ["bin/healthy"], "interval_s": 1, "retries": 0, "start_period_s": 0,
+            "health": [{"type": "exec", "run": ["bin/healthy"], "interval_s": 1, "retries": 1, "start_period_s": 0,
                 "stable_s": 0, "required": true}],
         });
         if release.schema > 0 {
