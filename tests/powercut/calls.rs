@@ -1,7 +1,7 @@
 //! System calls that fail, and kills, one at each call of an operation: whatever the kernel answers, the appliance comes up with one
 //! complete set and its data, and says what went wrong.
 //!
-//! `QX_CALLS` (100; `all`) says how many of each operation are tried, chosen by `QX_POWERCUT_SEED`.
+//! `QX_CALLS` (20; `all`) says how many of each operation are tried, chosen by `QX_POWERCUT_SEED`.
 //! `QX_CALLS_ONLY='OPERATION CALL NUMBER FAULT'` tries one again.
 
 use std::collections::BTreeMap;
@@ -266,7 +266,7 @@ fn blamed(appliance: &Appliance) -> bool {
 
 fn most() -> usize {
     match std::env::var("QX_CALLS").as_deref() {
-        Err(_) => 100,
+        Err(_) => 20,
         Ok("all") => usize::MAX,
         Ok(number) => number.parse().expect("QX_CALLS is a number or `all`"),
     }
