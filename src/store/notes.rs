@@ -1,6 +1,9 @@
 //! What is noted beside the record: how fresh the trust is, what this boot found, and which release is watched; and that the one that
 //! runs was withdrawn.
 
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
@@ -16,6 +19,9 @@ use qx_release::trust::Versions;
 
 /// How many problems of a boot are kept.
 const MAX_PROBLEMS: usize = 100;
+
+/// The note of a refresh is at most this long, in bytes.
+const MAX_REFRESHED: u64 = 1 << 16;
 
 const WITHDRAWN: &str = "update/withdrawn.json";
 const WATCHED: &str = "update/watched.json";
@@ -79,59 +85,37 @@ impl Store {
             source: text::clean(&refreshed.source, MAX_REASON),
             ..refreshed.clone()
         };
-        let text = serde_json::to_vec(refreshed).doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
+        write(&path, refreshed)
     }
 
     /// The last refresh of trust, if any is known.
     pub fn refreshed(&self) -> Result<Option<Refreshed>> {
-        let path = self.path("update/refreshed");
-        let Some(bytes) = read_if_there(&path, 1 << 16)? else {
-            return Ok(None);
-        };
-        let refreshed = json::parse(&bytes);
-        refreshed
-            .map(Some)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
+        read(&self.path("update/refreshed"), MAX_REFRESHED)
     }
 
     /// Notes that the release that runs was withdrawn, or that it was not.
     pub fn write_withdrawn(&self, note: Option<&WithdrawnNote>) -> Result<()> {
         let path = self.path(WITHDRAWN);
-        let Some(note) = note else {
-            return durable::remove(&path);
-        };
-        let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
+        match note {
+            Some(note) => write(&path, note),
+            None => durable::remove(&path),
+        }
     }
 
     /// The note that a release was withdrawn.
     pub fn withdrawn(&self) -> Result<Option<WithdrawnNote>> {
-        let path = self.path(WITHDRAWN);
-        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
-            return Ok(None);
-        };
-        json::parse(&bytes)
-            .map(Some)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
+        read(&self.path(WITHDRAWN), MAX_LIST)
     }
 
     /// Notes that a release is watched.
     pub fn watch(&self, watched: &Watched) -> Result<()> {
-        let path = self.path(WATCHED);
-        let text = serde_json::to_vec(watched).doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
+        write(&self.path(WATCHED), watched)
     }
 
     /// The release that is watched, if one is.
     pub fn watched(&self) -> Result<Option<Watched>> {
-        let path = self.path(WATCHED);
-        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
-            return Ok(None);
-        };
-        let watched: Watched = json::parse(&bytes)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
-        Ok((watched.format == watch::FORMAT).then_some(watched))
+        let watched: Option<Watched> = read(&self.path(WATCHED), MAX_LIST)?;
+        Ok(watched.filter(|watched| watched.format == watch::FORMAT))
     }
 
     /// None is watched any more.
@@ -158,11 +142,23 @@ impl Store {
     /// The note about this boot, if the link stage has left one.
     pub fn boot_note(&self) -> Result<Option<BootNote>> {
         let path = self.host.path(BOOT_NOTE)?;
-        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
+        let Some(note) = read::<BootNote>(&path, MAX_LIST)? else {
             return Ok(None);
         };
-        let note: BootNote = json::parse(&bytes)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
         Ok((note.boot_id == self.host.boot_id()?).then_some(note))
     }
+}
+
+fn write(path: &Path, note: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
+    durable::write(path, &text)
+}
+
+fn read<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<Option<T>> {
+    let Some(bytes) = read_if_there(path, limit)? else {
+        return Ok(None);
+    };
+    json::parse(&bytes)
+        .map(Some)
+        .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
 }

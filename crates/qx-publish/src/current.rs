@@ -27,7 +27,7 @@ use qx_release::trust::{Limits, TrustedSet};
 /// What names a repository's product, and says how long its metadata are valid.
 pub(crate) const ABOUT: &str = "repository.json";
 /// The only format of that file.
-pub(crate) const ABOUT_FORMAT: u32 = 1;
+const ABOUT_FORMAT: u32 = 1;
 /// What readers of a repository need.
 pub(crate) const PUBLIC: u32 = 0o644;
 

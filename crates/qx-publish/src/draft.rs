@@ -16,7 +16,7 @@ use super::targets;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
-use qx_release::trust::described::WITHDRAWN;
+use qx_release::trust::described;
 
 /// Where they lie in a repository; readers see no name that starts with a dot.
 const DIRECTORY: &str = ".drafts";
@@ -253,7 +253,7 @@ fn describe_targets(text: &mut String, signed: &Value, old: Option<&Value>) {
         match then.get(name) {
             Some(before) if before == target => {}
             before => {
-                let withdrawn = target["custom"][WITHDRAWN].as_str().map(text::name);
+                let withdrawn = described::withdrawn(&target["custom"]).map(|why| text::name(&why));
                 let word = match (before, withdrawn) {
                     (_, Some(reason)) if reason.is_empty() => "WITHDRAWN",
                     (_, Some(reason)) => &format!("WITHDRAWN: {reason}"),

@@ -14,7 +14,7 @@ use qx_release::error::{Error, Result};
 use qx_release::manifest::RelPath;
 use qx_release::trust::Limits;
 use qx_release::trust::delegation::{RoleName, matches};
-use qx_release::trust::described::{TargetFile, TargetInfo, WITHDRAWN};
+use qx_release::trust::described::{self, TargetFile, TargetInfo};
 use qx_release::trust::search::{self, Listing};
 
 /// The teams that targets metadata delegate to, in the order of the search.
@@ -108,9 +108,7 @@ pub(crate) fn target(signed: &Value, name: &RelPath) -> Option<TargetFile> {
 
 /// Why targets metadata say that a release was taken back, if they do.
 pub(crate) fn withdrawn(signed: &Value, name: &RelPath) -> Option<String> {
-    let custom = &signed["targets"].get(name.as_str())?["custom"];
-    let said = custom.get(WITHDRAWN)?;
-    Some(said.as_str().unwrap_or_default().to_owned())
+    described::withdrawn(&signed["targets"].get(name.as_str())?["custom"])
 }
 
 /// Gives a team other keys.

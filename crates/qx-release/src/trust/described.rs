@@ -105,12 +105,11 @@ impl From<TargetFile> for TargetInfo {
     }
 }
 
-/// What a target's `custom` says of its withdrawal. Whatever else is in there is somebody else's.
-fn withdrawn(custom: &str) -> Option<String> {
-    let [reason] = json::fields(custom, [WITHDRAWN]).ok()?;
-    match serde_json::from_str(reason?).ok()? {
+/// Why a target was taken back, by its `custom`. Whatever else is in there is somebody else's.
+pub fn withdrawn(custom: &Value) -> Option<String> {
+    match custom.get(WITHDRAWN)? {
         Value::Null | Value::Bool(false) => None,
-        Value::String(reason) => Some(text::clean(&reason, MAX_REASON)),
+        Value::String(reason) => Some(text::clean(reason, MAX_REASON)),
         _ => Some(String::new()),
     }
 }
@@ -135,7 +134,7 @@ impl TargetInfo {
         Ok(TargetInfo {
             length: json::integer(length, "length")?,
             hashes: Hashes::parse(json::there(hashes, "hashes")?)?,
-            withdrawn: custom.and_then(withdrawn),
+            withdrawn: custom.and_then(|custom| withdrawn(&serde_json::from_str(custom).ok()?)),
         })
     }
 }
