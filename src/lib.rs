@@ -12,14 +12,15 @@
 //! 1. **Begin.** Take the lock and load the record ([`store`]); let recovery end what was left open
 //!    ([`recovery::link`], which carries out what [`recovery::decide`] decides); take up an open trial or way back.
 //! 2. **Choose.** Refresh trust ([`repository`] over the rules of [`qx_release::trust`], bytes from [`fetch`]); pick the
-//!    highest eligible release ([`acquire::select`]).
+//!    highest eligible release ([`acquire::select`]). Sources are asked by a process of its own, which is confined
+//!    ([`fetch::Mirrors`] sends it on errands, [`acquire::errands`] runs them, [`system::sandbox`] is all it may do).
 //! 3. **Plan.** Whether the appliance itself can do it ([`proof::preflight`]); what is fetched, what is reused, which
 //!    services stop, what happens to the data ([`model::dataset`]), how much space all of it takes, the data's way back
 //!    included ([`acquire::plan`]). **Baseline**: the health checks are tried on the old set, before anything is touched
 //!    ([`proof::prove`]): a check that failed before does not condemn the new set by failing in the same way.
 //! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs
 //!    ([`model::record`]; which phase follows which is [`model::transition`]).
-//! 5. **Stage.** Fetch, check and unpack each component into `slots/NAME.next` ([`acquire::stage`],
+//! 5. **Stage.** Have each component fetched, checked and unpacked into `slots/NAME.next` ([`acquire::stage`],
 //!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
 //! 6. **Rehearse** the migration on a copy of the data, while everything runs ([`data::rehearse`]); a release that fails
 //!    here is rejected without downtime.
@@ -47,7 +48,7 @@
 //! |---|---|
 //! | [`qx_release`] | what the maker of a release and the appliance agree on; a crate of its own |
 //! | [`model`] | what is known, as values: configuration, record, slots, data sets |
-//! | [`system`] | the machine: paths and clock, processes, services, space, the log |
+//! | [`system`] | the machine: paths and clock, processes and what they may do, services, space, the log |
 //! | [`store`] | what lies under `/data`: lock, record, link, slots, seals |
 //! | [`fetch`] | bytes: web servers, directories, bundles, mirrors |
 //! | [`repository`] | what is published, and whether it is trusted |

@@ -7,7 +7,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::acquire::plan::{self, Origin, Plan};
-use crate::acquire::unpack;
 use crate::fetch::Mirrors;
 use crate::model::operation::{Operation, return_to};
 use crate::model::record::Record;
@@ -52,7 +51,9 @@ impl Stage<'_> {
         }
         let staging = record.begin_staging(op.clone())?;
         self.store.save(&staging)?;
-        if let Err(e) = self.fill(slot) {
+        let filled = self.fill(slot);
+        self.mirrors.rest();
+        if let Err(e) = filled {
             let e = match self.restarted {
                 true => e.of(return_to(op.from().set)),
                 false => e,
@@ -97,6 +98,8 @@ impl Stage<'_> {
             durable::remove_tree(&self.store.slot(slot))?;
         }
         durable::create_dir(&next, 0o755)?;
+        self.mirrors
+            .let_write(&[self.store.downloads(), next.clone()]);
         let manifest = &self.candidate.manifest;
         let mut reserve = Reserve::new(&next, self.plan.needs.bytes)?;
         for (component, origin) in manifest.components.iter().zip(&self.plan.origins) {
@@ -188,24 +191,16 @@ impl Stage<'_> {
         let (name, target) = plan::artifact(component, self.repository, self.mirrors)?;
         let total = target.length;
         let what = component.name.to_string();
-        let downloads = self.store.path("update/downloads");
+        let downloads = self.store.downloads();
         let log = &mut *self.log;
         log.info("fetch", format!("fetching {name} ({total} bytes)"));
-        let artifact = self.mirrors.artifact(&target, &downloads, &mut |done| {
+        let fetched = self.mirrors.artifact(&target, &downloads, &mut |done| {
             log.progress(&what, done, total);
         });
         for warning in self.mirrors.take_warnings() {
             log.warning("fetch", warning);
         }
-        let artifact = artifact?;
-        unpack::unpack(
-            component,
-            artifact,
-            total,
-            &target.sha256,
-            next,
-            &mut |_| {},
-        )
+        fetched?.unpack(component, next)
     }
 }
 

@@ -264,7 +264,8 @@ impl<'a> Unpacker<'a> {
             }
         }
         for (path, mode) in self.closed.iter().rev() {
-            fs::set_permissions(path, fs::Permissions::from_mode(*mode))
+            File::open(path)
+                .and_then(|directory| directory.set_permissions(fs::Permissions::from_mode(*mode)))
                 .doing(|| format!("setting the mode of {}", path.display()))?;
         }
         Ok(())

@@ -44,6 +44,10 @@ struct Arguments {
     #[cfg(feature = "update")]
     #[argh(switch, hidden_help)]
     worker: bool,
+    /// fetch for the process at standard input and output
+    #[cfg(feature = "update")]
+    #[argh(switch, hidden_help)]
+    fetcher: bool,
     #[argh(subcommand)]
     command: Option<Subcommand>,
 }
@@ -157,6 +161,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     if parsed.version {
         return exit_code(answer(&version()));
+    }
+    #[cfg(feature = "update")]
+    if parsed.fetcher {
+        return exit_code(crate::acquire::errands::run().map(|()| Exit::Done));
     }
     match &parsed.command {
         Some(command) => exit_code(dispatch(&parsed, command)),

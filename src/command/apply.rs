@@ -23,7 +23,7 @@ use crate::model::source::SourceAddress;
 use crate::proof::observe::Census;
 use crate::proof::{preflight, prove};
 use crate::repository::{Candidate, Repository};
-use crate::store::{self, Verified, sets};
+use crate::store::{self, Lock, Verified, sets};
 use crate::system::service::Manager;
 
 impl Appliance {
@@ -33,7 +33,7 @@ impl Appliance {
         if self.factory_boot() {
             return Err(self.told_to_use_the_factory_set("applying an update"));
         }
-        let (_lock, record) = self.begin("apply")?;
+        let (lock, record) = self.begin("apply")?;
         if !request.dry_run {
             self.tidy_data(&record);
         }
@@ -46,8 +46,8 @@ impl Appliance {
             Resumed::Ended(exit) => return Ok(exit),
         };
         let asked = match request.repair {
-            true => self.repair(request, &record),
-            false => self.install(request, None, &record),
+            true => self.repair(&lock, request, &record),
+            false => self.install(&lock, request, None, &record),
         };
         match (asked, ended) {
             // Services were stopped, whatever came of the rest.
@@ -61,7 +61,7 @@ impl Appliance {
     }
 
     /// Installs the release that was lost to damage again: the data is its own.
-    fn repair(&mut self, request: &Apply, record: &Record) -> Result<Exit> {
+    fn repair(&mut self, lock: &Lock, request: &Apply, record: &Record) -> Result<Exit> {
         let idle = record.idle_when_ended();
         let Some((lost, version)) = idle
             .lost
@@ -80,7 +80,7 @@ impl Appliance {
             repair: true,
             goal: request.goal,
         };
-        self.install(&request, lost.manifest, record)
+        self.install(lock, &request, lost.manifest, record)
     }
 
     /// Whether a release could be installed: [`Exit::Available`], [`Exit::NothingNewer`], or an error.
@@ -89,9 +89,9 @@ impl Appliance {
             return Err(self.told_to_use_the_factory_set("looking for an update"));
         }
         self.store.prepare()?;
-        let _lock = self.lock("check")?;
+        let lock = self.lock("check")?;
         let record = self.current_record();
-        let (repository, mirrors) = self.refresh(from)?;
+        let (repository, mirrors) = self.refresh(&lock, from)?;
         let request = Request {
             version: None,
             retry: false,
@@ -124,8 +124,14 @@ impl Appliance {
 
     /// Steps 2 to 10 of an install.
     /// `only` this release, by the digest of its manifest.
-    fn install(&mut self, request: &Apply, only: Option<Digest>, record: &Record) -> Result<Exit> {
-        let refreshed = self.refresh(request.from.as_ref());
+    fn install(
+        &mut self,
+        lock: &Lock,
+        request: &Apply,
+        only: Option<Digest>,
+        record: &Record,
+    ) -> Result<Exit> {
+        let refreshed = self.refresh(lock, request.from.as_ref());
         // What lies staged was verified when it was staged. Whether it is switched to depends on no source, and on no
         // expiry since.
         if let (Err(e), Phase::Staged { op }) = (&refreshed, record.phase())
@@ -339,7 +345,7 @@ impl Appliance {
         }
         let context = PlanContext {
             sets: &sets,
-            downloads: self.store.path("update/downloads"),
+            downloads: self.store.downloads(),
             active: idle.active.set,
             copies_artifacts: mirrors.copies_artifacts(),
             release_bytes: self.config.limits.release_bytes,
@@ -395,7 +401,7 @@ impl Appliance {
             let artifact = plan::artifact(component, repository, mirrors)?.1;
             wanted.push(artifact.sha256.to_string());
         }
-        let directory = self.store.path("update/downloads");
+        let directory = self.store.downloads();
         let reading = || format!("reading {}", directory.display());
         let mut leftovers = Vec::new();
         for entry in fs::read_dir(&directory).doing(reading)? {

@@ -11,13 +11,14 @@ use crate::model::record::Record;
 use crate::model::slot::{Installed, Set};
 use crate::model::source::SourceAddress;
 use crate::repository::{Releases, Repository, Wanted};
-use crate::store::{self, Freshness, Refreshed, WithdrawnNote};
+use crate::store::{self, Freshness, Lock, Refreshed, WithdrawnNote};
 use crate::system::host;
 
 impl Appliance {
     /// Step 2, first half: trust.
     pub(super) fn refresh(
         &mut self,
+        lock: &Lock,
         from: Option<&SourceAddress>,
     ) -> Result<(Repository, Mirrors)> {
         let root_path = self.host.path(&self.config.trust_root)?;
@@ -42,7 +43,8 @@ impl Appliance {
             }
             url => Ok(url),
         });
-        let mirrors = Mirrors::new(sources.collect::<Result<Vec<_>>>()?, &options)?;
+        let sources = sources.collect::<Result<Vec<_>>>()?;
+        let mirrors = Mirrors::new(sources, &options, lock.share()?)?;
         let (store, clock) = (self.store.path("update/trust"), options.clock);
         let limits = &self.config.limits.trust;
         let refreshed =

@@ -6,6 +6,8 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::json;
 
@@ -26,7 +28,7 @@ const OURS: [&str; 10] = [
 ];
 
 /// Headers, as they stand in a request.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Headers(String);
 
 impl fmt::Debug for Headers {

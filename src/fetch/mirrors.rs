@@ -1,14 +1,16 @@
 //! Several places that have the same repository, with the same trust: the next one is asked when one fails.
 
-use std::cell::{Cell, OnceCell, RefCell};
-use std::io;
-use std::path::Path;
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use super::{Artifact, Options, Source};
+use super::fetcher::Fetcher;
+use super::{Options, Source};
 use crate::fetch::port::{Fetch, Target};
 use crate::model::source::SourceAddress;
-use qx_release::digest::{Digest, Hasher};
 use qx_release::error::{Context, Error, ErrorKind, Result};
+use qx_release::manifest::Component;
 
 /// Mirrors of one repository, in the order of the configuration.
 ///
@@ -20,23 +22,29 @@ pub struct Mirrors {
     first: Cell<usize>,
     refreshing: Cell<bool>,
     warnings: RefCell<Vec<String>>,
+    /// Whether it was told what the fetchers are not confined in.
+    told: Cell<bool>,
 }
 
 struct Mirror {
     address: SourceAddress,
-    options: Options,
-    source: OnceCell<Result<Source>>,
+    /// Opens it when it is asked first: a disk that is not there is no trouble while others answer.
+    fetcher: RefCell<Fetcher>,
+}
+
+/// An artifact that a mirror's fetcher has open.
+pub struct Fetched<'a> {
+    fetcher: &'a RefCell<Fetcher>,
+}
+
+impl Fetched<'_> {
+    /// Unpacks it; see [`Mirrors::let_write`].
+    pub fn unpack(self, component: &Component, staging: &Path) -> Result<()> {
+        self.fetcher.borrow_mut().unpack(component, staging)
+    }
 }
 
 impl Mirror {
-    /// Opened when it is asked first: a disk that is not there is no trouble while others answer.
-    fn source(&self) -> Result<&Source> {
-        self.source
-            .get_or_init(|| Source::open(self.address.clone(), &self.options))
-            .as_ref()
-            .map_err(|e| Error::with(e.kind, e.chain()))
-    }
-
     /// For people.
     fn name(&self) -> String {
         self.address.to_string()
@@ -47,39 +55,42 @@ impl Mirror {
     }
 
     fn is_tired(&self) -> bool {
-        match self.source.get() {
-            Some(Ok(source)) => source.given_up.get(),
-            Some(Err(_)) => true,
-            None => false,
-        }
+        self.fetcher.borrow().tired
     }
 }
 
 impl Mirrors {
-    /// Of at least one source.
+    /// Of at least one source. Whoever fetches for us holds the lock with us.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for a URL that is none, or that this build cannot use.
     pub fn new(
         sources: impl IntoIterator<Item = SourceAddress>,
         options: &Options,
+        lock: OwnedFd,
     ) -> Result<Mirrors> {
-        let mirrors: Vec<Mirror> = sources
-            .into_iter()
-            .map(|address| Mirror {
+        let lock = Rc::new(lock);
+        let mirror = |address: SourceAddress| {
+            if matches!(address, SourceAddress::Url(_)) {
+                // Connects to nothing yet.
+                Source::open(address.clone(), options)?;
+            }
+            let fetcher = Fetcher::new(address.clone(), options.clone(), Rc::clone(&lock));
+            Ok(Mirror {
                 address,
-                options: options.clone(),
-                source: OnceCell::new(),
+                fetcher: fetcher.into(),
             })
-            .collect();
-        for mirror in mirrors.iter().filter(|mirror| mirror.is_web()) {
-            mirror.source()?;
-        }
+        };
+        let mirrors = sources
+            .into_iter()
+            .map(mirror)
+            .collect::<Result<Vec<Mirror>>>()?;
         Ok(Mirrors {
             mirrors,
             first: Cell::new(0),
             refreshing: Cell::new(false),
             warnings: RefCell::default(),
+            told: Cell::new(false),
         })
     }
 
@@ -96,7 +107,8 @@ impl Mirrors {
         for (number, mirror) in self.mirrors.iter().enumerate() {
             self.first.set(number);
             self.refreshing.set(true);
-            let refreshed = mirror.source().and_then(|_| refresh(self));
+            let opened = self.open(mirror);
+            let refreshed = opened.and_then(|()| refresh(self));
             self.refreshing.set(false);
             match refreshed {
                 Ok(refreshed) => return Ok(refreshed),
@@ -120,27 +132,54 @@ impl Mirrors {
         self.mirrors.iter().any(Mirror::is_web)
     }
 
+    /// From now on artifacts may be downloaded to and unpacked in these directories, which are there.
+    pub fn let_write(&self, directories: &[PathBuf]) {
+        for mirror in &self.mirrors {
+            mirror
+                .fetcher
+                .borrow_mut()
+                .let_write(directories.to_owned());
+        }
+    }
+
+    /// Nothing more is asked for now.
+    pub fn rest(&self) {
+        for mirror in &self.mirrors {
+            mirror.fetcher.borrow_mut().end();
+        }
+    }
+
     /// An artifact; see [`Source::artifact`]. A download that one mirror began is resumed from the next.
     pub fn artifact(
         &self,
         target: &Target,
         downloads: &Path,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Artifact> {
-        let Target {
-            length,
-            sha256,
-            path,
-        } = target;
-        self.first_good(path, |mirror, is_last| {
-            let source = mirror.source()?;
-            let mut get = || source.artifact(path, *length, sha256, downloads, progress);
+    ) -> Result<Fetched<'_>> {
+        self.first_good(&target.path, |mirror, is_last| {
+            let fetcher = &mirror.fetcher;
             // What lies in place is checked while it is unpacked, when it is too late to ask another.
-            if !mirror.is_web() && !is_last {
-                check(get()?, sha256, || source.name_of(path))?;
-            }
-            get()
+            let check = !mirror.is_web() && !is_last;
+            self.open(mirror)?;
+            fetcher
+                .borrow_mut()
+                .artifact(target, downloads, check, progress)?;
+            Ok(Fetched { fetcher })
         })
+    }
+
+    /// Opens a mirror. What its fetcher is not confined in is told once.
+    fn open(&self, mirror: &Mirror) -> Result<()> {
+        let mut fetcher = mirror.fetcher.borrow_mut();
+        let opened = fetcher.open();
+        for missing in fetcher.unconfined.drain(..) {
+            let what = format!("the process that fetches is not fully confined: {missing}");
+            let mut warnings = self.warnings.borrow_mut();
+            if !self.told.replace(true) {
+                warnings.push(what);
+            }
+        }
+        opened
     }
 
     /// What failed since this was asked last, a line each, where another mirror was asked instead.
@@ -158,10 +197,10 @@ impl Mirrors {
         order.into_iter().map(|(_, mirror)| mirror).collect()
     }
 
-    fn first_good<T>(
-        &self,
+    fn first_good<'a, T>(
+        &'a self,
         path: &str,
-        mut get: impl FnMut(&Mirror, bool) -> Result<T>,
+        mut get: impl FnMut(&'a Mirror, bool) -> Result<T>,
     ) -> Result<T> {
         let order = self.order();
         let mut failures = Vec::new();
@@ -186,7 +225,10 @@ impl Mirrors {
 
 impl Fetch for Mirrors {
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        self.first_good(path, |mirror, _| mirror.source()?.small(path, limit))
+        self.first_good(path, |mirror, _| {
+            self.open(mirror)?;
+            mirror.fetcher.borrow_mut().small(path, limit, false)
+        })
     }
 
     fn required(
@@ -196,28 +238,21 @@ impl Fetch for Mirrors {
         accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
     ) -> Result<()> {
         self.first_good(path, |mirror, _| {
-            accept(mirror.source()?.required(path, limit)?)
+            self.open(mirror)?;
+            let found = mirror.fetcher.borrow_mut().small(path, limit, true)?;
+            accept(found.unwrap_or_default())
         })
     }
 
     fn may_have(&self, path: &str) -> bool {
-        let source = self.mirrors[self.first.get()].source();
-        source.is_ok_and(|source| source.may_have(path))
-    }
-}
-
-fn check(mut artifact: Artifact, sha256: &Digest, name: impl Fn() -> String) -> Result<()> {
-    let mut hasher = Hasher::default();
-    io::copy(&mut artifact, &mut hasher).doing(|| format!("reading {}", name()))?;
-    match hasher.digest() {
-        found if found == *sha256 => Ok(()),
-        found => Err(Error::with(
-            ErrorKind::Untrusted,
-            format!(
-                "reading {}: its digest is {found} instead of {sha256}",
-                name()
-            ),
-        )),
+        let mirror = &self.mirrors[self.first.get()];
+        if mirror.is_web() {
+            return true;
+        }
+        let may = self
+            .open(mirror)
+            .and_then(|()| mirror.fetcher.borrow_mut().may_have(path));
+        may.unwrap_or(false)
     }
 }
 

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use flate2::read::MultiGzDecoder;
 use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
 
 use crate::model::config::Limits;
 use crate::model::source::SourceAddress;
-use qx_release::digest::Digest;
+use qx_release::digest::{Digest, Hasher};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::RelPath;
@@ -27,9 +28,11 @@ mod answer;
 pub mod bundle;
 mod client;
 mod download;
+mod fetcher;
 mod headers;
 mod mirrors;
 pub mod port;
+pub mod protocol;
 mod proxy;
 mod socket;
 #[cfg(feature = "https")]
@@ -38,8 +41,10 @@ mod tls;
 use bundle::Bundle;
 use client::{Client, Tls};
 use download::{Download, Form};
+pub use fetcher::ARGUMENT as FETCHER;
 pub use headers::Headers;
-pub use mirrors::Mirrors;
+pub use mirrors::{Fetched, Mirrors};
+use port::Target;
 pub use proxy::Proxies;
 use qx_release::url::Url;
 use socket::Pace;
@@ -52,7 +57,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// How a source is asked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Options {
     /// PEM file with the certificate authorities for `https://`. Absent: the system's bundle.
     pub ca_file: Option<PathBuf>,
@@ -80,7 +85,7 @@ impl Options {
 }
 
 /// How patiently a web server is asked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Patience {
     /// Time limit for connecting.
     pub connect_timeout: Duration,
@@ -214,6 +219,34 @@ impl Source {
         })
     }
 
+    /// Whether it did not answer after all tries; from then on each file is tried once.
+    pub fn has_given_up(&self) -> bool {
+        self.given_up.get()
+    }
+
+    /// What [`Source::has_given_up`] said of it before.
+    pub fn set_given_up(&self, given_up: bool) {
+        self.given_up.set(given_up);
+    }
+
+    /// Reads an artifact of it to its end, and compares the digest.
+    pub fn check(&self, artifact: &mut Artifact, target: &Target) -> Result<()> {
+        let name = || self.name_of(&target.path);
+        let mut hasher = Hasher::default();
+        io::copy(artifact, &mut hasher).doing(|| format!("reading {}", name()))?;
+        match hasher.digest() {
+            found if found == target.sha256 => Ok(()),
+            found => {
+                let sha256 = target.sha256;
+                let why = format!(
+                    "reading {}: its digest is {found} instead of {sha256}",
+                    name()
+                );
+                Err(Error::with(ErrorKind::Untrusted, why))
+            }
+        }
+    }
+
     /// Whether it can have a file of that path: a bundle may hold less than its metadata tell of.
     pub fn may_have(&self, path: &str) -> bool {
         match &self.origin {
@@ -343,6 +376,22 @@ impl Source {
             given_up: &self.given_up,
         }
     }
+}
+
+/// What has to be readable for asking web servers: authorities, and what names are looked up with.
+pub fn read_for_the_web(options: &Options) -> Vec<PathBuf> {
+    #[cfg(feature = "https")]
+    let authorities = tls::CA_FILES.map(PathBuf::from);
+    #[cfg(not(feature = "https"))]
+    let authorities = [];
+    let names = fetcher::NAMES.into_iter().chain(fetcher::NAMES_OF_GLIBC);
+    options
+        .ca_file
+        .iter()
+        .cloned()
+        .chain(authorities)
+        .chain(names.map(PathBuf::from))
+        .collect()
 }
 
 /// An answer to a health check.

@@ -1,5 +1,7 @@
 //! What a source of bytes can do, and what is asked of it.
 
+use serde::{Deserialize, Serialize};
+
 use qx_release::digest::Digest;
 use qx_release::error::{Error, ErrorKind, Result};
 
@@ -47,7 +49,7 @@ impl Fetch for Source {
 }
 
 /// A target and where its bytes are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Bytes.
     pub length: u64,

@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ct_codecs::{Base64, Encoder};
+use serde::{Deserialize, Serialize};
 
 use qx_release::error::{Error, ErrorKind, Result};
 use qx_release::text;
 use qx_release::url::Url;
 
 /// The proxies of both schemes. Without any, everything is asked directly.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Proxies {
     http: Setting,
     https: Setting,
@@ -21,7 +22,7 @@ pub struct Proxies {
 type Setting = Option<std::result::Result<Proxy, String>>;
 
 /// What is asked directly.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Exception {
     Everything,
     /// The addresses whose first so many bits are those of this one.
@@ -31,7 +32,7 @@ enum Exception {
 }
 
 /// One proxy, reached over plain HTTP.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Proxy {
     /// Where it is: scheme, host and port count.
     pub url: Url,

@@ -15,7 +15,7 @@ use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use qx_release::trust::clock::Clock;
 
 /// The system's bundle, on Alpine and on most others.
-const CA_FILES: [&str; 3] = [
+pub(super) const CA_FILES: [&str; 3] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/ssl/cert.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",

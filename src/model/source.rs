@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use qx_release::text;
 
@@ -23,6 +23,18 @@ impl<T: Into<String>> From<T> for SourceAddress {
             Some(path) if path.starts_with('/') => SourceAddress::Path(path.to_owned()),
             _ if text.contains("://") => SourceAddress::Url(text),
             _ => SourceAddress::Path(text),
+        }
+    }
+}
+
+/// As it is read.
+impl Serialize for SourceAddress {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            SourceAddress::Path(path) if path.starts_with('/') => {
+                to.collect_str(&format_args!("file://{path}"))
+            }
+            SourceAddress::Url(text) | SourceAddress::Path(text) => to.serialize_str(text),
         }
     }
 }

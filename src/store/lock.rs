@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,15 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// Held while an operation runs; the kernel drops it with the process.
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// The lock for a process that works for this one: it is held until both are gone.
+    pub fn share(&self) -> Result<OwnedFd> {
+        let shared = self.file.try_clone().doing(|| "sharing the lock")?;
+        Ok(shared.into())
+    }
 }
 
 /// Who holds the lock.
@@ -109,7 +118,7 @@ impl Store {
             file.write_all(&serde_json::to_vec(&holder)?)
         };
         let _ = note();
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// Who holds the lock, if a live process does.

@@ -73,6 +73,11 @@ impl Store {
         self.data.join(below)
     }
 
+    /// Where artifacts are downloaded to.
+    pub fn downloads(&self) -> PathBuf {
+        self.path("update/downloads")
+    }
+
     /// Where a path below the data directory leads that may go through links.
     pub fn followed(&self, below: &str) -> Result<PathBuf> {
         let path = self.path(below);
@@ -292,7 +297,7 @@ impl Store {
 
     /// Deletes what was downloaded.
     pub fn drop_downloads(&self) -> Result<()> {
-        let place = self.path("update/downloads");
+        let place = self.downloads();
         durable::remove_tree(&place)?;
         durable::create_dir(&place, 0o700)
     }

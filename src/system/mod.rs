@@ -6,5 +6,7 @@ pub mod host;
 pub mod log;
 pub mod proc;
 pub mod process;
+#[cfg(feature = "update")]
+pub mod sandbox;
 pub mod service;
 pub mod space;

@@ -5,6 +5,7 @@
 
 mod capabilities;
 mod clock;
+mod confined;
 mod data;
 mod environment;
 mod failing;

@@ -1084,7 +1084,7 @@ pub fn walk(dir: &Path, each: &mut impl FnMut(&Path, &fs::Metadata)) {
 }
 
 /// The processes whose program is chosen.
-fn processes(chosen: impl Fn(&Path) -> bool) -> BTreeMap<u32, PathBuf> {
+pub fn processes(chosen: impl Fn(&Path) -> bool) -> BTreeMap<u32, PathBuf> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| Some((pid, exe(pid)?)))

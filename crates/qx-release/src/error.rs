@@ -65,7 +65,8 @@ impl Exit {
 }
 
 /// What kind of failure it is: whose fault, and so who can do something about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// Something failed here: a file, a program, a service.
     Failed,
@@ -157,6 +158,20 @@ impl Error {
         None
     }
 
+    /// The system's own number for what is at its root, if there is one.
+    fn errno(&self) -> Option<Errno> {
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            let io = cause.downcast_ref::<io::Error>();
+            let io = io.and_then(Errno::from_io_error);
+            if let Some(errno) = io.or_else(|| cause.downcast_ref::<Errno>().copied()) {
+                return Some(errno);
+            }
+            next = cause.source();
+        }
+        None
+    }
+
     /// Whether the system lacked what anybody would have needed: memory, processes, open files, space.
     pub fn is_lack(&self) -> bool {
         const LACKS: [Errno; 6] = [
@@ -167,16 +182,7 @@ impl Error {
             Errno::NOSPC,
             Errno::DQUOT,
         ];
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
-            let io = cause.downcast_ref::<io::Error>();
-            let io = io.and_then(Errno::from_io_error);
-            if let Some(errno) = io.or_else(|| cause.downcast_ref::<Errno>().copied()) {
-                return LACKS.contains(&errno);
-            }
-            next = cause.source();
-        }
-        false
+        self.errno().is_some_and(|errno| LACKS.contains(&errno))
     }
 
     /// The whole chain of causes in one line, outermost first.
@@ -190,6 +196,42 @@ impl Error {
         }
         // One error is one line, whatever a cause (a server's text, say) contains.
         text::line(&line)
+    }
+}
+
+/// An error on its way from one process to another. It arrives with the same line, kind and root.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct Told {
+    kind: ErrorKind,
+    line: String,
+    errno: Option<i32>,
+}
+
+impl From<&Error> for Told {
+    fn from(error: &Error) -> Told {
+        Told {
+            kind: error.kind,
+            line: error.chain(),
+            errno: error.errno().map(Errno::raw_os_error),
+        }
+    }
+}
+
+impl From<Told> for Error {
+    fn from(told: Told) -> Error {
+        let root = told.errno.map(io::Error::from_raw_os_error);
+        let before = |root: &io::Error| {
+            let before = told.line.strip_suffix(&root.to_string())?;
+            before.strip_suffix(": ").map(str::to_owned)
+        };
+        match root.and_then(|root| Some((before(&root)?, root))) {
+            Some((what, root)) => Error {
+                kind: told.kind,
+                what,
+                source: Some(Box::new(root)),
+            },
+            None => Error::with(told.kind, text::line(&told.line)),
+        }
     }
 }
 
@@ -302,6 +344,30 @@ mod tests {
         let errno: Result<()> = Err(Errno::MFILE).doing(|| "opening it");
         assert!(errno.unwrap_err().is_lack());
         assert!(!Error::new("too many open files").is_lack());
+    }
+
+    #[test]
+    fn an_error_arrives_as_it_was_sent() {
+        let lack: Result<()> = Err(Errno::MFILE).doing(|| "opening x");
+        let full: Result<()> = Err(io::Error::from(Errno::NOSPC)).doing(|| "writing y");
+        let plain = Error::with(ErrorKind::Publisher, "unpacking z: it is\nodd");
+        let other: Result<()> = Err(io::Error::other("closed early")).doing(|| "fetching u");
+        for sent in [
+            lack.unwrap_err(),
+            full.doing(|| "staging").unwrap_err(),
+            plain,
+            other.unwrap_err().of(ErrorKind::Unavailable),
+        ] {
+            let bytes = serde_json::to_vec(&Told::from(&sent)).unwrap();
+            let got = Error::from(serde_json::from_slice::<Told>(&bytes).unwrap());
+            assert_eq!(got.chain(), sent.chain());
+            assert_eq!(got.kind, sent.kind);
+            assert_eq!(got.is_lack(), sent.is_lack());
+            assert_eq!(got.errno(), sent.errno());
+        }
+        let hostile = r#"{"kind":"failed","line":"a\nb","errno":null}"#;
+        let got = Error::from(serde_json::from_str::<Told>(hostile).unwrap());
+        assert_eq!(got.chain(), "a\\nb", "one line, whatever was sent");
     }
 
     #[test]

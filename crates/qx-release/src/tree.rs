@@ -159,7 +159,7 @@ pub fn make_parents(path: &Path) -> Result<()> {
     }
     make_parents(parent)?;
     fs::create_dir(parent)
-        .and_then(|()| fs::set_permissions(parent, fs::Permissions::from_mode(0o755)))
+        .and_then(|()| File::open(parent)?.set_permissions(fs::Permissions::from_mode(0o755)))
         .doing(|| format!("creating the directory {}", parent.display()))
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::text;
 
 /// An `http://` or `https://` URL without user, password and fragment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Url {
     /// Whether TLS is needed.
     pub https: bool,

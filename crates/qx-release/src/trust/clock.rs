@@ -16,7 +16,7 @@ const SKEW: Duration = DAY;
 const LIFE: Duration = Duration::from_secs(25 * 365 * 86_400);
 
 /// The system's clock, and what is known without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Clock {
     system: SystemTime,
     floor: SystemTime,
