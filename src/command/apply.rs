@@ -41,7 +41,12 @@ impl Appliance {
         let (record, ended) = match self.resume(record)? {
             Resumed::Ready(record) => (*record, None),
             Resumed::Ended(exit @ (Exit::BackToPrevious | Exit::BackToFactory)) => {
-                (self.current_record(), Some(exit))
+                let record = self.current_record();
+                // Its end could not be recorded: nothing begins before the next command has done that.
+                if record.phase().is_under_way() {
+                    return Ok(exit);
+                }
+                (record, Some(exit))
             }
             Resumed::Ended(exit) => return Ok(exit),
         };

@@ -160,7 +160,11 @@ impl Appliance {
             {
                 Resumed::Ended(Exit::Done)
             }
-            Exit::BackToPrevious => Resumed::Ready(Box::new(self.current_record())),
+            Exit::BackToPrevious => match self.current_record() {
+                // Its end could not be recorded: nothing begins before the next command has done that.
+                record if record.phase().is_under_way() => Resumed::Ended(exit),
+                record => Resumed::Ready(Box::new(record)),
+            },
             Exit::BackToFactory => Resumed::Ended(Exit::Done),
             exit => Resumed::Ended(exit),
         })

@@ -101,7 +101,10 @@ pub fn keep_replaced(
     };
     for kept in all.iter().filter(replaced) {
         log.info("data", format!("deleting {}: newer data is kept", kept));
-        drop_kept(host, store, kept, log)?;
+        // What cannot be deleted goes when its time has passed.
+        if let Err(e) = drop_kept(host, store, kept, log) {
+            log.warning("data", e.chain());
+        }
     }
     Ok(())
 }
@@ -148,10 +151,10 @@ pub fn leftovers(store: &Store, record: &Record) -> Result<Vec<Kept>> {
     Ok(all)
 }
 
-/// Whether the open operation needs it.
+/// Whether the open operation needs it. One that only lies staged copies the data again when its switch begins.
 pub fn is_in_use(kept: &Kept, record: &Record) -> bool {
     let of = |op: &Operation| [op.id, op.copy().id].contains(&kept.id);
-    record.operation().is_some_and(of)
+    record.phase().is_under_way() && record.operation().is_some_and(of)
 }
 
 /// Deletes what a failed operation left, data kept for longer than `keep_s`, and, if the disk is nearly full, the oldest

@@ -82,14 +82,10 @@ impl Switch<'_> {
             // A damaged list is no reason to give up a set that is healthy.
             self.log.error("done", e.chain());
         }
-        // Without this note what was replaced would be deleted.
-        let kept = data::keep_replaced(self.host, self.store, op, record, self.log);
-        if let Err(e) = kept {
-            self.log.error("done", e.chain());
-        }
-        // Without the record the trial is still open, and the next `confirm` ends it.
-        self.store
-            .save(&done)
+        // Without the note what was replaced would be deleted as a copy of an operation that has ended; without the record the
+        // trial is still open. Either way the next `confirm` ends it.
+        data::keep_replaced(self.host, self.store, op, record, self.log)
+            .and_then(|()| self.store.save(&done))
             .map_err(|e| e.of(ErrorKind::NeedsPerson))?;
         if let Err(e) = self.begin_watch() {
             self.log.warning("done", e.chain());
