@@ -8,10 +8,19 @@ use qx_release::manifest::Manifest;
 use qx_release::{json, output, text};
 
 use super::{LogArguments, answer, complain, for_people, open_store};
+#[cfg(feature = "update")]
+use crate::data;
+use crate::model::config::Config;
+#[cfg(feature = "update")]
+use crate::model::kept::Kept;
+#[cfg(feature = "update")]
+use crate::model::record::Loaded;
 use crate::model::slot::{Set, Slot, Verdict};
 use crate::recovery::link;
+#[cfg(feature = "update")]
+use crate::repository::damage;
 use crate::status::{self, Status};
-use crate::store::{CommitPoint, sets};
+use crate::store::{CommitPoint, Store, sets};
 use crate::system::host::Host;
 use crate::system::log::{self, Line, Log};
 
@@ -52,7 +61,7 @@ pub(super) fn status(host: &Host, config: Option<&str>, json: bool) -> Result<Ex
 }
 
 pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
-    let (store, _, _) = open_store(host, config)?;
+    let (store, _, config) = open_store(host, config)?;
     store.may_read()?;
     let link = store.selected();
     let mut bad = false;
@@ -78,7 +87,67 @@ pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
         }
     };
     answer(&format!("factory set: {factory}\n"))?;
+    let own = [
+        ("state", store.damaged()),
+        ("trust", damaged_trust(host, &store, &config)),
+        ("kept data", damaged_data(host, &store)),
+    ];
+    for (what, damaged) in own {
+        bad |= !damaged.is_empty();
+        if damaged.is_empty() {
+            answer(&format!("{what}: good\n"))?;
+        }
+        for why in damaged {
+            answer(&format!("{what}: damaged: {}\n", text::line(&why)))?;
+        }
+    }
     Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
+}
+
+/// The kept metadata that are damaged.
+#[cfg(feature = "update")]
+fn damaged_trust(host: &Host, store: &Store, config: &Result<Config>) -> Vec<String> {
+    // Without one nobody knows where trust begins, nor is anything refreshed.
+    let Ok(config) = config else {
+        return Vec::new();
+    };
+    let root = host.path(&config.trust_root);
+    let root = root.and_then(|root| crate::store::read_if_there(&root, 1 << 20));
+    // Which root they were verified by last.
+    let (Ok(Some(root)), Ok(Some(refreshed))) = (root, store.refreshed()) else {
+        return Vec::new();
+    };
+    let (kept, limits) = (store.path("update/trust"), &config.limits.trust);
+    damage::damaged(&kept, &root, refreshed.trust.root, limits)
+}
+
+/// The kept data that is damaged.
+#[cfg(feature = "update")]
+fn damaged_data(host: &Host, store: &Store) -> Vec<String> {
+    let record = store.load();
+    // What an operation works with changes.
+    let in_use = |kept: &Kept| match &record {
+        Loaded::Record(record) => data::is_in_use(kept, record),
+        Loaded::Absent | Loaded::Unreadable(_) => true,
+    };
+    // A note that cannot be read is damage of the state.
+    let kept = store.kept_data().unwrap_or_default().into_iter();
+    kept.filter(|kept| !in_use(kept))
+        .filter_map(|kept| data::intact(host, store, &kept).err())
+        .map(|e| e.chain())
+        .collect()
+}
+
+/// What recovers only keeps no data.
+#[cfg(not(feature = "update"))]
+fn damaged_data(_: &Host, _: &Store) -> Vec<String> {
+    Vec::new()
+}
+
+/// What recovers only trusts nothing new, and has no means to verify signatures.
+#[cfg(not(feature = "update"))]
+fn damaged_trust(_: &Host, _: &Store, _: &Result<Config>) -> Vec<String> {
+    Vec::new()
 }
 
 /// The data that is kept, the oldest first.

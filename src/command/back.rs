@@ -105,16 +105,21 @@ impl Appliance {
                 .doing(|| format!("going back to {to}"))
         };
         let (active, target) = (manifest(idle.active.set)?, manifest(to.set)?);
+        let leftovers = data::leftovers(&self.store, record)?;
         let plan = DataPlan::back(
             active.as_ref(),
             target.as_ref(),
             &record.schemas,
             &self.config.data,
             &self.unknown_data(record)?,
-            &data::leftovers(&self.store, record)?,
+            &leftovers,
             newer,
         )
         .map_err(|why| Error::with(ErrorKind::NeedsPerson, format!("going back to {to}: {why}")))?;
+        let again = leftovers.iter().find(|kept| plan.kept == Some(kept.copy()));
+        if let Some(kept) = again {
+            data::intact(&self.host, &self.store, kept).doing(|| format!("going back to {to}"))?;
+        }
         let aside = matches!(plan.change, DataChange::Kept | DataChange::Empty);
         for set in plan.data.iter().filter(|_| aside) {
             self.log.warning(

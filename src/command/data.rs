@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use qx_release::error::{Error, ErrorKind, Exit, Result};
+use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, Resumed};
 use crate::data;
@@ -22,6 +22,7 @@ impl Appliance {
             Resumed::Ended(exit) => return Ok(exit),
         };
         let kept = self.kept(id, &record)?;
+        data::intact(&self.host, &self.store, &kept).doing(|| "restoring kept data")?;
         let idle = record.idle_when_ended();
         let plan = DataPlan::restore(&kept, &record.schemas);
         let running = self.manifest_of(idle.active.set)?;

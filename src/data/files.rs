@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use super::aside::{Aside, STEP, Size};
 use super::copy::{Copying, Survey, look};
 use super::exchange::{self, Step};
+use super::measure;
 use super::place::{Place, held};
 use crate::model::dataset::Side;
 use crate::system::host::Host;
@@ -20,6 +21,7 @@ use crate::system::log::Log;
 use crate::system::proc::Use;
 use crate::system::process::User;
 use crate::system::space::{self, Space};
+use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
 
@@ -386,6 +388,14 @@ pub(super) fn export(aside: &Aside, side: Side, archive: &mut tar::Builder<File>
     archive
         .append_dir_all(aside.set.name.as_str(), &from)
         .doing(|| format!("reading {}", sides.path.join(side.name()).display()))
+}
+
+/// What a side holds.
+pub(super) fn digest(aside: &Aside, side: Side) -> Result<Digest> {
+    let place = Place::of(aside.host, aside.set)?;
+    let sides = Sides::find(aside, place.as_ref())?;
+    let sides = sides.ok_or_else(|| Error::new("its copies are missing"))?;
+    measure::digest(&sides.held.join(side.name()))
 }
 
 pub(super) fn sync(aside: &Aside) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::system::host::Host;
 use crate::system::log::Log;
 use crate::system::space::{self, Space};
 use qx_release::durable;
-use qx_release::error::{Context, Result};
+use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::Name;
 
 /// One part in so many of the file system is to stay free: below that kept data is deleted, the oldest first.
@@ -43,6 +43,7 @@ pub fn begin(host: &Host, store: &Store, op: &Operation, record: &Record) -> Res
         schemas: of_its_data(op, &record.schemas),
         since: Some(op.before.since.clone()),
         until: host.timestamp(),
+        digests: BTreeMap::new(),
         lasted: None,
     })
 }
@@ -74,7 +75,7 @@ pub fn keep_replaced(
     let all = store.kept_data()?;
     let noted = all.iter().find(|kept| kept.id == copy.id).cloned();
     let until = op.exchanged_at.clone().unwrap_or_else(|| host.timestamp());
-    store.note_kept(&Kept {
+    let mut now_kept = Kept {
         format: FORMAT,
         id: copy.id,
         side: copy.side.other(),
@@ -92,8 +93,11 @@ pub fn keep_replaced(
             _ => Some(op.before.since.clone()),
         },
         until,
+        digests: BTreeMap::new(),
         lasted: Some(Lasted::since(&host.moment())),
-    })?;
+    };
+    measure(host, store, &mut now_kept, log);
+    store.note_kept(&now_kept)?;
     let replaced = |kept: &&Kept| {
         kept.reason == KeptReason::Replaced
             && kept.id != copy.id
@@ -112,8 +116,14 @@ pub fn keep_replaced(
 /// The operation was undone: what was written under it is kept.
 pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Discarded> {
     let (since, until) = (op.exchanged_at.clone(), host.timestamp());
-    // What had been kept lies where it lay, with what was written since.
-    if op.change != DataChange::Kept {
+    if op.change == DataChange::Kept {
+        // What had been kept lies where it lay, with what was written since.
+        let all = store.kept_data()?;
+        for kept in all.into_iter().filter(|kept| kept.id == op.copy().id) {
+            let digests = BTreeMap::new();
+            store.note_kept(&Kept { digests, ..kept })?;
+        }
+    } else {
         store.note_kept(&Kept {
             format: FORMAT,
             id: op.id,
@@ -125,6 +135,8 @@ pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Disc
             schemas: of_its_data(op, &op.schemas),
             since: since.clone(),
             until: until.clone(),
+            // Services wait: `tidy` measures it.
+            digests: BTreeMap::new(),
             lasted: Some(Lasted::since(&host.moment())),
         })?;
     }
@@ -133,6 +145,45 @@ pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Disc
         to: until,
         kept: Some(op.copy().id.to_string()),
     })
+}
+
+/// Notes what the files that are kept are like. Where they cannot be read they are kept all the same.
+fn measure(host: &Host, store: &Store, kept: &mut Kept, log: &mut Log) {
+    for aside in asides(host, store, &kept.data, kept.id) {
+        match aside.digest(kept.side) {
+            Ok(digest) => {
+                kept.digests
+                    .extend(digest.map(|digest| (aside.set.name.clone(), digest)));
+            }
+            Err(e) => log.warning("data", e.chain()),
+        }
+    }
+}
+
+/// Whether kept data is as it was set aside, as far as that is known.
+///
+/// # Errors
+/// [`ErrorKind::NeedsPerson`]: only a person can say what is left of it.
+pub fn intact(host: &Host, store: &Store, kept: &Kept) -> Result<()> {
+    let damaged = |why: String| {
+        let id = kept.id;
+        let what = format!(
+            "{why}; `qx-update data export {id} FILE` writes what is left of it, `qx-update data drop {id}` deletes it"
+        );
+        Error::with(ErrorKind::NeedsPerson, what)
+    };
+    for aside in asides(host, store, &kept.data, kept.id) {
+        let Some(noted) = kept.digests.get(&aside.set.name) else {
+            continue;
+        };
+        let found = aside.digest(kept.side).map_err(|e| damaged(e.chain()))?;
+        if found != Some(*noted) {
+            let place = aside.place_of_copy(kept.side)?;
+            let what = format!("reading {kept}: {place} is not as it was set aside");
+            return Err(damaged(what));
+        }
+    }
+    Ok(())
 }
 
 /// Deletes data that is kept.
@@ -181,6 +232,9 @@ pub fn tidy(host: &Host, store: &Store, record: &Record, keep_s: u64, log: &mut 
             KeptReason::Open => "its operation has ended",
             _ if lasted > keep_s => "limits.keep_data_s has passed",
             _ => {
+                if kept.digests.is_empty() {
+                    measure(host, store, &mut kept, log);
+                }
                 store.note_kept(&kept)?;
                 continue;
             }

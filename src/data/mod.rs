@@ -11,6 +11,7 @@ mod copy;
 mod exchange;
 mod files;
 mod kept;
+mod measure;
 pub mod migrate;
 mod place;
 mod rehearse;
@@ -34,8 +35,8 @@ use qx_release::text;
 
 pub use aside::Aside;
 pub use kept::{
-    begin, drop_kept, drop_open, export, is_in_use, keep_replaced, keep_set_aside, leftovers,
-    taken, tidy,
+    begin, drop_kept, drop_open, export, intact, is_in_use, keep_replaced, keep_set_aside,
+    leftovers, taken, tidy,
 };
 pub use rehearse::rehearse;
 

@@ -8,6 +8,7 @@ use crate::model::dataset::{Method, Side};
 use crate::system::log::Log;
 use crate::system::proc::Use;
 use crate::system::space::Space;
+use qx_release::digest::Digest;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 
@@ -143,6 +144,16 @@ impl Aside<'_> {
             ))),
         }
         .doing(|| format!("exporting the data set {}", self.set.name))
+    }
+
+    /// The digest of the files of a side; `None` if the data is not files.
+    pub fn digest(&self, side: Side) -> Result<Option<Digest>> {
+        match &self.set.method {
+            Method::Files => files::digest(self, side).map(Some),
+            // What its server keeps is not ours to read.
+            Method::Command(_) => Ok(None),
+        }
+        .doing(|| format!("reading what is kept of the data set {}", self.set.name))
     }
 
     /// Removes both sides; nothing there is fine.

@@ -309,6 +309,7 @@ mod tests {
             schemas: at(schema),
             since: None,
             until: format!("the day of {schema}"),
+            digests: BTreeMap::new(),
             lasted: None,
         }
     }

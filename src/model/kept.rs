@@ -9,6 +9,7 @@ use crate::model::dataset::{DataSet, Side};
 use crate::model::id::OperationId;
 use crate::model::moment::{Lasted, Moment};
 use crate::model::slot::Installed;
+use qx_release::digest::Digest;
 use qx_release::manifest::Name;
 
 /// The only format of a note of what is kept.
@@ -47,6 +48,10 @@ pub struct Kept {
     pub since: Option<String>,
     /// Until when.
     pub until: String,
+    /// The digest of each data set's files, as they were set aside; absent until they were measured, and for data that is not
+    /// files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub digests: BTreeMap<Name, Digest>,
     /// For how long it has been kept. Absent until the first boot that sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lasted: Option<Lasted>,

@@ -68,6 +68,8 @@ struct Found {
     loaded: Loaded,
     factory: Installed,
     link: Link,
+    /// What is damaged of the updater's own files.
+    damaged: Vec<String>,
     /// The slots that were verified: each is read once.
     verified: RefCell<BTreeMap<Slot, Verdict>>,
 }
@@ -96,6 +98,7 @@ impl LinkStage<'_> {
         for note in &decision.notes {
             self.log.warning("recover", note.clone());
         }
+        self.mend(&found.damaged, &decision.record);
         let mut hidden = None;
         for e in show(&decision, &found.link, self.store, self.log, &mut hidden)? {
             self.tell(e);
@@ -152,6 +155,7 @@ impl LinkStage<'_> {
             self.problems.push(fault);
         }
         Found {
+            damaged: self.store.damaged(),
             loaded,
             factory,
             link: self.store.selected(),
@@ -235,6 +239,24 @@ impl LinkStage<'_> {
                 self.decide(found, false)
             }
         }
+    }
+
+    /// Tells what is damaged of the updater's own files, and mends it.
+    fn mend(&mut self, damaged: &[String], record: &Record) {
+        if damaged.is_empty() {
+            return;
+        }
+        if self.writable
+            && let Err(e) = self.store.mend(record)
+        {
+            self.problems.push(e.chain());
+        }
+        let left = self.store.damaged();
+        self.problems
+            .extend(damaged.iter().map(|what| match left.contains(what) {
+                true => what.clone(),
+                false => format!("{what}; it was mended"),
+            }));
     }
 
     /// Notes the result of this boot for `status` and in the log.

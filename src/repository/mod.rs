@@ -6,6 +6,7 @@
 //! keys no longer verify, counts as absent.
 
 pub mod audit;
+pub mod damage;
 
 use crate::fetch::port::{Fetch, Target};
 use qx_release::trust::Versions;

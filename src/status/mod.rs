@@ -177,10 +177,7 @@ impl Status {
         news.extend(or_problem(withdrawn(&found.set, store), &mut problems));
         problems.extend(news);
         problems.extend(held.clone());
-        let refused = refused(store, &found.set).unwrap_or_else(|why| {
-            problems.push(why);
-            Vec::new()
-        });
+        let refused = or_problem(refused(store, &found.set), &mut problems);
         let refreshed = or_problem(store.refreshed(), &mut problems);
         let mut said = BTreeSet::new();
         problems.retain(|problem| said.insert(problem.clone()));
@@ -397,6 +394,7 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
         ),
         _ => {}
     }
+    problems.extend(store.damaged());
     problems.extend(store.factory().1);
     problems
 }
@@ -455,13 +453,8 @@ fn held(record: &Record, found: &Found, host: &Host) -> Option<String> {
 }
 
 /// The refusals that still matter, newest first: releases older than the running one are not offered anyway.
-fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>, String> {
-    let mut refused = store.refusals().map_err(|e| {
-        format!(
-            "{}; updates are blocked until `qx-update reset` clears the list",
-            e.chain()
-        )
-    })?;
+fn refused(store: &Store, running: &Installed) -> Result<Vec<Refusal>> {
+    let mut refused = store.refusals()?;
     refused.reverse();
     refused.retain(|refusal| match (&refusal.version, &running.version) {
         (Some(refused), Some(running)) => refused.cmp_precedence(running).is_ge(),

@@ -1,15 +1,15 @@
-//! The notes of data that is kept aside: `update/data/ID.json`, one for each operation whose data it is.
+//! The notes of data that is kept aside: `update/data/ID.json`, one for each operation whose data it is. Nothing else says where
+//! that data belongs, so there is a copy of each, `ID.copy`, for when the note itself is damaged.
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{MAX_LIST, Store, read_if_there};
+use super::{MAX_LIST, Store, checked};
 use crate::model::id::OperationId;
 use crate::model::kept::{FORMAT, Kept};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
-use qx_release::json;
 
 impl Store {
     fn kept_note(&self, id: OperationId) -> PathBuf {
@@ -34,20 +34,8 @@ impl Store {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
-                continue;
-            };
-            let wrong = |why: String| {
-                Error::with(
-                    ErrorKind::NeedsPerson,
-                    format!("reading {}: {why}", path.display()),
-                )
-            };
-            let kept: Kept = json::parse(&bytes).map_err(wrong)?;
-            if kept.format != FORMAT {
-                return Err(wrong(format!("format {} is unknown", kept.format)));
-            }
-            all.push(kept);
+            let kept = read(&path).or_else(|e| read(&copy(&path))?.ok_or(e).map(Some));
+            all.extend(kept?);
         }
         all.sort_by_key(|kept| kept.number);
         Ok(all)
@@ -57,16 +45,50 @@ impl Store {
     pub fn note_kept(&self, kept: &Kept) -> Result<()> {
         let path = self.kept_note(kept.id);
         durable::create_dir(&self.path("update/data"), 0o700)?;
-        let text = serde_json::to_vec(kept).doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
+        checked::write(&path, kept)?;
+        checked::write(&copy(&path), kept)
+    }
+
+    /// The notes, and copies of notes, that cannot be read, and why.
+    pub(super) fn unreadable_kept(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("update/data"));
+        let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
+        let mut paths: Vec<PathBuf> = paths
+            .filter(|path| path.extension().is_some_and(|e| e == "json" || e == "copy"))
+            .collect();
+        paths.sort();
+        let unreadable = paths.iter().filter_map(|path| read(path).err());
+        unreadable.map(|e| e.chain()).collect()
     }
 
     /// Nothing is kept of this operation any more.
     pub fn forget_kept(&self, id: OperationId) -> Result<()> {
         let path = self.kept_note(id);
-        match path.exists() {
-            true => durable::remove(&path),
-            false => Ok(()),
+        for path in [copy(&path), path] {
+            if path.exists() {
+                durable::remove(&path)?;
+            }
         }
+        Ok(())
+    }
+}
+
+/// The copy of a note.
+fn copy(note: &Path) -> PathBuf {
+    note.with_extension("copy")
+}
+
+fn read(path: &Path) -> Result<Option<Kept>> {
+    let kept = checked::read::<Kept>(path, MAX_LIST);
+    match kept.map_err(|e| e.of(ErrorKind::NeedsPerson))? {
+        Some(kept) if kept.format != FORMAT => Err(Error::with(
+            ErrorKind::NeedsPerson,
+            format!(
+                "reading {}: format {} is unknown",
+                path.display(),
+                kept.format
+            ),
+        )),
+        kept => Ok(kept),
     }
 }

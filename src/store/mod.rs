@@ -1,6 +1,8 @@
 //! What lies under the data directory: the record, the lock, the links, the slots and their seals, the releases that
 //! are not tried again. Every change is durable when a function returns.
 
+mod checked;
+mod damage;
 mod kept;
 mod link;
 mod lock;
@@ -201,18 +203,15 @@ impl Store {
     pub fn load(&self) -> Loaded {
         let mut newest: Option<(u64, Record)> = None;
         let mut faults = Vec::new();
-        for path in self.copies() {
-            match read_if_there(&path, record::MAX_BYTES) {
-                Ok(None) => {}
-                Ok(Some(bytes)) => match record::decode(&bytes) {
-                    Ok((sequence, record)) => {
-                        if newest.as_ref().is_none_or(|(s, _)| sequence > *s) {
-                            newest = Some((sequence, record));
-                        }
+        for read in self.read_copies() {
+            match read {
+                Ok(Some((sequence, record))) => {
+                    if newest.as_ref().is_none_or(|(s, _)| sequence > *s) {
+                        newest = Some((sequence, record));
                     }
-                    Err(why) => faults.push(format!("{}: {why}", path.display())),
-                },
-                Err(e) => faults.push(e.chain()),
+                }
+                Ok(None) => {}
+                Err(why) => faults.push(why),
             }
         }
         match newest {
@@ -223,6 +222,15 @@ impl Store {
             None if faults.is_empty() => Loaded::Absent,
             None => Loaded::Unreadable(faults.join("; ")),
         }
+    }
+
+    /// Both copies of the record, with their numbers; `None` where there is none.
+    fn read_copies(&self) -> [Result<Option<(u64, Record)>, String>; 2] {
+        self.copies().map(|path| {
+            let bytes = read_if_there(&path, record::MAX_BYTES).map_err(|e| e.chain())?;
+            let decoded = bytes.map(|bytes| record::decode(&bytes)).transpose();
+            decoded.map_err(|why| format!("{}: {why}", path.display()))
+        })
     }
 
     /// Writes the record over the older copy.

@@ -1,19 +1,15 @@
 //! What is noted beside the record: how fresh the trust is, what this boot found, and which release is watched; and that the one that
 //! runs was withdrawn.
 
-use std::path::Path;
-
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
+use super::{MAX_LIST, MAX_REASON, Store, checked};
 use crate::model::id::BootId;
 use crate::model::slot::{Set, Slot};
 use crate::model::watch::{self, Watched};
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Error, Result};
-use qx_release::json;
+use qx_release::error::{Context, Result};
 use qx_release::text;
 use qx_release::trust::Versions;
 
@@ -23,6 +19,7 @@ const MAX_PROBLEMS: usize = 100;
 /// The note of a refresh is at most this long, in bytes.
 const MAX_REFRESHED: u64 = 1 << 16;
 
+const REFRESHED: &str = "update/refreshed";
 const WITHDRAWN: &str = "update/withdrawn.json";
 const WATCHED: &str = "update/watched.json";
 const BOOT_NOTE: &str = "/run/qx-update/boot.json";
@@ -80,47 +77,57 @@ pub enum Freshness {
 impl Store {
     /// Notes a refresh of trust, for `status`.
     pub fn write_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
-        let path = self.path("update/refreshed");
         let refreshed = &Refreshed {
             source: text::clean(&refreshed.source, MAX_REASON),
             ..refreshed.clone()
         };
-        write(&path, refreshed)
+        checked::write(&self.path(REFRESHED), refreshed)
     }
 
     /// The last refresh of trust, if any is known.
     pub fn refreshed(&self) -> Result<Option<Refreshed>> {
-        read(&self.path("update/refreshed"), MAX_REFRESHED)
+        checked::read(&self.path(REFRESHED), MAX_REFRESHED)
     }
 
     /// Notes that the release that runs was withdrawn, or that it was not.
     pub fn write_withdrawn(&self, note: Option<&WithdrawnNote>) -> Result<()> {
         let path = self.path(WITHDRAWN);
         match note {
-            Some(note) => write(&path, note),
+            Some(note) => checked::write(&path, note),
             None => durable::remove(&path),
         }
     }
 
     /// The note that a release was withdrawn.
     pub fn withdrawn(&self) -> Result<Option<WithdrawnNote>> {
-        read(&self.path(WITHDRAWN), MAX_LIST)
+        checked::read(&self.path(WITHDRAWN), MAX_LIST)
     }
 
     /// Notes that a release is watched.
     pub fn watch(&self, watched: &Watched) -> Result<()> {
-        write(&self.path(WATCHED), watched)
+        checked::write(&self.path(WATCHED), watched)
     }
 
     /// The release that is watched, if one is.
     pub fn watched(&self) -> Result<Option<Watched>> {
-        let watched: Option<Watched> = read(&self.path(WATCHED), MAX_LIST)?;
+        let watched: Option<Watched> = checked::read(&self.path(WATCHED), MAX_LIST)?;
         Ok(watched.filter(|watched| watched.format == watch::FORMAT))
     }
 
     /// None is watched any more.
     pub fn forget_watched(&self) -> Result<()> {
         durable::remove(&self.path(WATCHED))
+    }
+
+    /// The notes that cannot be read, and why. No set depends on one of them, and each is written anew when there is news.
+    pub(super) fn unreadable_notes(&self) -> Vec<(&'static str, String)> {
+        let refreshed = (REFRESHED, self.refreshed().err());
+        let withdrawn = (WITHDRAWN, self.withdrawn().err());
+        let watched = (WATCHED, self.watched().err());
+        let notes = [refreshed, withdrawn, watched].into_iter();
+        notes
+            .filter_map(|(path, why)| Some((path, why?.chain())))
+            .collect()
     }
 
     /// Leaves a note about this boot in `/run`.
@@ -142,23 +149,9 @@ impl Store {
     /// The note about this boot, if the link stage has left one.
     pub fn boot_note(&self) -> Result<Option<BootNote>> {
         let path = self.host.path(BOOT_NOTE)?;
-        let Some(note) = read::<BootNote>(&path, MAX_LIST)? else {
+        let Some(note) = checked::read::<BootNote>(&path, MAX_LIST)? else {
             return Ok(None);
         };
         Ok((note.boot_id == self.host.boot_id()?).then_some(note))
     }
-}
-
-fn write(path: &Path, note: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec(note).doing(|| format!("writing {}", path.display()))?;
-    durable::write(path, &text)
-}
-
-fn read<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<Option<T>> {
-    let Some(bytes) = read_if_there(path, limit)? else {
-        return Ok(None);
-    };
-    json::parse(&bytes)
-        .map(Some)
-        .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))
 }

@@ -2,12 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_LIST, MAX_REASON, Store, read_if_there};
+use super::{MAX_LIST, MAX_REASON, Store, checked};
 use crate::model::refusal::Refusal;
 use qx_release::digest::Digest;
-use qx_release::durable;
-use qx_release::error::{Context, Error, Result};
-use qx_release::json;
+use qx_release::error::{Error, Result};
 use qx_release::text;
 
 /// How many releases are remembered as not to be tried.
@@ -23,11 +21,16 @@ impl Store {
     /// The releases that are not tried again by themselves.
     pub fn refusals(&self) -> Result<Vec<Refusal>> {
         let path = self.path("update/quarantine");
-        let Some(bytes) = read_if_there(&path, MAX_LIST)? else {
+        let blocked = |e: Error| {
+            Error::new(format!(
+                "{}; updates are blocked until `qx-update reset` clears the list",
+                e.chain()
+            ))
+        };
+        let list = checked::read::<Refusals>(&path, MAX_LIST).map_err(blocked)?;
+        let Some(list) = list else {
             return Ok(Vec::new());
         };
-        let list: Refusals = json::parse(&bytes)
-            .map_err(|why| Error::new(format!("reading {}: {why}", path.display())))?;
         if list.format != 1 {
             return Err(Error::new(format!(
                 "reading {}: format {} is unknown",
@@ -66,11 +69,10 @@ impl Store {
         for refusal in &mut refusals {
             refusal.reason = text::clean(&refusal.reason, MAX_REASON);
         }
-        let text = serde_json::to_vec_pretty(&Refusals {
+        let list = Refusals {
             format: 1,
             refusals,
-        })
-        .doing(|| format!("writing {}", path.display()))?;
-        durable::write(&path, &text)
+        };
+        checked::write(&path, &list)
     }
 }

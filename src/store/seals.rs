@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MANIFEST, STUB, Store, installed, read_if_there};
+use super::{MANIFEST, STUB, Store, checked, installed, is_absent, read_if_there};
 use crate::model::slot::{Installed, Set, Slot, Verdict};
 use qx_release::digest::Digest;
 use qx_release::durable;
@@ -32,7 +32,21 @@ struct Seal {
     manifest: Digest,
     /// The versions of the TUF metadata that led to it.
     trust: Versions,
+    /// The digest of the list of its files' names; absent in seals of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    names: Option<Digest>,
 }
+
+/// Where a seal was damaged, and with it what it said of these.
+const UNKNOWN: Versions = Versions {
+    root: 0,
+    timestamp: 0,
+    snapshot: 0,
+    targets: 0,
+};
+
+/// The names of the files in a release's trees, by component.
+type Names = BTreeMap<Name, BTreeSet<String>>;
 
 /// A set that was verified, with what its manifest says: who goes on with it does not read that again.
 pub struct Verified {
@@ -69,7 +83,11 @@ impl Store {
             .map_err(|e| e.chain())?
             .ok_or("it has no manifest")?;
         let digest = Digest::of(&bytes);
-        self.seal_of(digest)?;
+        // It is the name of the seal that says which manifest was signed: see `damaged_seals` for what is in it.
+        if is_absent(&self.seal_path(digest)) {
+            let manifest = directory.join(MANIFEST);
+            return Err(format!("{} has no seal ({digest})", manifest.display()));
+        }
         let manifest = Manifest::parse(&bytes)?;
         verify_files(&manifest, &directory, &|component, path| {
             tree::matches(component, path).or_else(|why| {
@@ -118,28 +136,87 @@ impl Store {
         digest: Digest,
         trust: Versions,
     ) -> Result<()> {
-        let mut names = BTreeMap::new();
+        let mut names = Names::new();
         for component in manifest.components.iter().filter(|c| c.kind == Kind::Tree) {
             let place = self.next(slot).join(&component.install_path);
             names.insert(component.name.clone(), tree::names(component.kind, &place)?);
         }
-        let names =
-            serde_json::to_vec(&names).doing(|| "writing the names of a release's files")?;
-        durable::write(&self.names_path(digest), &names)?;
+        self.write_seal(digest, trust, &names)
+    }
+
+    fn write_seal(&self, manifest: Digest, trust: Versions, names: &Names) -> Result<()> {
+        let names = serde_json::to_vec(names).doing(|| "writing the names of a release's files")?;
+        durable::write(&self.names_path(manifest), &names)?;
         let seal = Seal {
             format: 1,
-            manifest: digest,
+            manifest,
             trust,
+            names: Some(Digest::of(&names)),
         };
-        let text = serde_json::to_vec(&seal).doing(|| "writing a seal")?;
-        durable::write(&self.seal_path(digest), &text)
+        checked::write(&self.seal_path(manifest), &seal)
+    }
+
+    /// What is damaged of the seals of the releases in both slots, a sentence each. A release runs on without it: its files are
+    /// measured against its manifest, and the manifest against the name of the seal.
+    pub(super) fn damaged_seals(&self) -> Vec<String> {
+        let sealed = self.sealed().into_iter();
+        sealed
+            .filter_map(|(_, _, digest)| self.intact_seal(digest).err())
+            .collect()
+    }
+
+    /// Writes damaged seals anew, of releases that are intact.
+    pub(super) fn mend_seals(&self) -> Result<()> {
+        for (slot, manifest, digest) in self.sealed() {
+            if self.intact_seal(digest).is_ok() || !matches!(self.verify(slot), Verdict::Good(_)) {
+                continue;
+            }
+            let trust = self.seal_of(digest).map_or(UNKNOWN, |seal| seal.trust);
+            let mut names = Names::new();
+            for tree in manifest.components.iter().filter(|c| c.kind == Kind::Tree) {
+                let place = self.slot(slot).join(&tree.install_path);
+                // Where something was laid beside its files, it was the list that told them apart.
+                let own = match (tree::matches(tree, &place), self.names(digest, tree)) {
+                    (Err(_), Some(own)) => own,
+                    _ => tree::names(tree.kind, &place)?,
+                };
+                names.insert(tree.name.clone(), own);
+            }
+            self.write_seal(digest, trust, &names)?;
+        }
+        Ok(())
+    }
+
+    /// The slots whose manifest can be read and has a seal.
+    fn sealed(&self) -> Vec<(Slot, Manifest, Digest)> {
+        let read = |slot: Slot| {
+            let (manifest, digest) = self.manifest(slot.into()).ok()??;
+            Some((slot, manifest, digest)).filter(|_| !is_absent(&self.seal_path(digest)))
+        };
+        Slot::BOTH.into_iter().filter_map(read).collect()
+    }
+
+    /// Whether a seal and its list of names are as they were written.
+    fn intact_seal(&self, manifest: Digest) -> Result<(), String> {
+        let Some(sealed) = self.seal_of(manifest)?.names else {
+            return Ok(());
+        };
+        let path = self.names_path(manifest);
+        let names = read_if_there(&path, MAX_NAMES).map_err(|e| e.chain())?;
+        match names.is_some_and(|names| Digest::of(&names) == sealed) {
+            true => Ok(()),
+            false => Err(format!(
+                "reading {}: it is not the list that was sealed",
+                path.display()
+            )),
+        }
     }
 
     /// The names of a tree's entries, of a release that was sealed here. They decide nothing by themselves: with them left alone,
     /// the digest must be the signed one.
     fn names(&self, release: Digest, component: &Component) -> Option<BTreeSet<String>> {
         let bytes = read_if_there(&self.names_path(release), MAX_NAMES).ok()??;
-        let mut names: BTreeMap<Name, BTreeSet<String>> = json::parse(&bytes).ok()?;
+        let mut names: Names = json::parse(&bytes).ok()?;
         names.remove(&component.name)
     }
 
@@ -195,14 +272,10 @@ impl Store {
 
     /// The seal of a release.
     fn seal_of(&self, manifest: Digest) -> Result<Seal, String> {
-        let bytes = read_if_there(&self.seal_path(manifest), 64 * 1024)
-            .map_err(|e| e.chain())?
-            .ok_or_else(|| format!("its manifest {manifest} has no seal"))?;
-        let seal: Seal = json::parse(&bytes).map_err(|e| format!("its seal: {e}"))?;
-        if seal.format != 1 || seal.manifest != manifest {
-            return Err("its seal belongs to another release".into());
-        }
-        Ok(seal)
+        let path = self.seal_path(manifest);
+        let seal = checked::read::<Seal>(&path, 64 * 1024).map_err(|e| e.chain())?;
+        seal.filter(|seal| seal.format == 1 && seal.manifest == manifest)
+            .ok_or_else(|| format!("reading {}: it is no seal of its release", path.display()))
     }
 }
 

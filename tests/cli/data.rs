@@ -102,6 +102,7 @@ fn copies(appliance: &Appliance, id: &str) -> PathBuf {
 fn noted(appliance: &Appliance) -> Vec<(String, String)> {
     let notes = fs::read_dir(appliance.data().join("update/data"));
     let notes = notes.into_iter().flatten().flatten();
+    let notes = notes.filter(|entry| entry.path().extension().is_some_and(|e| e == "json"));
     let note = |entry: fs::DirEntry| {
         let note: Value = serde_json::from_str(&text(&entry.path())).unwrap();
         let field = |name: &str| note[name].as_str().unwrap().to_owned();

@@ -16,6 +16,7 @@ mod killed;
 mod postgres;
 mod preflight;
 mod refused;
+mod rot;
 mod servers;
 mod services;
 mod sources;
