@@ -18,6 +18,7 @@ use crate::model::record::Record;
 use crate::store::Store;
 use crate::system::host::Host;
 use crate::system::log::Log;
+use crate::system::process::Nice;
 use crate::system::space::{self, Space};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
@@ -60,14 +61,8 @@ fn next_number(store: &Store) -> Result<u64> {
     Ok(all.last().map_or(1, |last| last.number.saturating_add(1)))
 }
 
-/// The operation has succeeded: the data that was live before is kept, and what an earlier update replaced is deleted.
-pub fn keep_replaced(
-    host: &Host,
-    store: &Store,
-    op: &Operation,
-    record: &Record,
-    log: &mut Log,
-) -> Result<()> {
+/// The operation has succeeded: the data that was live before is kept.
+pub fn keep_replaced(host: &Host, store: &Store, op: &Operation, record: &Record) -> Result<()> {
     if op.data.is_empty() {
         return Ok(());
     }
@@ -75,7 +70,7 @@ pub fn keep_replaced(
     let all = store.kept_data()?;
     let noted = all.iter().find(|kept| kept.id == copy.id).cloned();
     let until = op.exchanged_at.clone().unwrap_or_else(|| host.timestamp());
-    let mut now_kept = Kept {
+    store.note_kept(&Kept {
         format: FORMAT,
         id: copy.id,
         side: copy.side.other(),
@@ -93,21 +88,26 @@ pub fn keep_replaced(
             _ => Some(op.before.since.clone()),
         },
         until,
+        // Services may wait for the end of the operation: it is measured after that.
         digests: BTreeMap::new(),
         lasted: Some(Lasted::since(&host.moment())),
-    };
-    measure(host, store, &mut now_kept, log);
-    store.note_kept(&now_kept)?;
-    let replaced = |kept: &&Kept| {
-        kept.reason == KeptReason::Replaced
-            && kept.id != copy.id
-            && kept.data.iter().all(|set| op.changes(&set.name))
-    };
-    for kept in all.iter().filter(replaced) {
-        log.info("data", format!("deleting {}: newer data is kept", kept));
-        // What cannot be deleted goes when its time has passed.
-        if let Err(e) = drop_kept(host, store, kept, log) {
-            log.warning("data", e.chain());
+    })
+}
+
+/// That end is recorded: what is kept is measured, and what an earlier update replaced is deleted. Until then the way back
+/// leads to the earlier release, whose own fallback may need it.
+pub fn drop_replaced(host: &Host, store: &Store, op: &Operation, log: &mut Log) -> Result<()> {
+    let own = op.copy().id;
+    for mut kept in store.kept_data()? {
+        let replaced = kept.reason == KeptReason::Replaced
+            && !op.data.is_empty()
+            && kept.data.iter().all(|set| op.changes(&set.name));
+        if kept.id == own {
+            measure(host, store, &mut kept, log);
+            store.note_kept(&kept)?;
+        } else if replaced {
+            log.info("data", format!("deleting {kept}: newer data is kept"));
+            drop_kept(host, store, &kept, log)?;
         }
     }
     Ok(())
@@ -149,6 +149,8 @@ pub fn keep_set_aside(host: &Host, store: &Store, op: &Operation) -> Result<Disc
 
 /// Notes what the files that are kept are like. Where they cannot be read they are kept all the same.
 fn measure(host: &Host, store: &Store, kept: &mut Kept, log: &mut Log) {
+    // The services have the disk to themselves as far as they want it.
+    let _nice = Nice::new();
     for aside in asides(host, store, &kept.data, kept.id) {
         match aside.digest(kept.side) {
             Ok(digest) => {

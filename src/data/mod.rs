@@ -35,8 +35,8 @@ use qx_release::text;
 
 pub use aside::Aside;
 pub use kept::{
-    begin, drop_kept, drop_open, export, intact, is_in_use, keep_replaced, keep_set_aside,
-    leftovers, taken, tidy,
+    begin, drop_kept, drop_open, drop_replaced, export, intact, is_in_use, keep_replaced,
+    keep_set_aside, leftovers, taken, tidy,
 };
 pub use rehearse::rehearse;
 

@@ -4,15 +4,15 @@
 use super::Store;
 use crate::model::record::Record;
 use qx_release::durable;
-use qx_release::error::Result;
+use qx_release::error::{Error, Result};
 
 impl Store {
     /// What is damaged among the record, the notes, the seals and the list of refusals, a sentence each. The files of the
     /// releases are for [`Store::verify`].
     pub fn damaged(&self) -> Vec<String> {
         let mut damaged: Vec<String> = self.damaged_copies().collect();
-        let notes = self.unreadable_notes().into_iter().map(|(_, why)| why);
-        damaged.extend(notes);
+        let notes = self.unreadable_notes().into_iter();
+        damaged.extend(notes.map(|(_, why)| why.chain()));
         damaged.extend(self.refusals().err().map(|e| e.chain()));
         damaged.extend(self.unreadable_kept());
         damaged.extend(self.damaged_seals());
@@ -30,8 +30,10 @@ impl Store {
         if self.damaged_copies().next().is_some() {
             self.save(record)?;
         }
-        for (note, _) in self.unreadable_notes() {
-            durable::remove(&self.path(note))?;
+        for (note, why) in self.unreadable_notes() {
+            if is_damage(&why) {
+                durable::remove(&self.path(note))?;
+            }
         }
         if !self.unreadable_kept().is_empty() {
             for kept in self.kept_data()? {
@@ -40,4 +42,9 @@ impl Store {
         }
         self.mend_seals()
     }
+}
+
+/// Whether a file was read, and is not what was written. What cannot be read now may be in order.
+pub(super) fn is_damage(why: &Error) -> bool {
+    why.io_kind().is_none()
 }

@@ -9,7 +9,7 @@ use crate::model::slot::{Set, Slot};
 use crate::model::watch::{self, Watched};
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::{Context, Result};
+use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 use qx_release::trust::Versions;
 
@@ -120,14 +120,12 @@ impl Store {
     }
 
     /// The notes that cannot be read, and why. No set depends on one of them, and each is written anew when there is news.
-    pub(super) fn unreadable_notes(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn unreadable_notes(&self) -> Vec<(&'static str, Error)> {
         let refreshed = (REFRESHED, self.refreshed().err());
         let withdrawn = (WITHDRAWN, self.withdrawn().err());
         let watched = (WATCHED, self.watched().err());
         let notes = [refreshed, withdrawn, watched].into_iter();
-        notes
-            .filter_map(|(path, why)| Some((path, why?.chain())))
-            .collect()
+        notes.filter_map(|(path, why)| Some((path, why?))).collect()
     }
 
     /// Leaves a note about this boot in `/run`.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::damage::is_damage;
 use super::{MANIFEST, STUB, Store, checked, installed, is_absent, read_if_there};
 use crate::model::slot::{Installed, Set, Slot, Verdict};
 use qx_release::digest::Digest;
@@ -162,13 +163,15 @@ impl Store {
         let sealed = self.sealed().into_iter();
         sealed
             .filter_map(|(_, _, digest)| self.intact_seal(digest).err())
+            .map(|e| e.chain())
             .collect()
     }
 
     /// Writes damaged seals anew, of releases that are intact.
     pub(super) fn mend_seals(&self) -> Result<()> {
         for (slot, manifest, digest) in self.sealed() {
-            if self.intact_seal(digest).is_ok() || !matches!(self.verify(slot), Verdict::Good(_)) {
+            let damaged = self.intact_seal(digest).is_err_and(|e| is_damage(&e));
+            if !damaged || !matches!(self.verify(slot), Verdict::Good(_)) {
                 continue;
             }
             let trust = self.seal_of(digest).map_or(UNKNOWN, |seal| seal.trust);
@@ -197,18 +200,18 @@ impl Store {
     }
 
     /// Whether a seal and its list of names are as they were written.
-    fn intact_seal(&self, manifest: Digest) -> Result<(), String> {
+    fn intact_seal(&self, manifest: Digest) -> Result<()> {
         let Some(sealed) = self.seal_of(manifest)?.names else {
             return Ok(());
         };
         let path = self.names_path(manifest);
-        let names = read_if_there(&path, MAX_NAMES).map_err(|e| e.chain())?;
+        let names = read_if_there(&path, MAX_NAMES)?;
         match names.is_some_and(|names| Digest::of(&names) == sealed) {
             true => Ok(()),
-            false => Err(format!(
+            false => Err(Error::new(format!(
                 "reading {}: it is not the list that was sealed",
                 path.display()
-            )),
+            ))),
         }
     }
 
@@ -271,11 +274,14 @@ impl Store {
     }
 
     /// The seal of a release.
-    fn seal_of(&self, manifest: Digest) -> Result<Seal, String> {
+    fn seal_of(&self, manifest: Digest) -> Result<Seal> {
         let path = self.seal_path(manifest);
-        let seal = checked::read::<Seal>(&path, 64 * 1024).map_err(|e| e.chain())?;
-        seal.filter(|seal| seal.format == 1 && seal.manifest == manifest)
-            .ok_or_else(|| format!("reading {}: it is no seal of its release", path.display()))
+        let seal = checked::read::<Seal>(&path, 64 * 1024)?;
+        let own = |seal: &Seal| seal.format == 1 && seal.manifest == manifest;
+        seal.filter(own).ok_or_else(|| {
+            let path = path.display();
+            Error::new(format!("reading {path}: it is no seal of its release"))
+        })
     }
 }
 

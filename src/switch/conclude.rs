@@ -84,11 +84,15 @@ impl Switch<'_> {
         }
         // Without the note what was replaced would be deleted as a copy of an operation that has ended; without the record the
         // trial is still open. Either way the next `confirm` ends it.
-        data::keep_replaced(self.host, self.store, op, record, self.log)
+        data::keep_replaced(self.host, self.store, op, record)
             .and_then(|()| self.store.save(&done))
             .map_err(|e| e.of(ErrorKind::NeedsPerson))?;
         if let Err(e) = self.begin_watch() {
             self.log.warning("done", e.chain());
+        }
+        // What cannot be deleted goes when its time has passed.
+        if let Err(e) = data::drop_replaced(self.host, self.store, &self.op, self.log) {
+            self.log.warning("data", e.chain());
         }
         let op = &self.op;
         let what = match remarks {

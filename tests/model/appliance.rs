@@ -837,6 +837,7 @@ impl<'s> Run<'s> {
         if kept.and_then(|()| self.save(&done)).is_err() {
             return Ok(End::NeedsPerson);
         }
+        self.drop_replaced(op);
         let _ = self.drop_leftovers();
         Ok(End::Done)
     }
@@ -847,20 +848,23 @@ impl<'s> Run<'s> {
             return Ok(());
         }
         let copy = op.copy();
-        let all = self.world.notes.clone();
         let reason = match op.change {
             DataChange::Migrate => KeptReason::Replaced,
             _ => KeptReason::SetAside,
         };
         let (release, schemas) = (op.from().clone(), record.schemas.clone());
         let side = copy.side.other();
-        self.note_kept(op, copy.id, side, reason, release, schemas)?;
-        for note in all {
-            if note.reason == KeptReason::Replaced && note.id != copy.id {
-                let _ = self.drop_kept(note.id);
+        self.note_kept(op, copy.id, side, reason, release, schemas)
+    }
+
+    fn drop_replaced(&mut self, op: &Operation) {
+        let own = op.copy().id;
+        for note in self.world.notes.clone() {
+            let replaced = note.reason == KeptReason::Replaced && note.id != own;
+            if replaced && !op.data.is_empty() && self.drop_kept(note.id).is_err() {
+                return;
             }
         }
-        Ok(())
     }
 
     fn note_kept(
@@ -884,6 +888,7 @@ impl<'s> Run<'s> {
             schemas,
             since: None,
             until: NOW.into(),
+            digests: std::collections::BTreeMap::new(),
             lasted: None,
         };
         self.step("notes the kept data", |world| {
