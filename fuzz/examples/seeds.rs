@@ -6,6 +6,9 @@ use std::path::Path;
 use qx_publish::pem;
 use qx_release::trust::signing::Sign;
 use qx_release::trust::{Role, canonical};
+use qx_update::model::config::Config;
+use qx_update::model::record::{self, Record};
+use qx_update::model::slot::Installed;
 use qx_update_fuzz::{
     ALIAS, DAMAGED, HONEST, OTHER, SIGN, delegations, honest, honest_file, key, key_objects,
     speakers,
@@ -13,6 +16,8 @@ use qx_update_fuzz::{
 use serde_json::{Value, json};
 
 fn main() {
+    files();
+    archives();
     for role in Role::ALL {
         seed(role.as_str(), "received", &honest_file(role, 2));
         let text = honest(role, 2).to_string();
@@ -167,6 +172,162 @@ fn main() {
             archive.append(&header, &b"u"[..]).unwrap();
         }
         seed("bundle", name, &archive.into_inner().unwrap());
+    }
+}
+
+/// What the targets for files of the appliance and of the publisher start from, and for what servers and `/proc` say.
+fn files() {
+    let config = json!({
+        "format": 1, "product": "p", "channel": "stable", "sources": ["https://updates.test/p", "/media/usb/p.bundle"],
+        "services": {"manager": "openrc"}, "limits": {"retries": 2},
+        "data": [{"name": "db", "method": "files", "place": "/data/db", "schema": ["/usr/bin/db-version"]}],
+        "proxy": {"url": "http://proxy.test:3128", "no_proxy": ["10.0.0.0/8"]}, "headers_file": "/etc/qx-update/headers",
+    });
+    seed("config", "whole", config.to_string().as_bytes());
+    let recipe = json!({
+        "format": 1, "product": "p", "version": "1.2.3", "arch": "x86_64",
+        "components": [{"name": "app", "kind": "bin", "install_path": "bin/app", "source": "app", "capabilities": ["cap_net_raw"]}],
+        "services": [{"name": "app", "runs": "bin/app", "order": 1}],
+        "health": [{"type": "tcp", "address": "127.0.0.1:80"}],
+    });
+    seed("recipe", "whole", recipe.to_string().as_bytes());
+    Config::parse(config.to_string().as_bytes()).unwrap();
+    qx_publish::check_recipe(recipe.to_string().as_bytes()).unwrap();
+    let record = Record::idle(Installed::unknown_factory(), None, "2026-01-01T00:00:00Z");
+    let record = record::encode(&record, 7).unwrap();
+    let line = record.split(|byte| *byte == b'\n').next().unwrap();
+    seed("record", "whole", &[&[0], &record[..]].concat());
+    seed("record", "line", &[&[1], line].concat());
+    seed(
+        "headers",
+        "whole",
+        b"# secrets\nAuthorization: Bearer a:b\r\nX-Fleet: north\n",
+    );
+    let answers: [(&str, &str); 6] = [
+        (
+            "length",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes",
+        ),
+        (
+            "chunked",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nbytes\r\n0\r\nT: t\r\n\r\n",
+        ),
+        (
+            "range",
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 2-4/5\r\n\r\ntes",
+        ),
+        (
+            "redirect",
+            "HTTP/1.1 302 Found\r\nLocation: /a/../b?c#d\r\nContent-Length: 0\r\n\r\n",
+        ),
+        (
+            "early",
+            "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\nHTTP/1.0 404 Not Found\r\n\r\n",
+        ),
+        (
+            "gzip",
+            "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\u{1f}",
+        ),
+    ];
+    for (name, answer) in answers {
+        for first in 0..3u8 {
+            let name = format!("{name}-{first}");
+            seed("http", &name, &[&[first], answer.as_bytes()].concat());
+        }
+    }
+    for (name, text) in [
+        (
+            "stat",
+            "1 (a) b) S 0 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 5 1000 100 18446744073709551615 1 1\n",
+        ),
+        (
+            "status",
+            "Name:\tinit\nState:\tS (sleeping)\nSigPnd:\t0000000000000100\nPPid:\t0\n",
+        ),
+        ("environ", "PATH=/bin\0QX_UPDATE_SERVICE=node\0"),
+        ("cgroup", "0::/openrc.node\n1:name=openrc:/node\n"),
+        (
+            "mountinfo",
+            "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n",
+        ),
+        (
+            "maps",
+            "00400000-00452000 r-xp 00000000 08:02 173521 /data/slots/a/bin/app (deleted)\n",
+        ),
+        (
+            "tcp",
+            "  sl  local_address rem_address   st\n   0: 0100007F:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1234 1\n",
+        ),
+        ("locks", "1: FLOCK  ADVISORY  WRITE 712 08:01:46 0 EOF\n"),
+    ] {
+        seed("proc", name, text.as_bytes());
+    }
+}
+
+/// Archives of one program, of a tree with a link, and of what must be refused.
+fn archives() {
+    type Entry<'a> = (tar::EntryType, &'a str, &'a str);
+    use tar::EntryType as Is;
+    let cases: [(&str, u8, u8, &[Entry]); 5] = [
+        ("bin", 0, 1, &[(Is::Regular, "bin/app", "12345678")]),
+        (
+            "tree",
+            1,
+            4,
+            &[
+                (Is::Directory, "share/web/", ""),
+                (Is::Directory, "share/web/a/", ""),
+                (Is::Regular, "share/web/a/b", "12345678"),
+                (Is::Symlink, "share/web/c", "a/b"),
+            ],
+        ),
+        (
+            "link",
+            1,
+            3,
+            &[
+                (Is::Symlink, "share/web/a", ".."),
+                (Is::Regular, "share/web/a/x", "12345678"),
+            ],
+        ),
+        (
+            "hard",
+            1,
+            3,
+            &[
+                (Is::Regular, "share/web/a", "12345678"),
+                (Is::Link, "share/web/b", "share/web/a"),
+            ],
+        ),
+        (
+            "device",
+            1,
+            2,
+            &[
+                (Is::Char, "share/web/null", ""),
+                (Is::Fifo, "share/web/pipe", ""),
+            ],
+        ),
+    ];
+    for (name, kind, entries, content) in cases {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (kind, path, text) in content {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(*kind);
+            header.set_mode(0o755);
+            match kind {
+                Is::Regular => {
+                    header.set_size(text.len() as u64);
+                    archive
+                        .append_data(&mut header, path, text.as_bytes())
+                        .unwrap();
+                }
+                Is::Symlink | Is::Link => archive.append_link(&mut header, path, text).unwrap(),
+                _ => archive.append_data(&mut header, path, &b""[..]).unwrap(),
+            }
+        }
+        let tar = archive.into_inner().unwrap();
+        seed("archive", name, &[&[kind, entries, 1], &tar[..]].concat());
     }
 }
 

@@ -2,6 +2,7 @@
 //! the oracles, which know on their own what was signed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +36,23 @@ pub fn bounded<T>(length: usize, parse: impl FnOnce() -> T) -> T {
         "{taken} bytes of memory for an input of {length}, and {bound} are allowed"
     );
     result
+}
+
+/// A directory in memory for files that a parser reads or makes; gone with this process, if that is not killed.
+pub fn scratch() -> &'static Path {
+    static SCRATCH: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+        let place = tempfile::Builder::new()
+            .prefix("qx-fuzz-")
+            .tempdir_in("/dev/shm");
+        place.expect("/dev/shm can be written to")
+    });
+    SCRATCH.path()
+}
+
+/// Whether an error can be shown to a person as it is.
+pub fn one_line(text: &str) {
+    assert!(!text.contains(['\n', '\r', '\u{1b}']), "{text:?}");
+    assert!(!text.is_empty());
 }
 
 /// The fuzzer's keys, by number. [`SPEAK`] says which of them speak for a role.

@@ -13,6 +13,8 @@ use qx_release::error::{Context, Error, Result, Told};
 
 /// Runs errands for whoever is at the other end of standard input and output, until that is closed.
 pub fn run() -> Result<()> {
+    // It was started as /proc/self/exe, and is known by that name.
+    let _ = rustix::thread::set_name(c"qx-update");
     let talking = || "talking to the update that this fetches for";
     let mut requests = BufReader::new(io::stdin().lock());
     let mut replies = io::stdout().lock();

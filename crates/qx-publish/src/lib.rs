@@ -64,6 +64,11 @@ use qx_release::manifest::{Manifest, Name, RelPath};
 use recipe::Recipe;
 use role::TARGETS;
 
+/// Whether a recipe can be read, whatever the files are that it names. The error is one sentence.
+pub fn check_recipe(bytes: &[u8]) -> Result<(), String> {
+    Recipe::parse(bytes).map(drop)
+}
+
 /// A release, or components, that were published.
 #[derive(Debug)]
 pub struct Published {

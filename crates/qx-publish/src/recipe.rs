@@ -102,7 +102,8 @@ impl Recipe {
         Ok(recipe)
     }
 
-    fn parse(bytes: &[u8]) -> Result<Recipe, String> {
+    /// The same of its bytes; what it names is as it stands there.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Recipe, String> {
         if bytes.len() as u64 > manifest::MAX_BYTES {
             return Err(format!("it is longer than {} bytes", manifest::MAX_BYTES));
         }
