@@ -8,6 +8,7 @@ mod cli;
 mod common;
 mod fetch;
 mod formats;
+mod hostile;
 mod layers;
 mod publish;
 mod readme;

@@ -337,7 +337,7 @@ impl<'a> Unpacker<'a> {
             return Ok(());
         };
         let full = self.staging.join(&path);
-        let directory = match self.directory_of(&path) {
+        let (directory, full_up) = match self.directory_of(&path) {
             Ok(directory) => directory,
             Err(Errno::NOENT) => {
                 return Err(refuse(
@@ -354,6 +354,9 @@ impl<'a> Unpacker<'a> {
         let file_name = path.file_name();
         // Nothing that is there is ever opened or replaced.
         let made = match kind {
+            // It can only be one that is there.
+            EntryType::Directory if full_up => Err(Errno::EXIST),
+            _ if full_up => return Err(refuse(&exceeds(component.entries))),
             EntryType::Directory => {
                 make_directory(directory, file_name, mode | 0o700).map(|()| None)
             }
@@ -368,15 +371,13 @@ impl<'a> Unpacker<'a> {
             Err(Errno::EXIST) if kind == EntryType::Directory => {
                 return self.again(&path, mode).map_err(|e| match e {
                     Errno::NOTDIR | Errno::LOOP => refuse("already exists"),
+                    Errno::NOENT => refuse(&exceeds(component.entries)),
                     e => failed(e, &full),
                 });
             }
             Err(Errno::EXIST) => return Err(refuse("already exists")),
             Err(e) => return Err(failed(e, &full)),
         };
-        if self.entries == component.entries {
-            return Err(refuse(&exceeds(component.entries)));
-        }
         if kind == EntryType::Directory {
             self.close_later(&full, mode);
         }
@@ -405,7 +406,7 @@ impl<'a> Unpacker<'a> {
 
     /// A directory that is there already.
     fn again(&mut self, path: &RelPath, mode: u32) -> rustix::io::Result<()> {
-        let directory = open_directory(self.directory_of(path)?, Path::new(path.file_name()))?;
+        let directory = open_directory(self.directory_of(path)?.0, Path::new(path.file_name()))?;
         rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode | 0o700))?;
         let full = self.staging.join(path);
         self.closed.retain(|(closed, _)| *closed != full);
@@ -506,8 +507,8 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The directory that an entry goes to, reached without following a link. Archives need not name directories: one that is
-    /// missing is made, and counts as an entry.
-    fn directory_of(&mut self, path: &RelPath) -> rustix::io::Result<&OwnedFd> {
+    /// missing is made, and counts as an entry. Also: whether there are as many entries now as may be.
+    fn directory_of(&mut self, path: &RelPath) -> rustix::io::Result<(&OwnedFd, bool)> {
         let (parent, _) = path.as_str().rsplit_once('/').unwrap_or_default();
         let directory = match self.directory.take() {
             Some((known, directory)) if known == parent => directory,
@@ -526,7 +527,9 @@ impl<'a> Unpacker<'a> {
                 directory
             }
         };
-        Ok(&self.directory.insert((parent.to_owned(), directory)).1)
+        let full_up = self.entries == self.component.entries;
+        let known = self.directory.insert((parent.to_owned(), directory));
+        Ok((&known.1, full_up))
     }
 }
 
