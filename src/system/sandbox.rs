@@ -410,12 +410,12 @@ mod tests {
         ]
     }
 
-    fn machine(scene: &Scene) -> Vec<Tried> {
+    fn machine(scene: &Scene, before: CapabilitySet) -> Vec<Tried> {
         let sys = |result: rustix::io::Result<()>| result.map_err(io::Error::from);
         let (place, flags) = (scene.at("writable/empty"), MountFlags::empty());
         let all = CapabilitySets {
-            effective: CapabilitySet::all(),
-            permitted: CapabilitySet::all(),
+            effective: before,
+            permitted: before,
             inheritable: CapabilitySet::empty(),
         };
         let host = rustix::system::uname().nodename().to_bytes().to_vec();
@@ -446,11 +446,12 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap();
         let before = scene.rest();
+        let capabilities = rustix::thread::capabilities(None).unwrap().permitted;
         for network in [false, true] {
             within(&scene.sandbox(network), || {
                 refused(files(&scene));
                 refused(processes(&scene));
-                refused(machine(&scene));
+                refused(machine(&scene, capabilities));
                 refused(vec![
                     (
                         "talks to a neighbour",
