@@ -10,5 +10,6 @@ mod built;
 mod cut;
 mod data;
 mod release;
+mod soak;
 mod update;
 mod vm;

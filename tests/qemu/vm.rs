@@ -131,6 +131,20 @@ impl Appliance {
 
     /// Boots it until scripts can be run; services are still to come.
     pub fn start(&mut self) {
+        self.power_on();
+        self.running()
+            .line
+            .wait("the appliance's greeting", |c| c.greeted.then_some(()));
+    }
+
+    /// The kernel is gone so long after the power came, wherever that is: in the initramfs, in recovery, between services.
+    pub fn cut_the_boot(&mut self, after: Duration) {
+        self.power_on();
+        std::thread::sleep(after);
+        self.kill();
+    }
+
+    fn power_on(&mut self) {
         assert!(self.running.is_none(), "the appliance runs already");
         let console_from = fs::metadata(self.console()).map_or(0, |m| m.len());
         let errors = fs::OpenOptions::new()
@@ -173,9 +187,6 @@ impl Appliance {
             line,
             console_from,
         });
-        self.running()
-            .line
-            .wait("the appliance's greeting", |c| c.greeted.then_some(()));
     }
 
     /// The kernel is gone at once: nothing is synced, nobody is told.
