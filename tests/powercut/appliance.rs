@@ -39,6 +39,8 @@ pub struct Release {
     pub schema: u64,
     /// Its health check fails.
     pub sick: bool,
+    /// It brings the updater.
+    pub itself: bool,
 }
 
 impl Appliance {
@@ -140,6 +142,14 @@ impl Appliance {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
             tree.insert(path.to_owned(), Entry::File(mode, content.into()));
         }
+        if release.itself {
+            // What follows the last section is nobody's: each release has another one.
+            let program = [&fs::read(program()).unwrap(), version.as_bytes()].concat();
+            let file = sources.join("bin/qx-update");
+            fs::write(&file, &program).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+            tree.insert("bin/qx-update".into(), Entry::File(0o755, program));
+        }
         std::os::unix::fs::symlink("css/style.css", sources.join("share/ui/style")).unwrap();
         tree.insert("share/ui/style".into(), Entry::Link("css/style.css".into()));
         for directory in [
@@ -165,6 +175,11 @@ impl Appliance {
             "health": [{"type": "exec", "run": ["bin/healthy"], "interval_s": 1, "retries": 1, "start_period_s": 0,
                 "stable_s": 0, "required": true}],
         });
+        if release.itself {
+            let component = json!({"name": "qx-update", "kind": "bin", "install_path": "bin/qx-update",
+                "source": "bin/qx-update", "tool": true});
+            recipe["components"].as_array_mut().unwrap().push(component);
+        }
         if release.schema > 0 {
             let schema = release.schema;
             recipe["data"] = json!([{"name": "db", "accepts_from": schema, "accepts_to": schema,
@@ -250,6 +265,12 @@ impl Appliance {
         Ended::of(self.command(arguments), arguments)
     }
 
+    /// The same by the updater that a release brought.
+    pub fn update_by_itself(&self, arguments: &[&str]) -> Ended {
+        let program = self.data().join("bin/qx-update");
+        Ended::of(self.command_of(program.into(), arguments), arguments)
+    }
+
     /// The same under strace.
     pub fn traced(&self, options: &[&str], arguments: &[&str]) -> Command {
         let mut command = alone();
@@ -271,9 +292,13 @@ impl Appliance {
 
 impl Appliance {
     fn command(&self, arguments: &[&str]) -> Command {
+        self.command_of(program(), arguments)
+    }
+
+    fn command_of(&self, program: OsString, arguments: &[&str]) -> Command {
         let mut command = alone();
         command
-            .arg(program())
+            .arg(program)
             .arg("--root")
             .arg(self.root())
             .args(arguments);

@@ -27,6 +27,12 @@ pub struct Operation {
 const MIGRATES: Release = Release {
     schema: 2,
     sick: false,
+    itself: false,
+};
+const ITSELF: Release = Release {
+    schema: 1,
+    sick: false,
+    itself: true,
 };
 
 const OLD: Allowed = (Some("1.1.0"), 1);
@@ -75,8 +81,8 @@ pub const OPERATIONS: &[Operation] = &[
             a.release(
                 "1.2.0",
                 Release {
-                    schema: 2,
                     sick: true,
+                    ..MIGRATES
                 },
             );
         },
@@ -85,6 +91,35 @@ pub const OPERATIONS: &[Operation] = &[
         // It fails again, or is not tried again.
         again: |a| a.update(&["apply"]).expect(&[5, 8]).map(drop),
         finally: &[OLD],
+    },
+    Operation {
+        name: "migration-beside-log-rotation",
+        commands: &["apply"],
+        prepare: |a| {
+            running(a);
+            a.configure(|config| config["log"] = json!({"max_bytes": 300, "keep": 2}));
+            a.release("1.2.0", MIGRATES);
+        },
+        run: |a| apply(a, 0),
+        allowed: &[OLD, MIGRATED],
+        again: |a| applied(a),
+        finally: &[MIGRATED],
+    },
+    Operation {
+        name: "self-update",
+        commands: &["apply"],
+        prepare: |a| {
+            a.release("1.1.0", ITSELF);
+            apply(a, 0);
+            a.release("1.2.0", ITSELF);
+        },
+        run: |a| {
+            let ended = a.update_by_itself(&["apply"]).expect(&[0]);
+            ended.unwrap_or_else(|why| panic!("{why}"));
+        },
+        allowed: &[OLD, NEW],
+        again: |a| applied(a),
+        finally: &[NEW],
     },
     Operation {
         name: "staging",
@@ -188,7 +223,7 @@ fn running(a: &mut Appliance) {
         "1.1.0",
         Release {
             schema: 1,
-            sick: false,
+            ..Release::default()
         },
     );
     apply(a, 0);
@@ -233,8 +268,8 @@ fn killed_in_the_trial(a: &mut Appliance) {
     a.release(
         "1.2.0",
         Release {
-            schema: 2,
             sick: true,
+            ..MIGRATES
         },
     );
     a.kill_in_the_trial("1.2.0");

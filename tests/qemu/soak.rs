@@ -395,8 +395,6 @@ impl Walk {
         self.appliance.ok(&format!("date -u -s '{date}'"));
         self.ends(&applying.wait(), &[0, 1, 3, 5, 8, 9]);
         // What is published next is from now.
-        self.appliance
-            .ok("date -u -s \"$(date -u -r /proc/1 '+%Y-%m-%d %H:%M')\" || true");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         self.appliance
             .ok(&format!("date -u -s @{}", now.unwrap().as_secs()));
