@@ -46,9 +46,14 @@ pub(super) struct Fetcher {
 /// The process, and how it is talked to.
 struct Process {
     child: Child,
+    /// None once it is to end.
+    talk: Option<Talk>,
+    names: Vec<Option<(u64, u64)>>,
+}
+
+struct Talk {
     requests: ChildStdin,
     replies: BufReader<ChildStdout>,
-    names: Vec<Option<(u64, u64)>>,
 }
 
 impl Fetcher {
@@ -109,10 +114,9 @@ impl Fetcher {
             Reply::Bytes(length) if length > limit => Err(too_long(&path, limit)),
             Reply::Bytes(length) => {
                 let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-                let read = match &mut self.process {
-                    Some(process) => process.replies.read_exact(&mut bytes).is_ok(),
-                    None => false,
-                };
+                let read = self
+                    .talk()
+                    .is_some_and(|talk| talk.replies.read_exact(&mut bytes).is_ok());
                 match read {
                     true => Ok(Some(bytes)),
                     false => Err(self.gone()),
@@ -171,14 +175,14 @@ impl Fetcher {
 
     fn ask(&mut self, request: &Request, progress: &mut dyn FnMut(u64)) -> Result<Reply> {
         self.open()?;
-        let Some(process) = &mut self.process else {
+        let Some(talk) = self.talk() else {
             return Err(self.gone());
         };
-        if protocol::send(&mut process.requests, request).is_err() {
+        if protocol::send(&mut talk.requests, request).is_err() {
             return Err(self.gone());
         }
         loop {
-            match protocol::receive(&mut process.replies) {
+            match protocol::receive(&mut talk.replies) {
                 Ok(Some(Reply::Progress(done))) => progress(done),
                 Ok(Some(Reply::Failed { why, given_up })) => {
                     self.tired |= given_up;
@@ -188,6 +192,10 @@ impl Fetcher {
                 Ok(None) | Err(_) => return Err(self.gone()),
             }
         }
+    }
+
+    fn talk(&mut self) -> Option<&mut Talk> {
+        self.process.as_mut()?.talk.as_mut()
     }
 
     fn start(&mut self) -> Result<Process> {
@@ -209,9 +217,12 @@ impl Fetcher {
         };
         let mut process = Process {
             child,
+            talk: None,
+            names: names(),
+        };
+        let mut talk = Talk {
             requests,
             replies: BufReader::new(replies),
-            names: names(),
         };
         let order = Order {
             source: self.address.clone(),
@@ -220,10 +231,11 @@ impl Fetcher {
             writable: self.writable.clone(),
             parent: std::process::id(),
         };
-        let sent = protocol::send(&mut process.requests, &order);
-        match sent.and_then(|()| protocol::receive(&mut process.replies)) {
+        let sent = protocol::send(&mut talk.requests, &order);
+        match sent.and_then(|()| protocol::receive(&mut talk.replies)) {
             Ok(Some(Reply::Ready(unconfined))) => {
                 self.unconfined = unconfined;
+                process.talk = Some(talk);
                 Ok(process)
             }
             Ok(Some(Reply::Failed { why, .. })) => Err(why.into()),
@@ -281,6 +293,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // With nobody to talk to it ends by itself, too.
+        self.talk = None;
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
