@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::counted::counted;
 use qx_release::digest::Digest;
 use qx_release::error::{Error, ErrorKind};
 use qx_release::manifest::{Capabilities, Component, Kind, Mode};
@@ -139,11 +140,11 @@ fn component(kind: Kind) -> Component {
 }
 
 /// A place to unpack in, and what must not change around it.
-struct Place(tempfile::TempDir);
+struct Place(tempfile::TempDir, AtomicUsize);
 
 impl Place {
     fn new() -> Place {
-        let place = Place(tempfile::tempdir().unwrap());
+        let place = Place(tempfile::tempdir().unwrap(), AtomicUsize::new(0));
         fs::create_dir_all(place.slot().join("share")).unwrap();
         fs::write(place.slot().join("share/neighbour"), "neighbour").unwrap();
         fs::write(place.0.path().join("secret"), "secret").unwrap();
@@ -152,6 +153,11 @@ impl Place {
 
     fn slot(&self) -> std::path::PathBuf {
         self.0.path().join("slot")
+    }
+
+    /// How many archives it held.
+    fn held(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 
     /// Unpacks it, looks at what became of it, and clears it away.
@@ -164,6 +170,7 @@ impl Place {
 
     #[track_caller]
     fn hold_artifact(&self, kind: Kind, artifact: &[u8]) -> Result<(), Error> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         let component = component(kind);
         let (length, digest) = (artifact.len() as u64, Digest::of(artifact));
         let slot = self.slot();
@@ -389,7 +396,10 @@ fn entries_of_every_kind_with_every_name() {
             }
         }
     }
-    println!("{tried} archives, {taken} of them unpacked");
+    counted(
+        "hostile/archives with every kind of entry and name",
+        format!("{tried}, {taken} of them unpacked"),
+    );
     assert!(tried > 15_000 && taken > 0, "{tried}, {taken}");
 }
 
@@ -491,6 +501,10 @@ fn archives_cut_and_damaged_anywhere() {
             let _ = place.hold(Kind::Tree, &[header.bytes(), vec![0; 1024]].concat());
         }
     }
+    counted(
+        "hostile/archives cut or damaged at every byte",
+        place.held(),
+    );
 }
 
 /// Intent: compressed data that ends anywhere, or in which any bit is another, is refused; what follows it, and how often, too.
@@ -550,6 +564,10 @@ fn compressed_data_cut_and_damaged_anywhere() {
         let refused = place.hold_artifact(Kind::Tree, bomb);
         assert!(refused.is_err(), "bomb {number}");
     }
+    counted(
+        "hostile/compressed data cut or damaged at every byte, bombs",
+        place.held(),
+    );
 }
 
 /// What a server does wrong.
@@ -771,6 +789,9 @@ fn a_server_that_does_each_wrong_thing_at_each_byte() {
         cases.len(),
         failed.join("\n")
     );
-    println!("{} wrong answers", cases.len());
+    counted(
+        "hostile/answers of a server, wrong at one byte",
+        cases.len(),
+    );
     assert!(cases.len() > 3000);
 }

@@ -6,6 +6,7 @@
 mod attack;
 mod cli;
 mod common;
+mod counted;
 mod fetch;
 mod formats;
 mod hostile;

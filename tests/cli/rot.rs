@@ -256,7 +256,11 @@ fn verify_finds_and_names_it() {
             scene.flip(&name, at);
         }
     }
-    eprintln!("{} files, {flips} flips", scene.files().len());
+    let files = scene.files().len();
+    crate::counted::counted(
+        "rot/a bit flipped",
+        format!("{flips} in {files} files, {} not named", missed.len()),
+    );
     scene.appliance.update(&["verify"]).code(0);
     assert!(
         missed.is_empty(),

@@ -6,6 +6,8 @@
 //! persons give, and how many of both together.
 
 mod appliance;
+#[path = "../counted.rs"]
+mod counted;
 mod explore;
 mod world;
 
@@ -34,9 +36,10 @@ fn bounds() -> Bounds {
 fn holds(scene: Scene, at_least: usize) {
     let bounds = bounds();
     let counted = explore(&scene, bounds).unwrap_or_else(|violation| panic!("{violation}"));
-    println!(
-        "{}: {} states, {} transitions, {} starting points",
-        scene.name, counted.states, counted.transitions, counted.resting
+    let (states, transitions) = (counted.states, counted.transitions);
+    counted::counted(
+        &format!("model/{}", scene.name),
+        format!("{states} states, {transitions} transitions"),
     );
     // So that it cannot become empty.
     assert!(counted.states >= at_least, "too few states");

@@ -155,6 +155,12 @@ fn fail_everywhere(operation: &Operation, arguments: &[&str]) -> Vec<String> {
         chosen.len() as f64 / seconds,
         violations.lock().unwrap().len()
     );
+    let (faults, tried) = (all.len(), chosen.len());
+    let wrong = violations.lock().unwrap().len();
+    crate::counted::counted(
+        &format!("failing-calls/{}", operation.name),
+        format!("{faults} faults, {tried} tried, {wrong} violations"),
+    );
     violations.into_inner().unwrap()
 }
 

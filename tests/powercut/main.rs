@@ -13,10 +13,13 @@
 mod appliance;
 mod calls;
 mod check;
+#[path = "../counted.rs"]
+mod counted;
 mod cut;
 mod disk;
 mod operations;
 
+use counted::counted;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Mutex;
@@ -165,6 +168,12 @@ fn cut_everywhere(operation: &Operation, file_system: &FileSystem) -> Vec<String
         chosen.len() as f64 / seconds,
         unmountable.load(Ordering::Relaxed),
         violations.lock().unwrap().len()
+    );
+    let what = format!("power-cuts/{} on {}", operation.name, file_system.name);
+    let (tried, wrong) = (chosen.len(), violations.lock().unwrap().len());
+    counted(
+        &what,
+        format!("{distinct} states, {tried} tried, {wrong} violations"),
     );
     violations.into_inner().unwrap()
 }

@@ -7,6 +7,8 @@ mod base64;
 mod boot;
 mod broken;
 mod built;
+#[path = "../counted.rs"]
+mod counted;
 mod cut;
 mod data;
 mod release;
