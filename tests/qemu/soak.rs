@@ -462,7 +462,9 @@ fn image() {
             "schema": ["/bin/head", "-n", "1", "{place}"],
         }]);
         config["limits"] = json!({"retries": 1, "stall_timeout_s": 10});
-        fs::write(etc.join("config.json"), config.to_string()).unwrap();
+        // As the script that sets the source finds it.
+        let config = config.to_string().replace("\"sources\":", "\"sources\": ");
+        fs::write(etc.join("config.json"), config).unwrap();
         let factory = factory();
         let [factory, overlay] =
             [factory.recipe.parent().unwrap(), &overlay].map(|dir| dir.to_str().unwrap());
@@ -475,7 +477,8 @@ fn factory() -> Release {
     let make = || {
         Release::derived("soak-factory", "factory", "1.0.0", |recipe, _| {
             quick(recipe);
-            recipe["data"] = json!([{"name": "ledger", "accepts_from": 1, "accepts_to": 1}]);
+            recipe["data"] =
+                json!([{"name": "ledger", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
         })
     };
     MADE.get_or_init(make).clone()
@@ -520,6 +523,6 @@ fn brings_the_updater(recipe: &mut Value, dir: &Path, version: &str) {
     program.extend(version.as_bytes());
     fs::write(dir.join("qx-update"), program).unwrap();
     fs::set_permissions(dir.join("qx-update"), fs::Permissions::from_mode(0o755)).unwrap();
-    let component = json!({"name": "qx-update", "kind": "bin", "install_path": "bin/qx-update", "source": "qx-update"});
+    let component = json!({"name": "qx-update", "kind": "bin", "install_path": "bin/qx-update", "source": "qx-update", "tool": true});
     recipe["components"].as_array_mut().unwrap().push(component);
 }
