@@ -15,67 +15,91 @@ use qx_release::trust::{Error, Limits, Role, SnapshotCopy, TrustedSet, search};
 pub fn damaged(store: &Path, root: &[u8], known: u64, limits: &Limits) -> Vec<String> {
     // So early that nothing has expired.
     let clock = Clock::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
+    let mut found = Found {
+        store,
+        damaged: Vec::new(),
+    };
     // The shipped root is for a refresh to judge.
-    let Ok(mut set) = TrustedSet::new(root, clock, limits) else {
-        return Vec::new();
-    };
-    let told = |file: &str, why: &Error| format!("reading {}: {why}", store.join(file).display());
-    while set.root().version < known {
-        let file = format!("{}.root.json", set.root().version + 1);
-        let taken = kept(store, &file).map(|bytes| set.update_root(&bytes));
-        match taken {
-            Some(Ok(())) => {}
-            // What follows it cannot be verified without it.
-            Some(Err(why)) => return vec![told(&file, &why)],
-            None => return Vec::new(),
+    if let Ok(mut set) = TrustedSet::new(root, clock, limits) {
+        found.roots(&mut set, known);
+        // Another image has a root of its own: what an older one verified is fetched again.
+        if set.root().version == known {
+            found.top(&mut set);
+            found.targets(&set, limits);
         }
     }
-    // Another image has a root of its own: what an older one verified is fetched again.
-    if set.root().version != known {
-        return Vec::new();
-    }
-    let mut damaged = Vec::new();
-    let mut judge = |file: &str, taken: Result<(), Error>| {
+    found.damaged
+}
+
+struct Found<'a> {
+    store: &'a Path,
+    damaged: Vec<String>,
+}
+
+impl Found<'_> {
+    fn judge(&mut self, file: &str, taken: Result<(), Error>) {
         if let Err(why @ (Error::Malformed { .. } | Error::Signatures { .. })) = taken {
-            damaged.push(told(file, &why));
+            let path = self.store.join(file);
+            self.damaged
+                .push(format!("reading {}: {why}", path.display()));
         }
-    };
-    if let Some(bytes) = kept(store, "timestamp.json") {
-        judge("timestamp.json", set.update_timestamp(&bytes).map(drop));
     }
-    if let Some(bytes) = kept(store, "snapshot.json") {
-        let taken = set.update_snapshot(&bytes, SnapshotCopy::Stored);
-        judge("snapshot.json", taken);
+
+    /// The roots up to the known one; what follows a damaged one cannot be verified without it.
+    fn roots(&mut self, set: &mut TrustedSet, known: u64) {
+        while set.root().version < known {
+            let file = format!("{}.root.json", set.root().version + 1);
+            let Some(bytes) = kept(self.store, &file) else {
+                return;
+            };
+            if let Err(why) = set.update_root(&bytes) {
+                let path = self.store.join(file);
+                self.damaged
+                    .push(format!("reading {}: {why}", path.display()));
+                return;
+            }
+        }
     }
-    let root = set.root();
-    let by = || format!("root {}", root.version);
-    let verifiers = root.verifiers(Role::Targets);
-    let Some(bytes) = kept(store, "targets.json") else {
-        return damaged;
-    };
-    let targets = match Targets::verified(bytes, &verifiers, &by, limits) {
-        Ok(targets) => targets,
-        Err(why) => {
-            judge("targets.json", Err(why));
-            return damaged;
+
+    fn top(&mut self, set: &mut TrustedSet) {
+        if let Some(bytes) = kept(self.store, "timestamp.json") {
+            let taken = set.update_timestamp(&bytes).map(drop);
+            self.judge("timestamp.json", taken);
         }
-    };
-    let mut next = search::every(&targets, Role::Targets.as_str(), limits);
-    let mut seen = BTreeSet::new();
-    while let Some(delegation) = next.pop() {
-        let role = &delegation.role;
-        if !seen.insert(role.clone()) {
-            continue;
+        if let Some(bytes) = kept(self.store, "snapshot.json") {
+            let taken = set.update_snapshot(&bytes, SnapshotCopy::Stored);
+            self.judge("snapshot.json", taken);
         }
-        let file = format!("{DELEGATED}/{}.json", role.encoded());
-        let by = || format!("the delegation by {}", delegation.delegator.escape_debug());
-        let Some(bytes) = kept(store, &file) else {
-            continue;
+    }
+
+    /// The targets, and those of the roles that they lead to.
+    fn targets(&mut self, set: &TrustedSet, limits: &Limits) {
+        let root = set.root();
+        let by = || format!("root {}", root.version);
+        let verifiers = root.verifiers(Role::Targets);
+        let Some(bytes) = kept(self.store, "targets.json") else {
+            return;
         };
-        match Targets::verified(bytes, &delegation.verifiers, &by, limits) {
-            Ok(targets) => next.extend(search::every(&targets, role.as_str(), limits)),
-            Err(why) => judge(&file, Err(why)),
+        let targets = match Targets::verified(bytes, &verifiers, &by, limits) {
+            Ok(targets) => targets,
+            Err(why) => return self.judge("targets.json", Err(why)),
+        };
+        let mut next = search::every(&targets, Role::Targets.as_str(), limits);
+        let mut seen = BTreeSet::new();
+        while let Some(delegation) = next.pop() {
+            let role = &delegation.role;
+            if !seen.insert(role.clone()) {
+                continue;
+            }
+            let file = format!("{DELEGATED}/{}.json", role.encoded());
+            let by = || format!("the delegation by {}", delegation.delegator.escape_debug());
+            let Some(bytes) = kept(self.store, &file) else {
+                continue;
+            };
+            match Targets::verified(bytes, &delegation.verifiers, &by, limits) {
+                Ok(targets) => next.extend(search::every(&targets, role.as_str(), limits)),
+                Err(why) => self.judge(&file, Err(why)),
+            }
         }
     }
-    damaged
 }
