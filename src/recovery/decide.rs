@@ -94,7 +94,13 @@ fn decide_phase(observed: &Observed, record: &Record) -> Result<Decision> {
         Phase::Idle(idle) => settle(observed, record, idle, None),
         Phase::Staging { op } => {
             let told = record.came_to_nothing(op, "staging was interrupted", observed.now);
-            let mut decision = settle(observed, &told, &op.before, None)?;
+            let mut before = op.before.clone();
+            // Its slot may have been given to the release already.
+            let alternate = Set::from(op.before.active.set.alternate());
+            before.fallback = before
+                .fallback
+                .filter(|fallback| fallback.set != alternate || verify(observed, fallback).is_ok());
+            let mut decision = settle(observed, &told, &before, None)?;
             decision.drop_leftovers = true;
             decision
                 .notes
@@ -791,6 +797,30 @@ mod tests {
             let decision = Case::new(phase, link).decide();
             assert_eq!(decision.record.phase().name(), expected, "{row}");
             assert_eq!(decision.show, show, "{row}");
+        }
+    }
+
+    /// The power went after the release came into the slot of the fallback, and before that was recorded.
+    #[test]
+    fn a_fallback_that_gave_its_slot_up_is_none() {
+        for (there, kept) in [("1.0.5", true), ("1.2.0", false)] {
+            let old = installed(Set::B, "1.0.5");
+            let before = Idle {
+                fallback: Some(old.clone()),
+                ..idle(installed(Set::A, "1.1.0"))
+            };
+            let op = Operation {
+                before,
+                ..operation()
+            };
+            let case = Case {
+                b: Verdict::Good(installed(Set::B, there)),
+                ..Case::new(Phase::Staging { op }, Link::To(Slot::A))
+            };
+            let Phase::Idle(idle) = case.decide().record.phase().clone() else {
+                panic!("nothing is going on");
+            };
+            assert_eq!(idle.fallback, kept.then_some(old));
         }
     }
 

@@ -2,6 +2,7 @@
 //! the releases.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -30,6 +31,17 @@ impl Appliance {
                 "status says that {told:?} runs, and {version:?} does"
             ));
         }
+        // What it would fall back to is there.
+        let fallback = &status["fallback"];
+        if let Some(slot) = fallback["set"].as_str().filter(|set| *set != "factory") {
+            let version = fallback["version"].as_str().unwrap_or_default();
+            let there = self.complete(&Path::new("slots").join(slot))?;
+            if there != version {
+                return Err(format!(
+                    "status says that it falls back to {version}, but slot {slot} has {there}"
+                ));
+            }
+        }
         match status["needs_person"] == false {
             true => Ok(found),
             false => Err(format!("status asks for a person: {}", status["problems"])),
@@ -57,7 +69,12 @@ impl Appliance {
         {
             return Err(format!("data/current leads to {}", slot.display()));
         }
-        let mut found = tree(&data.join(&slot))?;
+        self.complete(&slot).map(Some)
+    }
+
+    /// The version that lies in a slot, complete to the last byte.
+    fn complete(&self, slot: &Path) -> Result<String, String> {
+        let mut found = tree(&self.data().join(slot))?;
         let Some(Entry::File(_, manifest)) = found.remove("release.json") else {
             return Err(format!("{} has no manifest", slot.display()));
         };
@@ -67,7 +84,7 @@ impl Appliance {
         let expected = self.releases.get(&version);
         let expected = expected.ok_or_else(|| format!("there is no release {version}"))?;
         match differs(expected, &found) {
-            None => Ok(Some(version)),
+            None => Ok(version),
             Some(what) => Err(format!("{} is not {version}: {what}", slot.display())),
         }
     }

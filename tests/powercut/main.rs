@@ -7,7 +7,7 @@
 //! write any part of its sectors.
 //!
 //! `QX_POWERCUT_STATES` (60; `all`) says how many states of each operation and file system are tried, chosen by
-//! `QX_POWERCUT_SEED`, which is printed. `QX_POWERCUT_ONLY=OPERATION/FILE-SYSTEM/NUMBER` tries one again, and
+//! `QX_POWERCUT_SEED`, which is printed; `QX_POWERCUT_OPERATION=NAME` tries that one alone. `QX_POWERCUT_ONLY=OPERATION/FILE-SYSTEM/NUMBER` tries one again, and
 //! says which writes are there; `QX_POWERCUT_IMAGE=FILE` keeps its disk.
 
 mod appliance;
@@ -101,6 +101,10 @@ fn every_command_is_cut_or_changes_nothing() {
 fn every_operation(file_system: &FileSystem) {
     let violations: Vec<String> = OPERATIONS
         .iter()
+        .filter(|operation| {
+            let named = variable("QX_POWERCUT_OPERATION");
+            named.is_none_or(|named| named == operation.name)
+        })
         .filter(|operation| {
             only().is_none_or(|(op, fs, _)| (&*op, &*fs) == (operation.name, file_system.name))
         })

@@ -37,6 +37,7 @@ const ITSELF: Release = Release {
 
 const OLD: Allowed = (Some("1.1.0"), 1);
 const NEW: Allowed = (Some("1.2.0"), 1);
+const NEWEST: Allowed = (Some("1.3.0"), 1);
 const MIGRATED: Allowed = (Some("1.2.0"), 2);
 
 pub const OPERATIONS: &[Operation] = &[
@@ -60,6 +61,20 @@ pub const OPERATIONS: &[Operation] = &[
         allowed: &[OLD, NEW],
         again: |a| applied(a),
         finally: &[NEW],
+    },
+    Operation {
+        name: "update-over-the-fallback",
+        commands: &["apply"],
+        prepare: |a| {
+            running(a);
+            a.release("1.2.0", Release::default());
+            apply(a, 0);
+            a.release("1.3.0", Release::default());
+        },
+        run: |a| apply(a, 0),
+        allowed: &[NEW, NEWEST],
+        again: |a| applied(a),
+        finally: &[NEWEST],
     },
     Operation {
         name: "migration",
