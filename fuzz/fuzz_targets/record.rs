@@ -8,7 +8,7 @@
 use libfuzzer_sys::fuzz_target;
 use qx_release::digest::Digest;
 use qx_update::model::record;
-use qx_update_fuzz::{bounded, one_line};
+use qx_update_fuzz::bounded;
 
 fuzz_target!(|data: &[u8]| {
     // The first byte says whether the rest comes with its checksum, which no fuzzer guesses.
@@ -31,6 +31,6 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(record::decode(&written), Ok((sequence, read)));
             }
         }
-        Err(why) => one_line(&why),
+        Err(why) => assert!(!why.is_empty()),
     }
 });

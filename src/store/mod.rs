@@ -28,6 +28,7 @@ use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{self, Component, Manifest, ProgramPath, RelPath};
+use qx_release::text;
 
 pub use link::CommitPoint;
 pub use lock::{Holder, Lock};
@@ -229,7 +230,8 @@ impl Store {
         self.copies().map(|path| {
             let bytes = read_if_there(&path, record::MAX_BYTES).map_err(|e| e.chain())?;
             let decoded = bytes.map(|bytes| record::decode(&bytes)).transpose();
-            decoded.map_err(|why| format!("{}: {why}", path.display()))
+            // It may quote what it does not know.
+            decoded.map_err(|why| text::line(&format!("{}: {why}", path.display())))
         })
     }
 
