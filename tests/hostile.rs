@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::counted::counted;
 use qx_release::digest::Digest;
 use qx_release::error::{Error, ErrorKind};
-use qx_release::manifest::{Capabilities, Component, Kind, Mode};
+use qx_release::manifest::Kind;
 use qx_release::trust::clock::Clock;
 use qx_update::acquire::unpack;
 use qx_update::fetch::{Options, Source};
@@ -123,22 +123,6 @@ fn named(kind: u8, name: &[u8], link: &[u8], body: &[u8]) -> Vec<Vec<u8>> {
     ways
 }
 
-/// What may be in an archive, and how much of it.
-fn component(kind: Kind) -> Component {
-    Component {
-        name: "thing".parse().unwrap(),
-        kind,
-        install_path: "share/thing".parse().unwrap(),
-        mode: Mode(0o755),
-        capabilities: Capabilities::NONE,
-        sha256: Digest::of(b"not looked at here"),
-        size_bytes: 4,
-        entries: 3,
-        artifact: None,
-        factory_path: None,
-    }
-}
-
 /// A place to unpack in, and what must not change around it.
 struct Place(tempfile::TempDir, AtomicUsize);
 
@@ -171,7 +155,7 @@ impl Place {
     #[track_caller]
     fn hold_artifact(&self, kind: Kind, artifact: &[u8]) -> Result<(), Error> {
         self.1.fetch_add(1, Ordering::Relaxed);
-        let component = component(kind);
+        let component = crate::unpack::component(kind, 4, 3);
         let (length, digest) = (artifact.len() as u64, Digest::of(artifact));
         let slot = self.slot();
         let unpacked = unpack::unpack(&component, artifact, length, &digest, &slot, &mut |_| {});

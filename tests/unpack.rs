@@ -88,7 +88,8 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn component(kind: Kind, size_bytes: u64, entries: u64) -> Component {
+/// One that may have so much in it.
+pub fn component(kind: Kind, size_bytes: u64, entries: u64) -> Component {
     Component {
         name: "thing".parse().unwrap(),
         kind,

@@ -1,6 +1,6 @@
 //! Several places that have the same repository, with the same trust: the next one is asked when one fails.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -107,7 +107,7 @@ impl Mirrors {
         for (number, mirror) in self.mirrors.iter().enumerate() {
             self.first.set(number);
             self.refreshing.set(true);
-            let opened = self.open(mirror);
+            let opened = self.fetcher(mirror).map(drop);
             let refreshed = opened.and_then(|()| refresh(self));
             self.refreshing.set(false);
             match refreshed {
@@ -157,19 +157,17 @@ impl Mirrors {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Fetched<'_>> {
         self.first_good(&target.path, |mirror, is_last| {
-            let fetcher = &mirror.fetcher;
             // What lies in place is checked while it is unpacked, when it is too late to ask another.
             let check = !mirror.is_web() && !is_last;
-            self.open(mirror)?;
-            fetcher
-                .borrow_mut()
+            self.fetcher(mirror)?
                 .artifact(target, downloads, check, progress)?;
+            let fetcher = &mirror.fetcher;
             Ok(Fetched { fetcher })
         })
     }
 
-    /// Opens a mirror. What its fetcher is not confined in is told once.
-    fn open(&self, mirror: &Mirror) -> Result<()> {
+    /// A mirror that is open. What its fetcher is not confined in is told once.
+    fn fetcher<'a>(&self, mirror: &'a Mirror) -> Result<RefMut<'a, Fetcher>> {
         let mut fetcher = mirror.fetcher.borrow_mut();
         let opened = fetcher.open();
         for missing in fetcher.unconfined.drain(..) {
@@ -179,7 +177,7 @@ impl Mirrors {
                 warnings.push(what);
             }
         }
-        opened
+        opened.map(|()| fetcher)
     }
 
     /// What failed since this was asked last, a line each, where another mirror was asked instead.
@@ -226,8 +224,7 @@ impl Mirrors {
 impl Fetch for Mirrors {
     fn small(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         self.first_good(path, |mirror, _| {
-            self.open(mirror)?;
-            mirror.fetcher.borrow_mut().small(path, limit, false)
+            self.fetcher(mirror)?.small(path, limit, false)
         })
     }
 
@@ -238,8 +235,7 @@ impl Fetch for Mirrors {
         accept: &mut dyn FnMut(Vec<u8>) -> Result<()>,
     ) -> Result<()> {
         self.first_good(path, |mirror, _| {
-            self.open(mirror)?;
-            let found = mirror.fetcher.borrow_mut().small(path, limit, true)?;
+            let found = self.fetcher(mirror)?.small(path, limit, true)?;
             accept(found.unwrap_or_default())
         })
     }
@@ -250,8 +246,8 @@ impl Fetch for Mirrors {
             return true;
         }
         let may = self
-            .open(mirror)
-            .and_then(|()| mirror.fetcher.borrow_mut().may_have(path));
+            .fetcher(mirror)
+            .and_then(|mut fetcher| fetcher.may_have(path));
         may.unwrap_or(false)
     }
 }

@@ -14,7 +14,7 @@ use qx_update::fetch::{FETCHER, Options};
 use qx_update::model::source::SourceAddress;
 
 use crate::common::server::{Answer, Server};
-use crate::common::{Appliance, UPDATE, wait_until};
+use crate::common::{Appliance, Running, UPDATE, wait_until};
 
 /// A fetcher that is told what no update would tell it.
 struct Fetcher {
@@ -164,10 +164,8 @@ fn status(pid: u32, name: &str) -> Option<String> {
     Some(line?.trim_start_matches(':').trim().to_owned())
 }
 
-/// Intent: the process that really fetches is confined, and ends with its update; until then nobody else works.
-#[test]
-fn a_fetcher_ends_with_its_update() {
-    let appliance = Appliance::new();
+/// An update whose artifacts do not come.
+fn stalled(appliance: &Appliance) -> Running<'_> {
     let server = Server::answering(&appliance.repo, |request| match request.is_artifact() {
         true => Answer::Stall,
         false => Answer::Well,
@@ -178,6 +176,14 @@ fn a_fetcher_ends_with_its_update() {
     wait_until("an artifact is asked for", || {
         !apply.runs() || server.asked().iter().any(|request| request.is_artifact())
     });
+    apply
+}
+
+/// Intent: the process that really fetches is confined, and ends with its update; until then nobody else works.
+#[test]
+fn a_fetcher_ends_with_its_update() {
+    let appliance = Appliance::new();
+    let apply = stalled(&appliance);
     let found = fetchers(&appliance);
     let [fetcher] = found[..] else {
         panic!("{found:?}");
@@ -204,16 +210,7 @@ fn a_fetcher_ends_with_its_update() {
 #[test]
 fn a_fetcher_that_is_killed_is_told() {
     let appliance = Appliance::new();
-    let server = Server::answering(&appliance.repo, |request| match request.is_artifact() {
-        true => Answer::Stall,
-        false => Answer::Well,
-    });
-    appliance.source(&server.url);
-    appliance.publish_release("1.1.0");
-    let mut apply = appliance.start(&["apply"]);
-    wait_until("an artifact is asked for", || {
-        !apply.runs() || server.asked().iter().any(|request| request.is_artifact())
-    });
+    let apply = stalled(&appliance);
     for pid in fetchers(&appliance) {
         crate::common::kill(pid, rustix::process::Signal::KILL);
     }
