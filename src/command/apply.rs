@@ -183,6 +183,8 @@ impl Appliance {
             && op.to.manifest == Some(candidate.digest)
             && let Some(staged) = sets::verified(&self.store, &op.to, &mut self.log)
         {
+            // Nobody is left that fetches while services are switched.
+            mirrors.rest();
             return self.switch_to_staged(op.clone(), &staged, request, record);
         }
         self.install_candidate(&candidate, &repository, &mirrors, request, record)
