@@ -39,10 +39,14 @@ struct Found<'a> {
 impl Found<'_> {
     fn judge(&mut self, file: &str, taken: Result<(), Error>) {
         if let Err(why @ (Error::Malformed { .. } | Error::Signatures { .. })) = taken {
-            let path = self.store.join(file);
-            self.damaged
-                .push(format!("reading {}: {why}", path.display()));
+            self.tell(file, &why);
         }
+    }
+
+    fn tell(&mut self, file: &str, why: &Error) {
+        let path = self.store.join(file);
+        self.damaged
+            .push(format!("reading {}: {why}", path.display()));
     }
 
     /// The roots up to the known one; what follows a damaged one cannot be verified without it.
@@ -53,10 +57,7 @@ impl Found<'_> {
                 return;
             };
             if let Err(why) = set.update_root(&bytes) {
-                let path = self.store.join(file);
-                self.damaged
-                    .push(format!("reading {}: {why}", path.display()));
-                return;
+                return self.tell(&file, &why);
             }
         }
     }

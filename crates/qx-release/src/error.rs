@@ -148,28 +148,27 @@ impl Error {
 
     /// What kind of failure of the system is at its root, if it is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
-            if let Some(error) = cause.downcast_ref::<io::Error>() {
-                return Some(error.kind());
-            }
-            next = cause.source();
-        }
-        None
+        let io = |cause: &(dyn std::error::Error + 'static)| {
+            let error = cause.downcast_ref::<io::Error>();
+            error.map(io::Error::kind)
+        };
+        self.causes().find_map(io)
     }
 
     /// The system's own number for what is at its root, if there is one.
     fn errno(&self) -> Option<Errno> {
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
+        let errno = |cause: &(dyn std::error::Error + 'static)| {
             let io = cause.downcast_ref::<io::Error>();
             let io = io.and_then(Errno::from_io_error);
-            if let Some(errno) = io.or_else(|| cause.downcast_ref::<Errno>().copied()) {
-                return Some(errno);
-            }
-            next = cause.source();
-        }
-        None
+            io.or_else(|| cause.downcast_ref::<Errno>().copied())
+        };
+        self.causes().find_map(errno)
+    }
+
+    /// The causes, outermost first.
+    fn causes(&self) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+        let first = std::error::Error::source(self);
+        std::iter::successors(first, |cause| cause.source())
     }
 
     /// Whether the system lacked what anybody would have needed: memory, processes, open files, space.
@@ -188,11 +187,9 @@ impl Error {
     /// The whole chain of causes in one line, outermost first.
     pub fn chain(&self) -> String {
         let mut line = self.to_string();
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
+        for cause in self.causes() {
             line.push_str(": ");
             line.push_str(&cause.to_string());
-            next = cause.source();
         }
         // One error is one line, whatever a cause (a server's text, say) contains.
         text::line(&line)
