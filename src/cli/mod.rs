@@ -164,7 +164,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
     #[cfg(feature = "update")]
     if parsed.fetcher {
-        return exit_code(crate::acquire::errands::run().map(|()| Exit::Done));
+        // Whom it would complain to is the update, which may be gone, and tells itself how this ended.
+        let ended = crate::acquire::errands::run();
+        return ended
+            .map_or_else(|e| e.exit(), |()| Exit::Done)
+            .code()
+            .into();
     }
     match &parsed.command {
         Some(command) => exit_code(dispatch(&parsed, command)),
