@@ -152,8 +152,9 @@ impl Switch<'_> {
         let reverting = record.begin_revert(self.op.clone(), cause.clone())?;
         if let Err(e) = self.store.save(&reverting) {
             if data == DataState::Exchanged {
-                // Restored under the older record, the data would meet the new set at the next boot.
-                return Err(self.leave_to_a_person(e, record));
+                // Restored under the older record, the data would meet the new set at the next boot. What failed may have
+                // reached the medium all the same: what is noted now must not take it back.
+                return Err(self.leave_to_a_person(e, &reverting));
             }
             // With the link moved back under the older record, the next boot comes to the same end.
             self.log.error("revert", e.chain());

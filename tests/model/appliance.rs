@@ -936,7 +936,7 @@ impl<'s> Run<'s> {
         let begun = record.begin_revert(op.clone(), cause.clone());
         let reverting = self.real(begun)?;
         if self.save(&reverting).is_err() && record.data() == DataState::Exchanged {
-            return self.leave_to_a_person(record);
+            return self.leave_to_a_person(&reverting);
         }
         self.conclude_revert(op, &cause, &reverting)
     }

@@ -210,15 +210,12 @@ impl Appliance {
         }
     }
 
-    /// Another one that is the same, for another disk.
+    /// Another one that is the same, for another disk. It publishes nothing.
     pub fn copy(&self) -> Appliance {
         let beside = self.directory.path().parent().unwrap();
         let directory = tempfile::tempdir_in(beside).unwrap();
         let mut cp = Command::new("cp");
-        run(cp
-            .arg("-a")
-            .arg(self.directory.path().join("."))
-            .arg(directory.path()));
+        run(cp.arg("-a").arg(self.root()).arg(directory.path()));
         Appliance {
             directory,
             releases: self.releases.clone(),
@@ -265,6 +262,19 @@ impl Appliance {
         Ended::of(self.command(arguments), arguments)
     }
 
+    /// The same with these variables, by the program that was built for tests: the one that ships takes no library.
+    pub fn update_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Ended {
+        let mut command = alone();
+        command.arg("env");
+        command.args(
+            variables
+                .iter()
+                .map(|(name, value)| format!("{name}={value}")),
+        );
+        command.arg(env!("CARGO_BIN_EXE_qx-update"));
+        Ended::of(self.on_its_root(command, arguments), arguments)
+    }
+
     /// The same by the updater that a release brought.
     pub fn update_by_itself(&self, arguments: &[&str]) -> Ended {
         let program = self.data().join("bin/qx-update");
@@ -276,12 +286,8 @@ impl Appliance {
         let mut command = alone();
         let strace = crate::calls::strace(options);
         command.arg(strace.get_program()).args(strace.get_args());
-        command
-            .arg(program())
-            .arg("--root")
-            .arg(self.root())
-            .args(arguments);
-        command
+        command.arg(program());
+        self.on_its_root(command, arguments)
     }
 
     /// A file that is no part of the appliance.
@@ -291,17 +297,19 @@ impl Appliance {
 }
 
 impl Appliance {
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command that is not run yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         self.command_of(program(), arguments)
     }
 
     fn command_of(&self, program: OsString, arguments: &[&str]) -> Command {
         let mut command = alone();
-        command
-            .arg(program)
-            .arg("--root")
-            .arg(self.root())
-            .args(arguments);
+        command.arg(program);
+        self.on_its_root(command, arguments)
+    }
+
+    fn on_its_root(&self, mut command: Command, arguments: &[&str]) -> Command {
+        command.arg("--root").arg(self.root()).args(arguments);
         command
     }
 }

@@ -1,30 +1,20 @@
 //! System calls that fail, and kills, one at each call of an operation: whatever the kernel answers, the appliance comes up with one
 //! complete set and its data, and says what went wrong.
 //!
-//! `QX_CALLS` (20; `all`) says how many of each operation are tried, chosen by `QX_POWERCUT_SEED`.
+//! `QX_CALLS` (60; `all`) says how many of each operation are tried, chosen by `QX_POWERCUT_SEED`.
 //! `QX_CALLS_ONLY='OPERATION CALL NUMBER FAULT'` tries one again.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use crate::appliance::{Appliance, Ended};
-use crate::cut::{seed, shuffle};
-use crate::operations::{OPERATIONS, Operation};
-
-/// What is cut, by the names of [`OPERATIONS`], and the command that it is.
-const TRACED: [(&str, &[&str]); 6] = [
-    ("first-update", &["apply"]),
-    ("update", &["apply"]),
-    ("migration", &["apply"]),
-    ("failed-migration", &["apply"]),
-    ("rollback", &["rollback"]),
-    ("recovery", &["recover", "--stage", "link"]),
-];
+use crate::check::Allowed;
+use crate::operations::{SINGLE, Single};
+use crate::outcome::Outcomes;
+use crate::tries::{only, try_some};
 
 /// The calls that fail, and how each can: what a disk, a full disk, a limit and a signal do.
 const FAULTS: [(&str, &str); 15] = [
@@ -104,64 +94,17 @@ impl Fault {
 #[test]
 fn no_failing_call_leaves_anything_but_one_complete_set() {
     let mut violations = Vec::new();
-    for (name, arguments) in TRACED {
-        let operation = OPERATIONS.iter().find(|op| op.name == name).unwrap();
-        if only().is_none_or(|only| only.starts_with(&format!("{name} "))) {
-            violations.extend(fail_everywhere(operation, arguments));
+    for single in &SINGLE {
+        if only().is_none_or(|only| only.starts_with(&format!("{} ", single.name))) {
+            let original = single.prepared();
+            let faults = faults(&count(&original.copy(), single.arguments));
+            let outcomes = Outcomes::default();
+            violations.extend(try_some("failing-calls", single.name, &faults, |fault| {
+                survives(single, fault, &original.copy(), &outcomes)
+            }));
         }
     }
     assert!(violations.is_empty(), "{}", violations.join("\n"));
-}
-
-fn fail_everywhere(operation: &Operation, arguments: &[&str]) -> Vec<String> {
-    let mut original = Appliance::in_memory();
-    original.first_data();
-    (operation.prepare)(&mut original);
-    let counted = count(&original.copy(), arguments);
-    let all = faults(&counted);
-    let seed = seed();
-    let mut chosen: Vec<&Fault> = all.iter().collect();
-    match only() {
-        Some(only) => chosen.retain(|fault| only == format!("{} {fault}", operation.name)),
-        None => shuffle(&mut chosen, seed),
-    }
-    chosen.truncate(most());
-    let began = Instant::now();
-    let next = AtomicUsize::new(0);
-    let violations = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get() + 1) {
-            scope.spawn(|| {
-                while let Some(fault) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let appliance = original.copy();
-                    let Err(why) = survives(operation, arguments, fault, &appliance) else {
-                        continue;
-                    };
-                    let line = format!("{} {fault}, seed {seed}: {why}", operation.name);
-                    eprintln!("VIOLATION {line}");
-                    violations.lock().unwrap().push(line);
-                }
-            });
-        }
-    });
-    let seconds = began.elapsed().as_secs_f64();
-    println!(
-        "CALLS {}: {} calls of {} kinds, {} faults, {} tried in {seconds:.0} s ({:.1}/s), seed {seed}: {} violations",
-        operation.name,
-        counted.values().sum::<usize>(),
-        counted.len(),
-        all.len(),
-        chosen.len(),
-        chosen.len() as f64 / seconds,
-        violations.lock().unwrap().len()
-    );
-    let (faults, tried) = (all.len(), chosen.len());
-    let wrong = violations.lock().unwrap().len();
-    crate::counted::counted(
-        &format!("failing-calls/{}", operation.name),
-        format!("{faults} faults, {tried} tried, {wrong} violations"),
-    );
-    violations.into_inner().unwrap()
 }
 
 /// How often each call is made by the process that makes it most.
@@ -205,15 +148,64 @@ fn faults(counted: &BTreeMap<String, usize>) -> Vec<Fault> {
 }
 
 fn survives(
-    operation: &Operation,
-    arguments: &[&str],
+    single: &Single,
     fault: &Fault,
     appliance: &Appliance,
+    outcomes: &Outcomes,
 ) -> Result<(), String> {
+    let operation = single.operation();
     // Only what is traced can be made to fail.
     let (trace, injection) = (format!("trace={}", fault.call), fault.injection());
-    let options = ["-e", &trace, "-e", &injection, "-o", "/dev/null"];
-    let ended = Ended::of(appliance.traced(&options, arguments), arguments);
+    let log = appliance.beside("trace");
+    let options = [
+        "-y",
+        "-e",
+        &trace,
+        "-e",
+        &injection,
+        "-o",
+        log.to_str().unwrap(),
+    ];
+    let ended = Ended::of(
+        appliance.traced(&options, single.arguments),
+        single.arguments,
+    );
+    ends_well(fault, &ended)?;
+    if fault.kind != "KILL" && ended.code != Some(single.code) {
+        names_its_object(fault, &ended, &log)?;
+    }
+    let mut allowed = operation.allowed.to_vec();
+    if fault.kind == "EIO" {
+        // What cannot be read is damaged, and a damaged set is left for the one that the image has.
+        allowed.push((None, 1));
+    }
+    if !outcomes.is_new(appliance, (ended.code, &allowed))? {
+        return Ok(());
+    }
+    says_what_is(single, fault, &ended, appliance, &allowed)?;
+    appliance.boot(2);
+    appliance
+        .update(&["recover", "--stage", "link"])
+        .expect(&[0])?;
+    appliance
+        .update(&["recover", "--stage", "data"])
+        .expect(&[0])?;
+    appliance.sound(&allowed)?;
+    appliance.update(&["confirm"]).expect(&[0, 3, 8, 9])?;
+    appliance.sound(&allowed)?;
+    // What failed for the appliance's own reasons says nothing against a release; what its own checks met may.
+    let again = (operation.again)(appliance);
+    match again {
+        Err(why) if !blamed(appliance) => return Err(why),
+        Err(_) => return Ok(()),
+        Ok(()) => {}
+    }
+    appliance.sound(operation.finally)?;
+    appliance.tidy()
+}
+
+/// It ended by itself, and said why.
+fn ends_well(fault: &Fault, ended: &Ended) -> Result<(), String> {
     // 128 and more: it was killed, as it was to be.
     match ended.code {
         Some(0..=10) => {}
@@ -234,30 +226,78 @@ fn survives(
     if failed && fault.call != "write" && ended.error.trim().is_empty() {
         return Err(format!("it ended with {:?} and said nothing", ended.code));
     }
-    appliance.boot(2);
-    appliance
-        .update(&["recover", "--stage", "link"])
-        .expect(&[0])?;
-    appliance
-        .update(&["recover", "--stage", "data"])
-        .expect(&[0])?;
-    let mut allowed = operation.allowed.to_vec();
-    if fault.kind == "EIO" {
-        // What cannot be read is damaged, and a damaged set is left for the one that the image has.
-        allowed.push((None, 1));
+    Ok(())
+}
+
+/// Where a call with a file of the appliance failed, and the command with it, the file is named, or the directory that it is in.
+fn names_its_object(fault: &Fault, ended: &Ended, log: &Path) -> Result<(), String> {
+    // The files of programs and their libraries are the programs' own matter, and so is what is only looked at.
+    let disk = ["EIO", "ENOSPC", "EROFS", "EDQUOT"].contains(&fault.kind);
+    if !disk || ended.code.is_none_or(|code| code > 10) {
+        return Ok(());
     }
-    appliance.sound(&allowed)?;
-    appliance.update(&["confirm"]).expect(&[0, 3, 8, 9])?;
-    appliance.sound(&allowed)?;
-    // What failed for the appliance's own reasons says nothing against a release; what its own checks met may.
-    let again = (operation.again)(appliance);
-    match again {
-        Err(why) if !blamed(appliance) => return Err(why),
-        Err(_) => return Ok(()),
-        Ok(()) => {}
+    let log = fs::read_to_string(log).unwrap_or_default();
+    for line in log.lines().filter(|line| line.contains("(INJECTED)")) {
+        let objects: Vec<&str> = line
+            .split(['"', '<', '>'])
+            .filter_map(|part| part.split_once("/root/data/").map(|(_, path)| path))
+            .collect();
+        let said = format!("{}{}", ended.said, ended.error);
+        let named = objects.iter().any(|path| {
+            let mut parts = path.trim_end_matches('~').rsplit('/');
+            let name = parts.next().unwrap_or_default().trim_end_matches(".tmp");
+            let above = parts.next().unwrap_or_default();
+            [name, above]
+                .iter()
+                .any(|part| !part.is_empty() && said.contains(part))
+        });
+        if !objects.is_empty() && !named {
+            return Err(format!(
+                "it ended with {:?} and does not name {objects:?}: {said}",
+                ended.code
+            ));
+        }
     }
-    appliance.sound(operation.finally)?;
-    appliance.tidy()
+    Ok(())
+}
+
+/// The exit code says what is: done is done, and what is done is not called failed.
+fn says_what_is(
+    single: &Single,
+    fault: &Fault,
+    ended: &Ended,
+    appliance: &Appliance,
+    allowed: &[Allowed],
+) -> Result<(), String> {
+    let Some(code) = ended.code.filter(|code| *code <= 10) else {
+        return Ok(());
+    };
+    if fault.kind == "KILL" || single.name == "recovery" {
+        return Ok(());
+    }
+    if code == single.code {
+        let finally = single.operation().finally;
+        return appliance
+            .sound(finally)
+            .map(drop)
+            .map_err(|why| format!("it ended with {code}, and {why}"));
+    }
+    // It may be that this is not known either: then it is no end, and the next command goes on.
+    let status = appliance.status();
+    let concluded = status["phase"] == "idle" && status["needs_person"] == false;
+    let finally = single.operation().finally;
+    if concluded
+        && single.code == 0
+        && appliance
+            .sound(allowed)
+            .is_ok_and(|is| finally.contains(&is))
+    {
+        return Err(format!(
+            "it ended with {code}, and all is done: {}",
+            ended.error
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the release was refused because its own program failed: its migration and its checks are programs, and fail as others do.
@@ -268,18 +308,6 @@ fn blamed(appliance: &Appliance) -> bool {
         let reason = refusal["reason"].as_str().unwrap_or_default();
         reason.contains("migrations/run") || reason.contains("bin/healthy")
     })
-}
-
-fn most() -> usize {
-    match std::env::var("QX_CALLS").as_deref() {
-        Err(_) => 20,
-        Ok("all") => usize::MAX,
-        Ok(number) => number.parse().expect("QX_CALLS is a number or `all`"),
-    }
-}
-
-fn only() -> Option<String> {
-    std::env::var("QX_CALLS_ONLY").ok()
 }
 
 /// A program under strace, which follows everything that it starts.

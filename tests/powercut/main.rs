@@ -13,11 +13,15 @@
 mod appliance;
 mod calls;
 mod check;
+mod clock;
 #[path = "../counted.rs"]
 mod counted;
 mod cut;
 mod disk;
 mod operations;
+mod outcome;
+mod reader;
+mod tries;
 
 use counted::counted;
 use std::collections::HashSet;

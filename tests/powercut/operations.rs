@@ -24,6 +24,46 @@ pub struct Operation {
     pub finally: &'static [Allowed],
 }
 
+/// A single command, at each of whose steps something can go wrong: the name of its operation, the command, and its exit code when
+/// nothing does.
+pub struct Single {
+    pub name: &'static str,
+    pub arguments: &'static [&'static str],
+    pub code: i32,
+}
+
+impl Single {
+    pub fn operation(&self) -> &'static Operation {
+        let found = OPERATIONS.iter().find(|op| op.name == self.name);
+        found.unwrap_or_else(|| panic!("there is no operation {}", self.name))
+    }
+
+    /// An appliance on which it is the next command.
+    pub fn prepared(&self) -> Appliance {
+        let mut appliance = Appliance::in_memory();
+        appliance.first_data();
+        (self.operation().prepare)(&mut appliance);
+        appliance
+    }
+}
+
+pub const SINGLE: [Single; 6] = [
+    single("first-update", &["apply"], 0),
+    single("update", &["apply"], 0),
+    single("migration", &["apply"], 0),
+    single("failed-migration", &["apply"], 8),
+    single("rollback", &["rollback"], 0),
+    single("recovery", &["recover", "--stage", "link"], 0),
+];
+
+const fn single(name: &'static str, arguments: &'static [&'static str], code: i32) -> Single {
+    Single {
+        name,
+        arguments,
+        code,
+    }
+}
+
 const MIGRATES: Release = Release {
     schema: 2,
     sick: false,
