@@ -41,7 +41,7 @@ fn kill_at(appliance: &Appliance, point: &Point) {
 }
 
 /// Powers it off and on again.
-fn boot(appliance: &Appliance) {
+pub(super) fn boot(appliance: &Appliance) {
     // A service script that the killed updater had just called would go on in the next boot.
     appliance.power_off();
     for service in crate::common::SERVICES {

@@ -13,6 +13,7 @@ mod golden;
 mod good;
 mod inhibit;
 mod killed;
+mod manager;
 mod postgres;
 mod preflight;
 mod refused;
