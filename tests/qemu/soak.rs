@@ -1,4 +1,4 @@
-//! The appliance walks at random through good, bad, migrating and self-updating releases, while the power goes at random
+//! The appliance walks at random through good, bad, migrating and self-updating releases and images, while the power goes at random
 //! instants (in the initramfs too), the network, the clock, the disk and the services misbehave, and a person types at the wrong
 //! moment. After each step exactly one complete set runs, with its own data; and every few steps an update must simply succeed.
 //!
@@ -22,6 +22,8 @@ use crate::vm::{Appliance, Output};
 const KILLS: u64 = 102;
 /// Walks, each on an appliance of its own.
 const WALKS: u64 = 3;
+/// The images it boots from, and the versions of their factory sets.
+const IMAGES: [(&str, &str); 2] = [("soak", "1.0.0"), ("soak-next", "1.0.1")];
 /// The file whose first line is its schema: a data set of the appliance.
 const LEDGER: &str = "/data/ledger";
 
@@ -101,6 +103,8 @@ struct Walk {
     name: String,
     appliance: Appliance,
     repository: Repository,
+    /// Which of the images.
+    image: usize,
     random: Random,
     releases: BTreeMap<String, Published>,
     newest: String,
@@ -130,14 +134,13 @@ impl Drop for Steps {
 impl Walk {
     fn new(walk: u64, seed: u64) -> Walk {
         let name = format!("soak-{walk}");
-        image();
+        make_images();
         let repository = Repository::with(&format!("{name}-repository"), &[]);
-        let appliance =
-            Appliance::new(&name).options(&["--root", "soak", "--repo", &repository.url]);
         let mut walk = Walk {
+            appliance: Appliance::new(&name),
             name,
-            appliance,
             repository,
+            image: 0,
             // Never 0, from which it would not get away.
             random: Random((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             releases: BTreeMap::new(),
@@ -152,6 +155,7 @@ impl Walk {
                 count: 0,
             },
         };
+        walk.use_image(0);
         walk.note("first boot");
         walk.appliance.boot();
         walk.appliance.ok(&format!(
@@ -159,6 +163,14 @@ impl Walk {
         ));
         walk.goes_on();
         walk
+    }
+
+    /// From the next boot on.
+    fn use_image(&mut self, image: usize) {
+        self.image = image;
+        let (root, _) = IMAGES[image];
+        self.appliance
+            .set_options(&["--root", root, "--repo", &self.repository.url]);
     }
 
     fn note(&mut self, what: &str) {
@@ -181,7 +193,7 @@ impl Walk {
     }
 
     fn step(&mut self) {
-        match self.random.below(16) {
+        match self.random.below(18) {
             0..=2 => self.cut_in_a_boot(),
             3..=6 => self.cut_in("apply"),
             7 => self.cut_in("rollback"),
@@ -192,6 +204,8 @@ impl Walk {
             12 => self.another_clock(),
             13 => self.crashing_service(),
             14 => self.a_person_types(),
+            15 => self.another_image(),
+            16 => self.another_image_after_a_cut(),
             _ => self.undisturbed(),
         }
     }
@@ -281,7 +295,7 @@ impl Walk {
                 assert!(published.good || trial, "a bad release runs: {status:#}");
                 (published.release.clone(), published.schema)
             }
-            None => (factory(), 1),
+            None => (factory(self.image), 1),
         };
         self.appliance.assert_runs(&release);
         self.exits("verify", &[0]);
@@ -342,6 +356,31 @@ impl Walk {
         ));
         self.appliance.cut_the_boot(after);
         self.kills += 1;
+        self.boots();
+    }
+
+    /// The image is updated beneath everything.
+    fn another_image(&mut self) {
+        self.appliance.power_off();
+        self.boots_the_other_image();
+    }
+
+    /// The same while an update is under way: what comes up is another image's.
+    fn another_image_after_a_cut(&mut self) {
+        self.publish_any();
+        let after = self.random.part_of(self.update);
+        self.note(&format!("apply; the power goes after {after:.1?}"));
+        let _cut = self.appliance.spawn(&updater("apply"));
+        std::thread::sleep(after);
+        self.appliance.kill();
+        self.kills += 1;
+        self.boots_the_other_image();
+    }
+
+    fn boots_the_other_image(&mut self) {
+        let other = 1 - self.image;
+        self.use_image(other);
+        self.note(&format!("the image is {}", IMAGES[other].0));
         self.boots();
     }
 
@@ -462,8 +501,8 @@ fn updater(arguments: &str) -> String {
     format!("p=/data/bin/qx-update; [ -x $p ] || p=qx-update; $p {arguments}")
 }
 
-/// The image of these walks: its factory set accepts the ledger as it is at first.
-fn image() {
+/// The images of these walks: their factory sets accept the ledger as it is at first.
+fn make_images() {
     static MADE: std::sync::Once = std::sync::Once::new();
     MADE.call_once(|| {
         let overlay = built::directory("soak-overlay");
@@ -479,23 +518,30 @@ fn image() {
         // As the script that sets the source finds it.
         let config = config.to_string().replace("\"sources\":", "\"sources\": ");
         fs::write(etc.join("config.json"), config).unwrap();
-        let factory = factory();
-        let [factory, overlay] =
-            [factory.recipe.parent().unwrap(), &overlay].map(|dir| dir.to_str().unwrap());
-        built::other_image("soak", &["--factory", factory, "--overlay", overlay]);
+        for (image, (name, _)) in IMAGES.iter().enumerate() {
+            let factory = factory(image);
+            let [factory, overlay] =
+                [factory.recipe.parent().unwrap(), &overlay].map(|dir| dir.to_str().unwrap());
+            built::other_image(name, &["--factory", factory, "--overlay", overlay]);
+        }
     });
 }
 
-fn factory() -> Release {
-    static MADE: std::sync::OnceLock<Release> = std::sync::OnceLock::new();
-    let make = || {
-        Release::derived("soak-factory", "factory", "1.0.0", |recipe, _| {
-            quick(recipe);
-            recipe["data"] =
-                json!([{"name": "ledger", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
-        })
+/// The factory set of an image.
+fn factory(image: usize) -> Release {
+    static MADE: std::sync::OnceLock<Vec<Release>> = std::sync::OnceLock::new();
+    let make = |(name, version): &(&str, &str)| {
+        Release::derived(
+            &format!("{name}-factory"),
+            "factory",
+            version,
+            |recipe, _| {
+                quick(recipe);
+                recipe["data"] = json!([{"name": "ledger", "accepts_from": 1, "accepts_to": 1, "schema_after": 1}]);
+            },
+        )
     };
-    MADE.get_or_init(make).clone()
+    MADE.get_or_init(|| IMAGES.iter().map(make).collect())[image].clone()
 }
 
 /// What is proved for a second is as good here as what is for eight.
