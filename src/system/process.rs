@@ -1,14 +1,15 @@
 //! Running programs: under a time limit, in a known environment, as somebody.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use crate::system::group::Group;
@@ -20,10 +21,15 @@ use qx_release::text;
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The longest line of a program's output that is kept whole, in bytes.
 const MAX_LINE: usize = 4096;
+/// How much of an output is taken at a time, in bytes.
+const MAX_HEARD: u64 = 1 << 16;
 /// How often it is looked whether a program keeps within its space.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long a program's output is read on after its end, as long as more comes.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long output is waited for until it is looked whether the program has ended.
+const WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
 
 /// Which of a program's outputs a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,44 +125,29 @@ impl<'a> Program<'a> {
     /// Runs it with its output thrown away: what it starts may live on and keep writing.
     pub fn run_silently(&self) -> Result<Ended> {
         let child = self.spawn(|| null().map(Stdio::from))?;
-        let (_, nothing) = mpsc::sync_channel(0);
-        let status = Running::of(child, self, &nothing).wait(&mut |_| ())?;
+        let status = Running::of(child, self, Vec::new()).wait(&mut |_, _| ())?;
         Ok(Ended { status, last: None })
     }
 
     /// Runs it. Every line of output goes to `on_line` as it comes: at most 4096 bytes of it, bytes that are no text
-    /// replaced. A program that leaves a daemon behind is not waited for longer than itself.
+    /// replaced. A program that writes faster than that waits. All that it had written when it ended is heard; a daemon that it
+    /// leaves behind is not waited for.
     pub fn run(&self, on_line: &mut dyn FnMut(Stream, &str)) -> Result<Ended> {
         let mut child = self.spawn(|| Ok(Stdio::piped()))?;
-        // Bounded: a program that writes faster than its output is taken waits.
-        let (sender, lines) = mpsc::sync_channel(64);
-        let out = child.stdout.take();
-        let out = out.map(|out| read_lines(out, Stream::Out, sender.clone()));
-        let err = child.stderr.take();
-        let err = err.map(|err| read_lines(err, Stream::Err, sender));
-        if let Err(e) = out.into_iter().chain(err).collect::<Result<()>>() {
-            // What it says would be heard by nobody, and it would wait for that.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(e).doing(|| format!("running {}", self.name()));
-        }
+        let out = child.stdout.take().map(|pipe| (Stream::Out, pipe.into()));
+        let err = child.stderr.take().map(|pipe| (Stream::Err, pipe.into()));
+        let outputs = out.into_iter().chain(err);
+        let outputs = outputs.map(|(stream, pipe)| Output::of(stream, pipe));
         // Two pipes: which line came last is chance, and what went wrong stands on the standard error.
         let (mut out, mut err) = (None, None);
-        let mut take = |(stream, line): Line| {
-            on_line(stream, &line);
+        let mut take = |stream, line: &str| {
+            on_line(stream, line);
             match stream {
-                Stream::Out => out = Some(line),
-                Stream::Err => err = Some(line),
+                Stream::Out => out = Some(line.to_owned()),
+                Stream::Err => err = Some(line.to_owned()),
             }
         };
-        let status = Running::of(child, self, &lines).wait(&mut take)?;
-        // What it wrote last; a daemon that keeps the pipe open is not waited for.
-        let enough = Instant::now() + LAST_WORDS;
-        while Instant::now() < enough
-            && let Ok(line) = lines.recv_timeout(Duration::from_millis(300))
-        {
-            take(line);
-        }
+        let status = Running::of(child, self, outputs.collect()).wait(&mut take)?;
         Ok(Ended {
             status,
             last: err.or(out),
@@ -208,8 +199,78 @@ pub fn null() -> Result<File> {
     }
 }
 
-/// A line of a program's output.
-type Line = (Stream, String);
+/// One of the outputs of a program that runs, and what takes its lines.
+struct Output {
+    stream: Stream,
+    /// Nothing, once everybody has closed the other end.
+    pipe: Option<OwnedFd>,
+    /// The beginning of the next line.
+    line: Vec<u8>,
+}
+
+type Take<'a> = dyn FnMut(Stream, &str) + 'a;
+
+impl Output {
+    fn of(stream: Stream, pipe: OwnedFd) -> Output {
+        // Our end alone: who writes waits as ever. Where it fails, so does reading.
+        let _ = rustix::io::ioctl_fionbio(&pipe, true);
+        Output {
+            stream,
+            pipe: Some(pipe),
+            line: Vec::new(),
+        }
+    }
+
+    /// Takes what is there, but no more than this.
+    fn hear(&mut self, mut most: u64, take: &mut Take) {
+        let mut bytes = [0; MAX_LINE];
+        while let Some(pipe) = &self.pipe
+            && most > 0
+        {
+            let room = usize::try_from(most).unwrap_or(MAX_LINE).min(MAX_LINE);
+            match rustix::io::read(pipe, &mut bytes[..room]) {
+                Ok(0) => self.pipe = None,
+                Ok(length) => {
+                    most -= length as u64;
+                    self.add(&bytes[..length], take);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    /// Takes what was written until now, however much else is still to come: the program has ended.
+    fn hear_out(&mut self, take: &mut Take) {
+        let there = self.pipe.as_ref().map(rustix::io::ioctl_fionread);
+        self.hear(there.and_then(Result::ok).unwrap_or_default(), take);
+        if !self.line.is_empty() {
+            self.tell(take);
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8], take: &mut Take) {
+        for byte in bytes {
+            if *byte == b'\n' {
+                self.tell(take);
+                continue;
+            }
+            self.line.push(*byte);
+            // An endless line comes in pieces.
+            if self.line.len() == MAX_LINE {
+                self.tell(take);
+            }
+        }
+    }
+
+    fn tell(&mut self, take: &mut Take) {
+        let text = String::from_utf8_lossy(&self.line);
+        let text = text.trim_end_matches('\r').replace('\t', " ");
+        take(self.stream, &text::clean(&text, MAX_LINE));
+        self.line.clear();
+    }
+}
 
 /// A program that was started.
 struct Running<'a> {
@@ -219,39 +280,36 @@ struct Running<'a> {
     within: Option<&'a dyn Fn() -> bool>,
     /// When that is asked next.
     look: Instant,
-    lines: &'a mpsc::Receiver<Line>,
+    outputs: Vec<Output>,
 }
 
 impl<'a> Running<'a> {
-    fn of(child: Child, program: &'a Program<'a>, lines: &'a mpsc::Receiver<Line>) -> Running<'a> {
+    fn of(child: Child, program: &'a Program<'a>, outputs: Vec<Output>) -> Running<'a> {
         Running {
             child,
             program: program.name(),
             deadline: Instant::now() + program.timeout,
             within: program.within,
             look: Instant::now(),
-            lines,
+            outputs,
         }
     }
 
     /// Waits for it, taking its output; `None` if its group had to be killed.
-    fn wait(&mut self, take: &mut dyn FnMut(Line)) -> Result<Option<ExitStatus>> {
+    fn wait(&mut self, take: &mut Take) -> Result<Option<ExitStatus>> {
         loop {
-            match self.lines.recv_timeout(Duration::from_millis(20)) {
-                Ok(line) => take(line),
-                Err(RecvTimeoutError::Timeout) => {}
-                // Both outputs are closed; the program may still run.
-                Err(RecvTimeoutError::Disconnected) => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            }
+            self.listen(take);
             let ended = self.child.try_wait();
-            if let Some(status) = ended.doing(|| format!("waiting for {}", self.program))? {
-                return Ok(Some(status));
-            }
-            if Instant::now() >= self.deadline {
+            let ended = ended.doing(|| format!("waiting for {}", self.program))?;
+            let late = ended.is_none() && Instant::now() >= self.deadline;
+            if late {
                 self.kill()?;
-                return Ok(None);
+            }
+            if ended.is_some() || late {
+                for output in &mut self.outputs {
+                    output.hear_out(take);
+                }
+                return Ok(ended);
             }
             if let Some(within) = self.within
                 && Instant::now() >= self.look
@@ -263,6 +321,20 @@ impl<'a> Running<'a> {
                 }
                 self.look = Instant::now() + LOOK;
             }
+        }
+    }
+
+    /// Waits a little for output, and takes some.
+    fn listen(&mut self, take: &mut Take) {
+        let pipes = self
+            .outputs
+            .iter()
+            .filter_map(|output| output.pipe.as_ref());
+        let mut pipes: Vec<PollFd> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
+        // Whether it failed is seen in reading.
+        let _ = rustix::event::poll(&mut pipes, Some(&WAIT));
+        for output in &mut self.outputs {
+            output.hear(MAX_HEARD, take);
         }
     }
 
@@ -342,31 +414,6 @@ impl Drop for Nice {
 pub fn thread(work: impl FnOnce() + Send + 'static) -> Result<()> {
     let started = std::thread::Builder::new().spawn(work);
     started.map(drop).doing(|| "starting a thread")
-}
-
-fn read_lines(
-    from: impl Read + Send + 'static,
-    stream: Stream,
-    to: mpsc::SyncSender<Line>,
-) -> Result<()> {
-    thread(move || {
-        let mut reader = BufReader::new(from);
-        let mut line = Vec::new();
-        // An endless line comes in pieces.
-        while let Ok(1..) = reader
-            .by_ref()
-            .take(MAX_LINE as u64)
-            .read_until(b'\n', &mut line)
-        {
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end_matches(['\n', '\r']).replace('\t', " ");
-            let text = text::clean(&text, MAX_LINE);
-            line.clear();
-            if to.send((stream, text)).is_err() {
-                break;
-            }
-        }
-    })
 }
 
 #[cfg(test)]
@@ -461,9 +508,25 @@ mod tests {
         assert!(lines.iter().all(|l| l.1.len() <= MAX_LINE));
     }
 
+    /// Nobody is waited for who may still write, and nothing is lost that was written.
+    #[test]
+    fn last_words_are_heard() {
+        use std::io::Write;
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut output = Output::of(Stream::Err, reader.into());
+        // More than is taken at a time.
+        let long = "x".repeat(3 * MAX_LINE);
+        write!(writer, "{long}\nno such column\nand more").unwrap();
+        let mut lines = Vec::new();
+        output.hear_out(&mut |_, line| lines.push(line.to_owned()));
+        assert_eq!(lines.concat(), format!("{long}no such columnand more"));
+        assert_eq!(lines[lines.len() - 2..], ["no such column", "and more"]);
+        assert!(output.pipe.is_some(), "it may still be written to");
+    }
+
     #[test]
     fn the_whole_group_is_killed_when_its_time_is_over() {
-        let (ended, lines) = sh("sleep 1000 & echo $!; wait", Duration::from_millis(300));
+        let (ended, lines) = sh("sleep 1000 & echo $!; wait", Duration::from_secs(3));
         assert!(ended.status.is_none());
         let child: u32 = lines[0].1.parse().unwrap();
         let gone = Instant::now() + LONG;

@@ -158,9 +158,14 @@ fn until_it_migrates(appliance: &Appliance) -> crate::common::Running<'_> {
     apply
 }
 
+/// What the front end has started; what that is starting in its turn looks the same for a moment.
 fn worker(appliance: &Appliance, front_end: u32) -> u32 {
     let mut all = appliance.updaters();
-    all.retain(|pid| *pid != front_end);
+    let parent = format!("PPid:\t{front_end}\n");
+    all.retain(|pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"));
+        status.is_ok_and(|status| status.contains(&parent))
+    });
     assert_eq!(all.len(), 1, "{all:?}");
     all[0]
 }

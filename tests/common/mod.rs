@@ -90,20 +90,20 @@ impl Drop for Mounted {
 
 /// A directory as an operator has it, whatever the umask is: nobody else can write into it. Those above it are made, too.
 pub fn create_dir(path: impl AsRef<Path>) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
+    let path = path.as_ref();
+    if path.is_dir() {
+        return Ok(());
+    }
+    path.parent().map_or(Ok(()), create_dir)?;
+    fs::create_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 /// One of them that is gone when it is dropped.
 pub fn temporary(prefix: &str) -> TempDir {
-    tempfile::Builder::new()
-        .prefix(prefix)
-        .permissions(fs::Permissions::from_mode(0o755))
-        .tempdir()
-        .unwrap()
+    let dir = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    dir
 }
 
 /// The appliance, the repository it updates from, and the publisher's keys.
