@@ -16,6 +16,7 @@ use crate::repository::Repository;
 use crate::store::{self, Store};
 use crate::system::host::Host;
 use crate::system::log::Log;
+use crate::system::verity;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Component, Kind};
@@ -120,6 +121,7 @@ impl Stage<'_> {
         if let Err(e) = self.store.verify_staged(slot, manifest) {
             return Err(self.blame(e, &next));
         }
+        self.protect(&next);
         let versions = self.repository.versions();
         self.store
             .seal(slot, manifest, self.candidate.digest, versions)?;
@@ -128,6 +130,19 @@ impl Stage<'_> {
             durable::exchange(&next, &place)
         } else {
             durable::rename(&next, &place)
+        }
+    }
+
+    /// From here on the kernel checks whatever is read of the release, where it can. Where it cannot, damage shows when the
+    /// release is verified, at each boot.
+    fn protect(&mut self, next: &Path) {
+        match verity::protect(next) {
+            Ok(0) => {}
+            Ok(files) => {
+                let what = format!("fs-verity protects {files} files");
+                self.log.info("stage", what);
+            }
+            Err(e) => self.log.warning("stage", e.chain()),
         }
     }
 

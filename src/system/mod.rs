@@ -10,3 +10,5 @@ pub mod process;
 pub mod sandbox;
 pub mod service;
 pub mod space;
+#[cfg(feature = "update")]
+pub mod verity;

@@ -1,5 +1,9 @@
 //! What a boot makes of a slot, an image or a data partition that is not what it was.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
 use serde_json::Value;
 
 use crate::built;
@@ -29,6 +33,54 @@ fn a_flipped_bit_is_left_behind() {
     // And it is mended by the next update.
     appliance.qx_update("apply", 0);
     appliance.assert_runs(&v2);
+}
+
+/// Intent: where the data partition has fs-verity, nothing can change a release, and what the medium damaged cannot be read, whoever
+/// reads it; the fallback runs, and the next update mends it.
+#[test]
+fn what_the_medium_damaged_cannot_be_read() {
+    let (v1, v2) = (Release::named("v1"), Release::named("v2"));
+    let repository = Repository::with_v1("verity-repository", &[&v2]);
+    let mut appliance = Appliance::with_v1("verity").options(&["--repo", &repository.url]);
+    let disk = appliance.disk();
+    built::must_succeed(Command::new("tune2fs").args(["-O", "verity"]).arg(&disk));
+    appliance.boot();
+    let said = appliance.qx_update("apply", 0);
+    assert!(said.contains("fs-verity protects"), "{said}");
+    appliance.assert_runs(&v2);
+    let file = format!("{}/bin/qx-console", appliance.ok("readlink /data/current"));
+    appliance.ok(&format!("cat /data/{file} >/dev/null"));
+    let written = appliance.run(&format!(
+        "rc-service quantix-console stop; echo x >>/data/{file}"
+    ));
+    assert_ne!(written.code, 0, "{written:#?}");
+    appliance.power_off();
+
+    damage(&appliance, &file);
+    appliance.boot();
+    appliance.assert_runs(&v1);
+    assert_told(&appliance, &file);
+    let read = appliance.run(&format!("cat /data/{file} >/dev/null"));
+    assert!(
+        read.code != 0 && read.err.contains("I/O error"),
+        "{read:#?}"
+    );
+    appliance.qx_update("apply", 0);
+    appliance.assert_runs(&v2);
+}
+
+/// Flips a bit of a file where it lies on the disk of an appliance that is off.
+fn damage(appliance: &Appliance, file: &str) {
+    const BLOCK: u64 = 4096;
+    let disk = appliance.disk();
+    let mut debugfs = Command::new("debugfs");
+    let blocks = debugfs.args(["-R", &format!("blocks /{file}")]).arg(&disk);
+    let blocks = String::from_utf8(blocks.output().unwrap().stdout).unwrap();
+    let block: u64 = blocks.split_whitespace().nth(900).unwrap().parse().unwrap();
+    let disk = File::options().read(true).write(true).open(disk).unwrap();
+    let mut byte = [0];
+    disk.read_exact_at(&mut byte, block * BLOCK).unwrap();
+    disk.write_all_at(&[byte[0] ^ 1], block * BLOCK).unwrap();
 }
 
 /// Intent: an image that is newer than the slot is not shadowed by it.
