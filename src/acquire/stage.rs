@@ -126,7 +126,7 @@ impl Stage<'_> {
         self.store
             .seal(slot, manifest, self.candidate.digest, versions)?;
         let place = self.store.slot(slot);
-        if place.exists() {
+        if durable::is_there(&place)? {
             durable::exchange(&next, &place)
         } else {
             durable::rename(&next, &place)

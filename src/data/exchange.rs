@@ -14,11 +14,10 @@
 //! On the way back it is the same with `next` and `previous` swapped.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::model::dataset::{COMPANIONS, Side};
-use qx_release::durable;
+use qx_release::durable::{self, is_directory, is_there};
 use qx_release::error::{Error, Result};
 
 /// Live data is being moved here.
@@ -69,22 +68,22 @@ pub(super) fn exchange(
     let mut stray = None;
     // The opposite exchange was cut while it emptied that side.
     let emptying = part(to, EMPTYING);
-    if emptying.is_dir() {
+    if is_directory(&emptying)? {
         move_all(live.name, live.directory, &emptying, step)?;
         step(Step::Rename(&emptying, &at(to)))?;
     }
     // Or while it filled this one: the old data was never all there.
     let filling = part(from, FILLING);
-    if filling.is_dir() {
+    if is_directory(&filling)? {
         move_all(live.name, &filling, live.directory, step)?;
         step(Step::Remove(&filling))?;
         return Ok(None);
     }
     let emptying = part(from, EMPTYING);
-    if at(from).is_dir() {
-        if !at(to).is_dir() {
+    if is_directory(&at(from))? {
+        if !is_directory(&at(to))? {
             let filling = part(to, FILLING);
-            if !filling.is_dir() {
+            if !is_directory(&filling)? {
                 step(Step::Make(&filling))?;
             }
             move_all(live.name, live.directory, &filling, step)?;
@@ -93,12 +92,12 @@ pub(super) fn exchange(
         stray = put_stray_away(live, aside, &at(to), step)?;
         step(Step::Rename(&at(from), &emptying))?;
     }
-    if emptying.is_dir() {
+    if is_directory(&emptying)? {
         move_all(live.name, &emptying, live.directory, step)?;
         step(Step::Remove(&emptying))?;
         return Ok(stray);
     }
-    match at(to).is_dir() {
+    match is_directory(&at(to))? {
         true => Ok(stray),
         false => Err(Error::new(format!(
             "the {} data is missing from {}",
@@ -116,33 +115,32 @@ fn move_all(
     step: &mut dyn FnMut(Step) -> Result<()>,
 ) -> Result<()> {
     // A directory has no companions: what is called so beside it is somebody else's.
-    if to.join(name).is_dir() {
+    if is_directory(&to.join(name))? {
         return Ok(());
     }
-    for name in parts(name, from) {
+    for name in parts(name, from)? {
         step(Step::Rename(&from.join(&name), &to.join(&name)))?;
     }
     Ok(())
 }
 
 /// The names of a data set in a directory.
-fn parts(name: &OsStr, directory: &Path) -> Vec<OsString> {
-    let found = |name: &OsStr| fs::symlink_metadata(directory.join(name)).ok();
+fn parts(name: &OsStr, directory: &Path) -> Result<Vec<OsString>> {
+    let mut candidates = vec![name.to_owned()];
+    if !is_directory(&directory.join(name))? {
+        candidates.extend(COMPANIONS.iter().map(|suffix| {
+            let mut companion = name.to_owned();
+            companion.push(suffix);
+            companion
+        }));
+    }
     let mut parts = Vec::new();
-    let own = found(name);
-    if own.is_some() {
-        parts.push(name.to_owned());
+    for part in candidates {
+        if is_there(&directory.join(&part))? {
+            parts.push(part);
+        }
     }
-    if own.is_some_and(|own| own.is_dir()) {
-        return parts;
-    }
-    let companions = COMPANIONS.iter().map(|suffix| {
-        let mut companion = name.to_owned();
-        companion.push(suffix);
-        companion
-    });
-    parts.extend(companions.filter(|companion| found(companion).is_some()));
-    parts
+    Ok(parts)
 }
 
 /// Moves unexpected files at the live place out of the way: both sides are complete, so they belong to neither. Files
@@ -153,18 +151,19 @@ fn put_stray_away(
     was_live: &Path,
     step: &mut dyn FnMut(Step) -> Result<()>,
 ) -> Result<Option<PathBuf>> {
-    let mut parts = parts(live.name, live.directory);
-    if was_live.join(live.name).is_dir() {
+    let mut parts = parts(live.name, live.directory)?;
+    if is_directory(&was_live.join(live.name))? {
         parts.retain(|part| part == live.name);
     }
     if parts.is_empty() {
         return Ok(None);
     }
-    let free = |place: &PathBuf| fs::symlink_metadata(place).is_err();
-    let places = (1..u32::MAX).map(|number| aside.join(format!("{STRAY}.{number}")));
-    let Some(place) = places.into_iter().find(free) else {
-        return Ok(None);
-    };
+    let place = |number| aside.join(format!("{STRAY}.{number}"));
+    let mut number = 1;
+    while is_there(&place(number))? {
+        number += 1;
+    }
+    let place = place(number);
     step(Step::Make(&place))?;
     for name in parts {
         step(Step::Rename(
@@ -178,6 +177,7 @@ fn put_stray_away(
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::fs;
 
     use super::*;
     use qx_release::error::Context;

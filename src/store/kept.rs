@@ -65,7 +65,7 @@ impl Store {
     pub fn forget_kept(&self, id: OperationId) -> Result<()> {
         let path = self.kept_note(id);
         for path in [copy(&path), path] {
-            if path.exists() {
+            if durable::is_there(&path)? {
                 durable::remove(&path)?;
             }
         }

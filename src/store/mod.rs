@@ -277,9 +277,11 @@ impl Store {
     pub fn drop_leftovers(&self) -> Result<()> {
         for slot in Slot::BOTH {
             let next = self.next(slot);
-            if next.exists() && self.in_use(&next) {
-                let free = |number: &u32| !self.kept_path(slot, *number).exists();
-                let number = (1..).find(free).unwrap_or_default();
+            if durable::is_there(&next)? && self.in_use(&next) {
+                let mut number = 1;
+                while durable::is_there(&self.kept_path(slot, number))? {
+                    number += 1;
+                }
                 durable::rename(&next, &self.kept_path(slot, number))?;
             } else {
                 durable::remove_tree(&next)?;
@@ -335,7 +337,7 @@ impl Store {
     /// Deletes what a process that was killed was working with.
     pub fn drop_scratch(&self) -> Result<()> {
         let reserve = self.path("update/.reserve");
-        match reserve.exists() {
+        match durable::is_there(&reserve)? {
             true => durable::remove(&reserve),
             false => Ok(()),
         }
@@ -368,13 +370,7 @@ impl Store {
 
 /// Whether the path certainly does not exist.
 pub fn is_absent(path: &Path) -> bool {
-    let found = fs::symlink_metadata(path);
-    found.is_err_and(|e| {
-        matches!(
-            e.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-        )
-    })
+    durable::is_there(path).is_ok_and(|there| !there)
 }
 
 /// The bytes of a set's manifest as they are installed.

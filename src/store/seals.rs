@@ -241,10 +241,10 @@ impl Store {
     /// Drops the seals of releases that are in no slot.
     pub fn prune_seals(&self) -> Result<()> {
         let mut kept = Vec::new();
-        for slot in Slot::BOTH
-            .into_iter()
-            .filter(|slot| self.slot(*slot).exists())
-        {
+        for slot in Slot::BOTH {
+            if !durable::is_there(&self.slot(slot))? {
+                continue;
+            }
             // One that cannot be read now may be read later, and needs its seal then.
             if let Some((_, digest)) = self.manifest(slot.into())? {
                 kept.push(self.seal_path(digest));

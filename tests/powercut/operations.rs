@@ -24,12 +24,14 @@ pub struct Operation {
     pub finally: &'static [Allowed],
 }
 
-/// A single command, at each of whose steps something can go wrong: the name of its operation, the command, and its exit code when
-/// nothing does.
+/// A single command, at each of whose steps something can go wrong.
 pub struct Single {
+    /// The operation that it is.
     pub name: &'static str,
     pub arguments: &'static [&'static str],
+    /// How it ends when nothing goes wrong, and what runs then.
     pub code: i32,
+    pub done: Allowed,
 }
 
 impl Single {
@@ -48,19 +50,26 @@ impl Single {
 }
 
 pub const SINGLE: [Single; 6] = [
-    single("first-update", &["apply"], 0),
-    single("update", &["apply"], 0),
-    single("migration", &["apply"], 0),
-    single("failed-migration", &["apply"], 8),
-    single("rollback", &["rollback"], 0),
-    single("recovery", &["recover", "--stage", "link"], 0),
+    single("first-update", &["apply"], 0, OLD),
+    single("update", &["apply"], 0, NEW),
+    single("migration", &["apply"], 0, MIGRATED),
+    single("failed-migration", &["apply"], 8, OLD),
+    single("rollback", &["rollback"], 0, OLD),
+    // The trial goes on.
+    single("recovery", &["recover", "--stage", "link"], 0, MIGRATED),
 ];
 
-const fn single(name: &'static str, arguments: &'static [&'static str], code: i32) -> Single {
+const fn single(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    code: i32,
+    done: Allowed,
+) -> Single {
     Single {
         name,
         arguments,
         code,
+        done,
     }
 }
 

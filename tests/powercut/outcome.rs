@@ -59,7 +59,7 @@ fn steady(bytes: &[u8]) -> Vec<u8> {
                 .rsplit('-')
                 .next()
                 .is_some_and(|last| last.len() == 16 && last.chars().all(is_hex));
-        let is_time = ["\"uptime_s\":", "\"seconds\":"]
+        let is_time = ["\"uptime_s\"", "\"seconds\""]
             .iter()
             .any(|key| steady.ends_with(key));
         match is_date || is_id || is_time {

@@ -42,7 +42,6 @@ fn a_reader_that_reads_no_further_holds_up_nothing() {
 }
 
 fn survives(single: &Single, stalled: &Stalled, appliance: &Appliance) -> Result<(), String> {
-    let operation = single.operation();
     let (mut reader, writer) = with_room_for(stalled.0);
     let before = appliance.status()["last"].take();
     let mut command = appliance.command(single.arguments);
@@ -68,7 +67,7 @@ fn survives(single: &Single, stalled: &Stalled, appliance: &Appliance) -> Result
     if code != Some(single.code) || said.contains("panicked") {
         return Err(format!("it ended with {code:?}: {said}"));
     }
-    appliance.sound(operation.finally)?;
+    appliance.sound(&[single.done])?;
     appliance.tidy()
 }
 

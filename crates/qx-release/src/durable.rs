@@ -61,6 +61,31 @@ pub fn link(path: &Path, target: &str) -> Result<()> {
         .doing(|| format!("linking {} to {target}", path.display()))
 }
 
+/// Whether something is there, whatever it is. What cannot be looked at is not absent: that is an error.
+pub fn is_there(path: &Path) -> Result<bool> {
+    look(path).map(|found| found.is_some())
+}
+
+/// Whether a directory is there; likewise.
+pub fn is_directory(path: &Path) -> Result<bool> {
+    look(path).map(|found| found.is_some_and(|found| found.is_dir()))
+}
+
+fn look(path: &Path) -> Result<Option<fs::Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e).doing(|| format!("looking at {}", path.display())),
+    }
+}
+
 /// Removes a file or a link, if it exists.
 pub fn remove(path: &Path) -> Result<()> {
     remove_if_there(path)
@@ -207,6 +232,30 @@ fn temporary(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        for (name, there, directory) in [
+            (".", true, true),
+            ("file", true, false),
+            ("link", true, false),
+            ("none", false, false),
+            ("none/below", false, false),
+            ("file/below", false, false),
+        ] {
+            assert_eq!(is_there(&at(name)).unwrap(), there, "{name}");
+            assert_eq!(is_directory(&at(name)).unwrap(), directory, "{name}");
+        }
+        for look in [is_there, is_directory] {
+            let error = look(&at("loop/below")).unwrap_err().chain();
+            assert!(error.contains("loop/below"), "{error}");
+        }
+    }
 
     #[test]
     fn what_is_planted_at_a_temporary_name_goes() {
