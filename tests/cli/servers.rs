@@ -105,7 +105,11 @@ impl Running {
         };
         let config = own.path().join("config");
         fs::write(&config, text).unwrap();
-        fs::write(own.path().join("page.html"), PAGE).unwrap();
+        let page = own.path().join("page.html");
+        fs::write(&page, PAGE).unwrap();
+        // Whatever the umask is, who serves it is nobody.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(&page, readable).unwrap();
         let modules = unpacked.join("usr/lib/lighttpd");
         let config = path(&config);
         let arguments: &[&str] = match kind {

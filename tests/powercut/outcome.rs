@@ -70,6 +70,7 @@ fn steady(bytes: &[u8]) -> Vec<u8> {
     steady.into_bytes()
 }
 
+/// Intent: what is checked once is the same but for what differs from run to run.
 #[test]
 fn what_differs_each_time_is_no_part_of_an_outcome() {
     let one = b"{\"id\":\"0123456789abcdef\",\"since\":\"2026-02-02T00:00:00Z\",\"uptime_s\":12,\"boots\":1,\"seconds\":0}\n\
