@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::appliance::{Appliance, Entry, tree};
 use crate::operations::{SINGLE, Single};
-use crate::tries::{only, try_some};
+use crate::tries::{is_tried, try_some};
 
 /// How far it is set: the days, and what dates begin with then. Into the past of every key; to where 32 bits end; to where the
 /// metadata have expired, for all that the clock tells.
@@ -30,7 +30,7 @@ impl fmt::Display for Step {
 fn a_step_of_the_clock_changes_no_decision() {
     let mut violations = Vec::new();
     for single in &SINGLE {
-        if only().is_none_or(|only| only.starts_with(&format!("{} clock", single.name))) {
+        if is_tried(single.name, "clock") {
             let original = single.prepared();
             let last = readings(single, &original);
             let steps: Vec<Step> = (0..last)

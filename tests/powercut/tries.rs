@@ -18,8 +18,15 @@ fn most() -> usize {
 }
 
 /// The one that is tried, of all: `QX_CALLS_ONLY`.
-pub fn only() -> Option<String> {
+fn only() -> Option<String> {
     std::env::var("QX_CALLS_ONLY").ok()
+}
+
+/// Whether anything of an operation is tried in which this goes wrong: `QX_CALLS_ONLY`, `QX_POWERCUT_OPERATION`.
+pub fn is_tried(operation: &str, what: &str) -> bool {
+    let named = std::env::var("QX_POWERCUT_OPERATION");
+    named.map_or(true, |named| named == operation)
+        && only().is_none_or(|only| only.starts_with(&format!("{operation} {what}")))
 }
 
 /// Tries some of these cases of an operation, chosen by the seed. `table` is where they are counted.
