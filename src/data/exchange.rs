@@ -102,7 +102,7 @@ pub(super) fn exchange(
         false => Err(Error::new(format!(
             "the {} data is missing from {}",
             from.name(),
-            aside.display()
+            durable::shown(aside)
         ))),
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use qx_release::digest::{Digest, Hasher};
+use qx_release::durable;
 use qx_release::error::{Context, Result};
 
 /// The digest of what is at `path`: names, owners, modes, content. Memory: the names of the directories above each file.
@@ -19,7 +20,7 @@ pub(super) fn digest(path: &Path) -> Result<Digest> {
 }
 
 fn add(hasher: &mut Hasher, path: &Path) -> Result<()> {
-    let doing = || format!("reading {}", path.display());
+    let doing = || format!("reading {}", durable::shown(path));
     let meta = fs::symlink_metadata(path).doing(doing)?;
     let line = format!("{:o} {} {}\n", meta.mode(), meta.uid(), meta.gid());
     hasher.update(line.as_bytes());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
+use qx_release::durable;
 use qx_release::error::{Context, Result};
 
 /// Room for files, as a file system counts it.
@@ -57,7 +58,7 @@ pub fn free_space(path: &Path) -> Result<Space> {
 /// What is free, and how much there is at all.
 pub fn free_and_total(path: &Path) -> Result<(Space, Space)> {
     let stat = rustix::fs::statvfs(path)
-        .doing(|| format!("asking for the free space of {}", path.display()))?;
+        .doing(|| format!("asking for the free space of {}", durable::shown(path)))?;
     // Some file systems make inodes as they go, and tell none.
     let entries = |count: u64| match stat.f_files {
         0 => u64::MAX,

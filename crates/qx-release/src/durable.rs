@@ -31,7 +31,7 @@ pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     };
     put()
         .inspect_err(|_| drop(fs::remove_file(&temporary)))
-        .doing(|| format!("writing {}", path.display()))
+        .doing(|| format!("writing {}", shown(path)))
 }
 
 /// Creates a file, replacing whatever has its name: anybody who can write to the directory may have put a link, a pipe
@@ -58,7 +58,20 @@ pub fn link(path: &Path, target: &str) -> Result<()> {
     };
     put()
         .inspect_err(|_| drop(fs::remove_file(&temporary)))
-        .doing(|| format!("linking {} to {target}", path.display()))
+        .doing(|| format!("linking {} to {target}", shown(path)))
+}
+
+/// A path for people: what is reached through a descriptor of this process is named by where it is.
+pub fn shown(path: &Path) -> String {
+    let mut parts = path.components();
+    // The root, `proc`, `self`, `fd`, and the number.
+    let held: PathBuf = parts.by_ref().take(5).collect();
+    let real = match held.starts_with("/proc/self/fd") {
+        true => fs::read_link(&held).map(|real| real.join(parts.as_path())),
+        false => Ok(path.to_owned()),
+    };
+    let real = real.unwrap_or_else(|_| path.to_owned());
+    real.components().collect::<PathBuf>().display().to_string()
 }
 
 /// Whether something is there, whatever it is. What cannot be looked at is not absent: that is an error.
@@ -82,7 +95,7 @@ fn look(path: &Path) -> Result<Option<fs::Metadata>> {
         {
             Ok(None)
         }
-        Err(e) => Err(e).doing(|| format!("looking at {}", path.display())),
+        Err(e) => Err(e).doing(|| format!("looking at {}", shown(path))),
     }
 }
 
@@ -90,7 +103,7 @@ fn look(path: &Path) -> Result<Option<fs::Metadata>> {
 pub fn remove(path: &Path) -> Result<()> {
     remove_if_there(path)
         .and_then(|()| sync_directory(parent(path)))
-        .doing(|| format!("removing {}", path.display()))
+        .doing(|| format!("removing {}", shown(path)))
 }
 
 /// Removes a directory and everything below it, if it exists.
@@ -100,14 +113,14 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         other => other,
     };
     gone.and_then(|()| sync_directory(parent(path)))
-        .doing(|| format!("removing {}", path.display()))
+        .doing(|| format!("removing {}", shown(path)))
 }
 
 /// Removes an empty directory.
 pub fn remove_empty(path: &Path) -> Result<()> {
     fs::remove_dir(path)
         .and_then(|()| sync_directory(parent(path)))
-        .doing(|| format!("removing the directory {}", path.display()))
+        .doing(|| format!("removing the directory {}", shown(path)))
 }
 
 /// Creates a directory and its missing parents with these permission bits; an existing directory is fine.
@@ -124,7 +137,7 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
         .mode(mode)
         .create(path)
         .and_then(|()| sync_directory(parent(path)))
-        .doing(|| format!("creating the directory {}", path.display()))
+        .doing(|| format!("creating the directory {}", shown(path)))
 }
 
 /// Renames, replacing a file that is there.
@@ -137,7 +150,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
         }
         Ok(())
     };
-    moved().doing(|| format!("renaming {} to {}", from.display(), to.display()))
+    moved().doing(|| format!("renaming {} to {}", shown(from), shown(to)))
 }
 
 /// Exchanges two files or directories in the same directory, in one step.
@@ -145,7 +158,7 @@ pub fn exchange(one: &Path, other: &Path) -> Result<()> {
     rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
         .map_err(io::Error::from)
         .and_then(|()| sync_directory(parent(one)))
-        .doing(|| format!("exchanging {} and {}", one.display(), other.display()))
+        .doing(|| format!("exchanging {} and {}", shown(one), shown(other)))
 }
 
 /// Removes a file, a link, or a directory and everything below it, if it exists.
@@ -172,7 +185,7 @@ pub fn try_links_and_exchanges(directory: &Path) -> Result<()> {
     let tried = tried().doing(|| {
         format!(
             "testing symbolic links and atomic exchange in {}, which the data partition must support (ext4 and XFS do, vfat does not)",
-            directory.display()
+            shown(directory)
         )
     });
     tried.and(tidy())
@@ -180,8 +193,7 @@ pub fn try_links_and_exchanges(directory: &Path) -> Result<()> {
 
 /// Syncs a file's content.
 pub fn sync_file(file: &File, path: &Path) -> Result<()> {
-    file.sync_all()
-        .doing(|| format!("syncing {}", path.display()))
+    file.sync_all().doing(|| format!("syncing {}", shown(path)))
 }
 
 /// Syncs a file, or a directory.
@@ -193,7 +205,7 @@ pub fn sync(file: &File) -> io::Result<()> {
 pub fn sync_file_system(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|dir| rustix::fs::syncfs(&dir).map_err(io::Error::from))
-        .doing(|| format!("syncing the file system of {}", path.display()))
+        .doing(|| format!("syncing the file system of {}", shown(path)))
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
@@ -232,6 +244,30 @@ fn temporary(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_is_named_by_where_it_is() {
+        use std::os::fd::AsRawFd;
+        let dir = tempfile::tempdir().unwrap();
+        let directory = File::open(dir.path()).unwrap();
+        let held = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        assert_eq!(shown(&held), dir.path().display().to_string());
+        let below = dir.path().join("previous/db");
+        assert_eq!(
+            shown(&held.join("previous/db")),
+            below.display().to_string()
+        );
+        for path in [
+            "/data/db",
+            "/proc/self/fd",
+            "/proc/self/fd/99999/x",
+            "relative/x",
+        ] {
+            assert_eq!(shown(Path::new(path)), path);
+        }
+        let error = rename(&held.join("one"), &held.join("other")).unwrap_err();
+        assert!(!error.chain().contains("/proc/"), "{}", error.chain());
+    }
 
     #[test]
     fn what_cannot_be_looked_at_is_not_absent() {
