@@ -262,6 +262,14 @@ impl Appliance {
         Ended::of(self.command(arguments), arguments)
     }
 
+    /// Both stages of recovery, as a boot runs them.
+    pub fn recovers(&self) -> Result<(), String> {
+        for stage in ["link", "data"] {
+            self.update(&["recover", "--stage", stage]).expect(&[0])?;
+        }
+        Ok(())
+    }
+
     /// The same with these variables, by the program that was built for tests: the one that ships takes no library.
     pub fn update_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Ended {
         let mut command = alone();

@@ -185,12 +185,7 @@ fn survives(
     }
     says_what_is(single, fault, &ended, appliance, &allowed)?;
     appliance.boot(2);
-    appliance
-        .update(&["recover", "--stage", "link"])
-        .expect(&[0])?;
-    appliance
-        .update(&["recover", "--stage", "data"])
-        .expect(&[0])?;
+    appliance.recovers()?;
     appliance.sound(&allowed)?;
     appliance.update(&["confirm"]).expect(&[0, 3, 8, 9])?;
     appliance.sound(&allowed)?;

@@ -111,12 +111,7 @@ fn survives(single: &Single, step: &Step, appliance: &Appliance) -> Result<(), S
         appliance.sound(&[single.done])?;
     }
     appliance.boot(2);
-    appliance
-        .update(&["recover", "--stage", "link"])
-        .expect(&[0])?;
-    appliance
-        .update(&["recover", "--stage", "data"])
-        .expect(&[0])?;
+    appliance.recovers()?;
     appliance.update(&["confirm"]).expect(&[0, 3, 8, 9])?;
     appliance.sound(operation.allowed)?;
     (operation.again)(appliance)?;

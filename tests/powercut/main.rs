@@ -232,22 +232,14 @@ fn comes_up(
     // The first one is recorded, and the second.
     appliance.boot(2);
     let outcome = (|| {
-        let recover = || {
-            appliance
-                .update(&["recover", "--stage", "link"])
-                .expect(&[0])?;
-            appliance
-                .update(&["recover", "--stage", "data"])
-                .expect(&[0])
-        };
-        recover()?;
+        appliance.recovers()?;
         // What comes of it does not depend on how it came about.
         if !outcomes.is_new(appliance, ())? {
             return Ok(());
         }
         appliance.sound(operation.allowed)?;
         let picture = appliance.picture()?;
-        recover()?;
+        appliance.recovers()?;
         if let Some(what) = differs(&picture, &appliance.picture()?) {
             return Err(format!("a second recovery changed something: {what}"));
         }

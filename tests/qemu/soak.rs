@@ -342,12 +342,6 @@ impl Walk {
         self.random.part_of(span)
     }
 
-    fn power_goes(&mut self) {
-        self.appliance.kill();
-        self.kills += 1;
-        self.boots();
-    }
-
     fn cut_in_a_boot(&mut self) {
         self.appliance.power_off();
         let after = self.in_a_boot();
@@ -367,13 +361,7 @@ impl Walk {
 
     /// The same while an update is under way: what comes up is another image's.
     fn another_image_after_a_cut(&mut self) {
-        self.publish_any();
-        let after = self.random.part_of(self.update);
-        self.note(&format!("apply; the power goes after {after:.1?}"));
-        let _cut = self.appliance.spawn(&updater("apply"));
-        std::thread::sleep(after);
-        self.appliance.kill();
-        self.kills += 1;
+        self.power_goes_in("apply");
         self.boots_the_other_image();
     }
 
@@ -385,12 +373,18 @@ impl Walk {
     }
 
     fn cut_in(&mut self, command: &str) {
+        self.power_goes_in(command);
+        self.boots();
+    }
+
+    fn power_goes_in(&mut self, command: &str) {
         self.publish_any();
         let after = self.random.part_of(self.update);
         self.note(&format!("{command}; the power goes after {after:.1?}"));
         let _cut = self.appliance.spawn(&updater(command));
         std::thread::sleep(after);
-        self.power_goes();
+        self.appliance.kill();
+        self.kills += 1;
     }
 
     fn killed_updater(&mut self) {
