@@ -1,6 +1,7 @@
 //! `rollback`: the previous set or the factory set, because a person says so.
 
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
+use qx_release::manifest::Name;
 
 use super::{Appliance, Back, Resumed, leave_caller, running, wait_for_runlevel};
 use crate::data;
@@ -43,13 +44,14 @@ impl Appliance {
         self.go_back(idle, back, newer, None, &record)
     }
 
-    /// Goes back from what runs; `undoes` is why, if it is no person who asks for it.
+    /// Goes back from what runs; `undoes` is why, if it is no person who asks for it, and the service that does not stay up: it is
+    /// meant to run, whatever it does at this instant.
     pub(super) fn go_back(
         &mut self,
         idle: Idle,
         back: Back,
         newer: NewerData,
-        undoes: Option<String>,
+        undoes: Option<(String, Name)>,
         record: &Record,
     ) -> Result<Exit> {
         let to = self.set_behind(&idle, back)?;
@@ -59,9 +61,11 @@ impl Appliance {
             Set::A | Set::B => OperationKind::Rollback,
         };
         let running = self.manifest_of(idle.active.set)?;
+        let (undoes, ran) = undoes.unzip();
         let op = Operation {
             failed_before: self.baseline(idle.active.set, running.as_ref()),
             undoes,
+            ran: ran.into_iter().collect(),
             ..self.operation(kind, idle, to)?.with_data_plan(data)
         };
         self.log.operation(op.id);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use qx_release::error::{ErrorKind, Exit, Result};
+use qx_release::manifest::Name;
 
 use super::{Appliance, Back};
 use crate::model::dataplan::NewerData;
@@ -65,7 +66,7 @@ impl Appliance {
             self.store.watch(&watched)?;
         }
         match self.crash_loop(&watched, &record, crashes)? {
-            Some(problem) => self.report(watched, problem),
+            Some((service, problem)) => self.report(watched, service, problem),
             None => Ok(()),
         }
     }
@@ -76,7 +77,7 @@ impl Appliance {
         watched: &Watched,
         record: &Record,
         crashes: &mut Crashes,
-    ) -> Result<Option<String>> {
+    ) -> Result<Option<(Name, String)>> {
         let active = record.idle_when_ended().active.set;
         let manager = Manager::new(
             &self.config.services,
@@ -101,14 +102,14 @@ impl Appliance {
                 _ => Look::Down,
             };
             let problem = crashes.see(&service.name, look, watched.lasted.seconds);
-            if problem.is_some() {
-                return Ok(problem);
+            if let Some(problem) = problem {
+                return Ok(Some((service.name.clone(), problem)));
             }
         }
         Ok(None)
     }
 
-    fn report(&mut self, watched: Watched, problem: String) -> Result<()> {
+    fn report(&mut self, watched: Watched, service: Name, problem: String) -> Result<()> {
         let begun = watched
             .undo
             .then(|| self.begin("confirm --watch"))
@@ -131,7 +132,8 @@ impl Appliance {
         }
         let idle = record.idle_when_ended();
         let newer = NewerData::SetAside;
-        self.go_back(idle, Back::Previous, newer, Some(problem), &record)
+        let undoes = Some((problem, service));
+        self.go_back(idle, Back::Previous, newer, undoes, &record)
             .map(drop)
     }
 }

@@ -141,6 +141,36 @@ fn a_crash_loop_is_undone_if_the_release_asks_for_it() {
     appliance.refuses(&["apply"], 5, &["1.2.0", "quarantined", "crash loop"]);
 }
 
+/// A service in a crash loop is down most of the time, also when it is undone: it was not stopped by anybody, and runs afterwards.
+#[test]
+fn a_crash_loop_is_undone_while_the_service_is_down() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.release(&watched(&appliance, "1.2.0", true));
+    appliance.update(&["apply"]).code(0);
+    let watch = appliance.start(&["confirm", "--watch"]);
+    let log = appliance.data().join("update/log/update.log");
+    let noticed = || text(&log).contains("is in a crash loop");
+    let crashes = std::time::Duration::from_secs(6);
+    let mut last = std::time::Instant::now();
+    wait_until("the crash loop is noticed", || {
+        if last.elapsed() > crashes {
+            appliance.kill_service("node");
+            appliance.service("start", "node");
+            last = std::time::Instant::now();
+        }
+        noticed()
+    });
+    // Before it is looked at again for the way back: the checks come first, and take their time.
+    appliance.kill_service("node");
+    wait_until("the update is undone", || {
+        appliance.status()["last"]["kind"] == "rollback" && appliance.phase() == "idle"
+    });
+    appliance.kill_updater();
+    drop(watch);
+    appliance.runs("1.1.0");
+}
+
 /// What a person stops or restarts now and then is no crash loop, and a watch that is over says nothing.
 #[test]
 fn a_person_at_work_is_no_crash_loop() {
