@@ -10,6 +10,7 @@ mod counted;
 mod fetch;
 mod formats;
 mod hostile;
+mod initramfs;
 mod layers;
 mod publish;
 mod readme;

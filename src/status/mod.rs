@@ -377,6 +377,10 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
     if let Err(e) = config {
         problems.push(e.chain());
     }
+    match store.boot_failures() {
+        Ok(failures) => problems.extend(failures),
+        Err(e) => problems.push(e.chain()),
+    }
     match store.boot_note() {
         Ok(note) => problems.extend(note.into_iter().flat_map(|note| note.problems)),
         Err(e) => problems.push(e.chain()),

@@ -23,6 +23,8 @@ const REFRESHED: &str = "update/refreshed";
 const WITHDRAWN: &str = "update/withdrawn.json";
 const WATCHED: &str = "update/watched.json";
 const BOOT_NOTE: &str = "/run/qx-update/boot.json";
+/// What `initramfs/qx-recover` says, which has no more than a shell: a line each, after the boot's id.
+const BOOT_FAILED: &str = "/run/qx-update/boot-failed";
 
 /// What the link stage found in this boot; kept in `/run`, so that it is told even if `/data` cannot be written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -151,5 +153,21 @@ impl Store {
             return Ok(None);
         };
         Ok((note.boot_id == self.host.boot_id()?).then_some(note))
+    }
+
+    /// Why this boot could not be put right before it began: a sentence each.
+    pub fn boot_failures(&self) -> Result<Vec<String>> {
+        let path = self.host.path(BOOT_FAILED)?;
+        let Some(bytes) = super::read_if_there(&path, MAX_LIST)? else {
+            return Ok(Vec::new());
+        };
+        let boot = self.host.boot_id()?;
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        Ok(lines
+            .filter(|(id, _)| BootId::from(*id) == boot)
+            .map(|(_, why)| text::clean(why, MAX_REASON))
+            .take(MAX_PROBLEMS)
+            .collect())
     }
 }

@@ -1,7 +1,7 @@
 //! What a boot makes of a slot, an image or a data partition that is not what it was.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::Command;
 
 use serde_json::Value;
@@ -109,6 +109,80 @@ fn no_data_partition() {
     let status = appliance.status();
     assert_eq!(status["running"]["set"], "factory", "{status:#}");
     assert!(!problems(&status).is_empty(), "{status:#}");
+}
+
+/// Intent: where the boot cannot find the data partition, or its recovery fails, is killed or hangs, the factory set runs, and the
+/// reason is on the console and in `status`; the next boot has the release again. `qx.rescue` gives a shell before userland.
+#[test]
+fn a_boot_that_cannot_be_put_right_says_why() {
+    let v1 = Release::named("v1");
+    let mut appliance = Appliance::with_v1("boot-failed");
+    let absent = "no data partition LABEL=ABSENT: the factory set runs";
+    appliance.set_options(&["--append", "qx.data=LABEL=ABSENT qx.rescue"]);
+    appliance.power_on();
+    appliance.wait_console("qx.rescue: this is a shell");
+    let console = appliance.console_text();
+    assert!(console.contains(absent), "{console}");
+    assert!(console.contains("(factory set)"), "{console}");
+    // Nobody is there to end it.
+    assert!(!console.contains("OpenRC"), "{console}");
+    appliance.kill();
+
+    appliance.set_options(&["--append", "qx.data=LABEL=ABSENT"]);
+    appliance.boot();
+    appliance.assert_runs(&Release::named("factory"));
+    assert_says(&appliance, absent);
+    appliance.power_off();
+
+    for (name, program, why) in [
+        ("fails", "exit 3", "the recovery failed (status 3)"),
+        ("killed", "kill -9 $$", "the recovery failed (status 137)"),
+        (
+            "hangs",
+            "while :; do :; done",
+            "the recovery took longer than 3 seconds",
+        ),
+    ] {
+        let initramfs = initramfs_with(&appliance, name, program);
+        appliance.set_options(&["--initrd", &initramfs]);
+        appliance.boot();
+        appliance.assert_runs(&Release::named("factory"));
+        assert_says(&appliance, why);
+        let console = appliance.console_text();
+        assert!(console.contains(why), "{name}: {console}");
+        appliance.ok("test -d /run/data-aside/slots && ! test -e /data/bin");
+        appliance.power_off();
+    }
+    appliance.set_options(&[]);
+    appliance.boot();
+    appliance.assert_runs(&v1);
+    let status = appliance.status();
+    assert_eq!(problems(&status), "", "{status:#}");
+}
+
+/// Here no record can be read, which would say that all is settled.
+fn assert_says(appliance: &Appliance, why: &str) {
+    let status = appliance.status();
+    assert!(problems(&status).contains(why), "{status:#}");
+    let for_people = appliance.run("qx-update status");
+    assert!(for_people.out.contains(why), "{for_people:#?}");
+}
+
+/// An initramfs whose recovery is a script.
+fn initramfs_with(appliance: &Appliance, name: &str, script: &str) -> String {
+    let beside = |end: &str| appliance.disk().with_file_name(format!("{name}{end}"));
+    let (program, conf, out) = (beside(".sh"), beside(".conf"), beside(".cpio"));
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(&conf, "RECOVER_TIMEOUT_S=3\n").unwrap();
+    let mut build = Command::new("sh");
+    build.args([
+        "-c",
+        "exec initramfs/build --kernel qemu/build/debian/kernel/lib/modules/* \
+         --busybox qemu/build/debian/root/bin/busybox --qx-update \"$0\" --conf \"$1\" --out \"$2\"",
+    ]);
+    built::must_succeed(build.args([&program, &conf, &out]));
+    out.to_str().unwrap().to_owned()
 }
 
 /// Intent: a data partition that cannot be written keeps a release that verifies; one that was damaged is hidden, and

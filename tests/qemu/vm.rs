@@ -144,7 +144,8 @@ impl Appliance {
         self.kill();
     }
 
-    fn power_on(&mut self) {
+    /// Waits for nothing but the machine.
+    pub fn power_on(&mut self) {
         assert!(self.running.is_none(), "the appliance runs already");
         let console_from = fs::metadata(self.console()).map_or(0, |m| m.len());
         let errors = fs::OpenOptions::new()

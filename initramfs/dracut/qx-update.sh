@@ -1,0 +1,2 @@
+#!/bin/sh
+/usr/lib/qx-update/qx-recover "$NEWROOT"
