@@ -11,8 +11,11 @@ installkernel() {
 
 install() {
 	inst_script /usr/lib/qx-update/qx-recover
-	inst_simple -o /etc/qx-update/boot.conf 2>/dev/null || :
-	inst /usr/lib/qx-update/qx-update-initramfs 2>/dev/null || inst /usr/bin/qx-update
+	local file
+	for file in /etc/qx-update/boot.conf /usr/lib/qx-update/qx-update-initramfs; do
+		[ ! -e "$dracutsysrootdir$file" ] || inst "$file"
+	done
+	[ -e "$dracutsysrootdir/usr/lib/qx-update/qx-update-initramfs" ] || inst /usr/bin/qx-update
 	inst_multiple cat findfs grep mkdir modprobe mount sed sh sleep tail timeout tr umount
 	# The root is mounted, and nothing of it runs yet.
 	inst_hook pre-pivot 50 "$moddir/qx-update.sh"
