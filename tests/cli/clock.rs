@@ -239,8 +239,6 @@ fn boot(appliance: &Appliance, number: u32, time: &str) {
 #[test]
 fn a_clock_that_jumps_in_a_trial_changes_no_decision() {
     let appliance = with_data();
-    // Ten years: less than the clock jumps, and more than this machine, whose uptime the new boot has, has been running.
-    appliance.edit_config(|config| config["limits"]["trial_max_age_s"] = json!(315_360_000));
     let jumps = [
         (NO_BATTERY, None, TODAY),
         (OVERFLOWN, None, NO_BATTERY),

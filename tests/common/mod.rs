@@ -230,7 +230,9 @@ impl Appliance {
                 "stop": [svc, "stop", "{name}"],
                 "status": [svc, "status", "{name}"],
             },
-            "limits": {"connect_timeout_s": 5, "stall_timeout_s": 30, "retries": 2, "service_timeout_s": 120},
+            // A trial may last ten years: each boot here has the uptime of this machine, which makes no trial old.
+            "limits": {"connect_timeout_s": 5, "stall_timeout_s": 30, "retries": 2, "service_timeout_s": 120,
+                       "trial_max_age_s": 315_360_000},
         });
         fs::write(
             self.config(),
