@@ -57,6 +57,7 @@
 //! | [`acquire`] | from a repository to a verified slot |
 //! | [`switch`] | from one set to another, and back |
 //! | [`recovery`] | what a boot does about the state it finds |
+//! | [`adoption`] | from the plain directories of another updater to the first slot, and back |
 //! | [`status`] | what a person is told |
 //! | [`command`] | the order of the steps |
 //! | [`cli`] | arguments, worker and screen: the only printing |
@@ -68,6 +69,8 @@
 
 #[cfg(feature = "update")]
 pub mod acquire;
+#[cfg(feature = "update")]
+pub mod adoption;
 pub mod cli;
 #[cfg(feature = "update")]
 pub mod command;

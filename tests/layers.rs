@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up. A room uses those before it, and itself.
-const ROOMS: [&str; 13] = [
+const ROOMS: [&str; 14] = [
     "model",
     "system",
     "store",
@@ -16,6 +16,7 @@ const ROOMS: [&str; 13] = [
     "acquire",
     "switch",
     "recovery",
+    "adoption",
     "status",
     "command",
     "cli",

@@ -125,12 +125,7 @@ impl Stage<'_> {
         let versions = self.repository.versions();
         self.store
             .seal(slot, manifest, self.candidate.digest, versions)?;
-        let place = self.store.slot(slot);
-        if durable::is_there(&place)? {
-            durable::exchange(&next, &place)
-        } else {
-            durable::rename(&next, &place)
-        }
+        self.store.give(slot)
     }
 
     /// From here on the kernel checks whatever is read of the release, where it can. Where it cannot, damage shows when the

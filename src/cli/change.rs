@@ -9,12 +9,15 @@ use argh::FromArgs;
 use semver::Version;
 
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
-use qx_release::surroundings;
+use qx_release::{durable, surroundings, tree};
 
 use super::follow::follow;
 use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
-use crate::command::{Appliance, Apply, Back, Confirmation, Goal};
+
+use crate::adoption::legacy;
+use crate::command::{Adopt, Appliance, Apply, Back, Confirmation, Goal};
+use crate::model::config::{self, Config};
 use crate::model::dataplan::NewerData;
 use crate::model::id::OperationId;
 use crate::model::source::SourceAddress;
@@ -113,6 +116,21 @@ pub(super) struct RollbackArguments {
     /// json: print one event per line
     #[argh(option, arg_name = "format")]
     progress: Option<Progress>,
+}
+
+/// Take over an appliance whose programs lie in plain directories: they become the first release, and nothing is stopped.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "adopt")]
+pub(super) struct AdoptArguments {
+    /// show what would be done without changing anything
+    #[argh(switch)]
+    dry_run: bool,
+    /// put the plain directories back
+    #[argh(switch)]
+    undo: bool,
+    /// wait for another qx-update process to finish
+    #[argh(switch)]
+    wait: bool,
 }
 
 /// Clear quarantined and held releases, a staged release, downloads and resolved problems.
@@ -216,19 +234,46 @@ pub(super) fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Re
             "reading the command line: --retry needs a VERSION",
         ));
     }
-    let config = read_config(host, config)?;
+    let (config, _) = config_for(host, config, command)?;
     let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     store.may_read()?;
     let mut screen = Screen::new(settings(command).progress);
     let exit = follow(&store, &mut screen)?;
-    let is_answer = match command {
-        Subcommand::Apply(a) => a.dry_run,
-        command => matches!(command, Subcommand::Check(_)),
-    };
     match screen.failed {
-        Some(e) if is_answer => Err(e),
+        Some(e) if only_looks(command) => Err(e),
         _ => Ok(exit),
     }
+}
+
+/// Whether a command changes nothing, and is asked for its answer.
+fn only_looks(command: &Subcommand) -> bool {
+    match command {
+        Subcommand::Apply(a) => a.dry_run,
+        Subcommand::Adopt(a) => a.dry_run,
+        command => matches!(command, Subcommand::Check(_)),
+    }
+}
+
+/// The configuration. An appliance that is to be adopted may have that of the updater before instead: with the text that it comes to,
+/// and the file that says so.
+fn config_for(
+    host: &Host,
+    path: Option<&str>,
+    command: &Subcommand,
+) -> Result<(Config, Option<(String, &'static str)>)> {
+    if matches!(command, Subcommand::Adopt(_))
+        && path.is_none()
+        && !durable::is_there(&host.path(config::PATH)?)?
+        && let Some((said, from)) = legacy::config(host)?
+    {
+        let text = format!("{said:#}\n");
+        let config = Config::parse(text.as_bytes()).map_err(|why| {
+            let what = format!("using the configuration of the updater before, {from}: {why}");
+            Error::with(ErrorKind::Usage, what)
+        })?;
+        return Ok((config, Some((text, from))));
+    }
+    Ok((read_config(host, path)?, None))
 }
 
 /// What is asked for, whatever the command is.
@@ -245,6 +290,7 @@ fn settings(command: &Subcommand) -> Settings {
         Subcommand::Apply(a) => (a.progress, a.wait, a.force),
         Subcommand::Confirm(a) => (a.progress, a.wait, false),
         Subcommand::Rollback(a) => (a.progress, a.wait, a.force),
+        Subcommand::Adopt(a) => (None, a.wait, false),
         Subcommand::Data(a) => match &a.command {
             DataCommand::Restore(a) => (None, a.wait, a.force),
             DataCommand::Rehearse(a) => (None, a.wait, false),
@@ -261,11 +307,19 @@ fn settings(command: &Subcommand) -> Settings {
 
 /// The worker's side.
 pub(super) fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> Result<Exit> {
+    let (config, derived) = config_for(host, config, command)?;
     let mut appliance = open(host, config, &settings(command))?;
-    carry_out(&mut appliance, command).or_else(|e| {
+    if let Some((text, from)) = derived {
+        keep_config(&mut appliance, &text, from, command)?;
+    }
+    let ended = carry_out(&mut appliance, command).or_else(|e| {
         appliance.log.error("end", e.chain());
         Ok(e.exit())
-    })
+    });
+    if !only_looks(command) {
+        appliance.write_version_files();
+    }
+    ended
 }
 
 fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
@@ -309,6 +363,11 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
             };
             appliance.rollback(a.to, newer)
         }
+        Subcommand::Adopt(a) => appliance.adopt(match a {
+            AdoptArguments { undo: true, .. } => Adopt::Undo,
+            AdoptArguments { dry_run: true, .. } => Adopt::Plan,
+            _ => Adopt::TakeOver,
+        }),
         Subcommand::Reset(_) => appliance.reset(),
         Subcommand::Data(a) => data(appliance, &here, &a.command),
         Subcommand::Status(_)
@@ -339,8 +398,24 @@ fn data(appliance: &mut Appliance, here: &Path, command: &DataCommand) -> Result
     }
 }
 
-fn open(host: &Host, path: Option<&str>, settings: &Settings) -> Result<Appliance> {
-    let config = read_config(host, path)?;
+/// Writes the configuration that follows from that of the updater before.
+fn keep_config(
+    appliance: &mut Appliance,
+    text: &str,
+    from: &str,
+    command: &Subcommand,
+) -> Result<()> {
+    let what = format!("{} follows from {from}", config::PATH);
+    appliance.log.info("adopt", what);
+    if only_looks(command) {
+        return Ok(());
+    }
+    let place = appliance.host.path(config::PATH)?;
+    tree::make_parents(&place)?;
+    durable::write_with_mode(&place, text.as_bytes(), 0o644)
+}
+
+fn open(host: &Host, config: Config, settings: &Settings) -> Result<Appliance> {
     let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     let log = Log::new(place(host, &config, &store)?, true);
     Ok(Appliance {

@@ -71,6 +71,8 @@ enum Subcommand {
     #[cfg(feature = "update")]
     Data(change::DataArguments),
     #[cfg(feature = "update")]
+    Adopt(change::AdoptArguments),
+    #[cfg(feature = "update")]
     Reset(change::ResetArguments),
 }
 

@@ -1,6 +1,7 @@
 //! The procedure: what happens in which order. The steps themselves are elsewhere; the crate's documentation numbers
 //! them.
 
+mod adopt;
 mod apply;
 mod back;
 mod confirm;
@@ -34,6 +35,8 @@ use crate::switch::inhibit::Inhibitors;
 use crate::system::host::{self, Host};
 use crate::system::log::Log;
 use crate::system::service::Manager;
+
+pub use adopt::Adopt;
 
 /// The appliance, as the procedure needs it.
 pub struct Appliance {

@@ -30,7 +30,9 @@ const MAX_AGE: u64 = 3_153_600_000;
 const MANY: u64 = 1_000_000;
 
 /// Entries of the data directory that belong to qx-update or lead to its files.
-const OURS: [&str; 6] = ["update", "slots", "copies", "current", "bin", "share"];
+const OURS: [&str; 7] = [
+    "update", "slots", "copies", "adopted", "current", "bin", "share",
+];
 /// Paths that belong to the image or to the kernel, and the configuration that decides updates.
 const IMAGES: [&str; 9] = [
     "usr",
@@ -90,6 +92,9 @@ pub struct Config {
     /// Who may say that services must not be interrupted now.
     #[serde(default)]
     pub inhibit: Inhibit,
+    /// Files in which programs of the appliance look for the version that runs, absolute; `{component}` stands for each component.
+    #[serde(default)]
+    pub version_files: Vec<String>,
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
@@ -358,13 +363,16 @@ impl Config {
         config.check_sources()?;
         config.services.check()?;
         config.check_data()?;
-        if let Some(path) = &config.log.path
-            && let Some(own) = own_log(&config.data_dir, path)
-        {
-            let (path, own) = (text::name(path), text::path(&own));
-            return Err(format!(
-                "log.path: {path} is in {own}: the log must not be in it"
-            ));
+        let log = config.log.path.iter().map(|path| ("log.path", path));
+        let versions = config
+            .version_files
+            .iter()
+            .map(|path| ("version_files", path));
+        for (field, path) in log.chain(versions) {
+            if let Some(own) = own_log(&config.data_dir, path) {
+                let (path, own) = (text::name(path), text::path(&own));
+                return Err(format!("{field}: {path} must not be in {own}"));
+            }
         }
         config.check_numbers()?;
         Ok(config)
@@ -380,7 +388,13 @@ impl Config {
             ("factory_manifest", &self.factory_manifest),
         ];
         let lock = self.inhibit.lock.as_deref().map(|p| ("inhibit.lock", p));
-        let optional = log.into_iter().chain(ca).chain(headers).chain(lock);
+        let versions = self.version_files.iter().map(|p| ("version_files", &**p));
+        let optional = log
+            .into_iter()
+            .chain(ca)
+            .chain(headers)
+            .chain(lock)
+            .chain(versions);
         for (field, path) in paths.into_iter().chain(optional) {
             if !path.starts_with('/') {
                 let path = text::name(path);

@@ -361,7 +361,7 @@ fn show(
     log: &mut Log,
     hidden: &mut Option<Slot>,
 ) -> Result<Vec<Error>> {
-    let fixed = store.repair();
+    let fixed = store.repair(decision.show);
     let selected = link.selects(decision.show);
     let moved = if selected {
         Ok(())

@@ -16,11 +16,14 @@ pub trait CommitPoint {
     fn selected(&self) -> Link;
     /// Selects a set, in one step that is done or not done.
     fn select(&self, set: Set) -> Result<()>;
-    /// Repairs the fixed links that lead to it.
-    fn repair(&self) -> Result<()>;
+    /// Repairs the fixed links that lead to it, for the set that it is to select.
+    fn repair(&self, set: Set) -> Result<()>;
     /// Hides the selected slot for this boot, where the link cannot be changed.
     fn hide(&self, slot: Slot) -> Result<()>;
 }
+
+/// The fixed links, and where they lead.
+pub(super) const FIXED: [(&str, &str); 2] = [("bin", "current/bin"), ("share", "current/share")];
 
 /// The priority link, `current`, with `bin` and `share` that look through it. It is hidden by an empty file system mounted
 /// over the slot.
@@ -53,15 +56,20 @@ impl CommitPoint for Store {
         }
     }
 
-    fn repair(&self) -> Result<()> {
-        for (name, target) in [("bin", "current/bin"), ("share", "current/share")] {
+    fn repair(&self, set: Set) -> Result<()> {
+        for (name, target) in FIXED {
             let path = self.path(name);
             match fs::symlink_metadata(&path) {
+                // Its files are those of a release, which is to run: the adoption goes on.
+                Ok(meta) if meta.is_dir() && set != Set::Factory && self.is_prepared(name) => {
+                    durable::exchange(&path, &self.adopted(name))?;
+                }
                 Ok(meta) if !meta.is_symlink() => {
                     return Err(Error::with(
                         ErrorKind::NeedsPerson,
                         format!(
-                            "using {}: it is not a link to {target} and hides every release; move it away",
+                            "using {}: it is not a link to {target} and hides every release: take it over as the first \
+                             release (`qx-update adopt`), or move it away",
                             path.display()
                         ),
                     ));

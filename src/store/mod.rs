@@ -1,6 +1,7 @@
 //! What lies under the data directory: the record, the lock, the links, the slots and their seals, the releases that
 //! are not tried again. Every change is durable when a function returns.
 
+mod adopted;
 mod checked;
 mod damage;
 mod kept;
@@ -272,6 +273,15 @@ impl Store {
         }
     }
 
+    /// Gives a slot what was staged for it. What it held before takes the place of that.
+    pub fn give(&self, slot: Slot) -> Result<()> {
+        let (next, place) = (self.next(slot), self.slot(slot));
+        match durable::is_there(&place)? {
+            true => durable::exchange(&next, &place),
+            false => durable::rename(&next, &place),
+        }
+    }
+
     /// Deletes what an operation was staging, and what slots held before. What a process still uses is kept beside the slots
     /// until it has ended: files do not go away under whom an update leaves alone.
     pub fn drop_leftovers(&self) -> Result<()> {
@@ -290,7 +300,8 @@ impl Store {
         let unused = self.kept().into_iter().filter(|kept| !self.in_use(kept));
         unused
             .into_iter()
-            .try_for_each(|kept| durable::remove_tree(&kept))
+            .try_for_each(|kept| durable::remove_tree(&kept))?;
+        self.drop_adopted()
     }
 
     fn kept_path(&self, slot: Slot, number: u32) -> PathBuf {

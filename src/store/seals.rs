@@ -38,7 +38,7 @@ struct Seal {
     names: Option<Digest>,
 }
 
-/// Where a seal was damaged, and with it what it said of these.
+/// Where a seal was damaged, and with it what it said of these; or where nothing was ever signed.
 const UNKNOWN: Versions = Versions {
     root: 0,
     timestamp: 0,
@@ -143,6 +143,11 @@ impl Store {
             names.insert(component.name.clone(), tree::names(component.kind, &place)?);
         }
         self.write_seal(digest, trust, &names)
+    }
+
+    /// Seals a release that no signature led to: what lay here already when qx-update took over.
+    pub fn seal_adopted(&self, slot: Slot, manifest: &Manifest, digest: Digest) -> Result<()> {
+        self.seal(slot, manifest, digest, UNKNOWN)
     }
 
     fn write_seal(&self, manifest: Digest, trust: Versions, names: &Names) -> Result<()> {

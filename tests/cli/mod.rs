@@ -3,6 +3,7 @@
 //! They wait for services most of the time: with `--test-threads 10` they take a good minute, with as many as there are
 //! processors several. `QX_TEST_KEEP=1` keeps the directories of tests that fail.
 
+mod adopt;
 mod capabilities;
 mod clock;
 mod confined;

@@ -697,7 +697,7 @@ impl Drop for Appliance {
 /// What the appliance runs from, and what runs.
 #[derive(PartialEq, Eq)]
 pub struct Picture {
-    files: BTreeMap<PathBuf, (u32, Vec<u8>)>,
+    pub files: BTreeMap<PathBuf, (u32, Vec<u8>)>,
     processes: BTreeMap<u32, PathBuf>,
 }
 

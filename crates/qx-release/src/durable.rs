@@ -144,21 +144,27 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let moved = || -> io::Result<()> {
         fs::rename(from, to)?;
-        sync_directory(parent(to))?;
-        if parent(from) != parent(to) {
-            sync_directory(parent(from))?;
-        }
-        Ok(())
+        sync_directories(to, from)
     };
     moved().doing(|| format!("renaming {} to {}", shown(from), shown(to)))
 }
 
-/// Exchanges two files or directories in the same directory, in one step.
+/// Exchanges two files, links or directories, in one step.
 pub fn exchange(one: &Path, other: &Path) -> Result<()> {
-    rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
-        .map_err(io::Error::from)
-        .and_then(|()| sync_directory(parent(one)))
-        .doing(|| format!("exchanging {} and {}", shown(one), shown(other)))
+    let exchanged = || -> io::Result<()> {
+        rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?;
+        sync_directories(one, other)
+    };
+    exchanged().doing(|| format!("exchanging {} and {}", shown(one), shown(other)))
+}
+
+/// Syncs the directories of both.
+fn sync_directories(one: &Path, other: &Path) -> io::Result<()> {
+    sync_directory(parent(one))?;
+    match parent(one) == parent(other) {
+        true => Ok(()),
+        false => sync_directory(parent(other)),
+    }
 }
 
 /// Removes a file, a link, or a directory and everything below it, if it exists.

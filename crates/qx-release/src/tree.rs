@@ -107,6 +107,22 @@ pub fn matches_medium(component: &Component, path: &Path) -> Result<(), String> 
 /// `to` are made. Where the file system can, the copy shares its blocks with the original. Nothing is
 /// synced, and what was copied is to be checked like anything else that was written.
 pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
+    let copied = |file: &File, size, mode, _: &Path, to: &Path| {
+        copy_file(file, size, mode, component.capabilities, to)
+    };
+    lay(component, from, to, "copying", &copied)
+}
+
+/// The same with the very files of `from` under a second name, on the same file system: whoever runs one of them runs the other.
+pub fn link(component: &Component, from: &Path, to: &Path) -> Result<()> {
+    let linked = |_: &File, _, _, from: &Path, to: &Path| fs::hard_link(from, to);
+    lay(component, from, to, "linking", &linked)
+}
+
+/// How a file is laid to another place: the file, its length and mode, where it is, and where it goes.
+type LayFile<'a> = dyn Fn(&File, u64, u32, &Path, &Path) -> io::Result<()> + 'a;
+
+fn lay(component: &Component, from: &Path, to: &Path, how: &str, file: &LayFile) -> Result<()> {
     make_parents(to)?;
     let mut bytes = component.size_bytes;
     let mut entries = component.entries;
@@ -114,7 +130,7 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
     let mut directories = Vec::new();
     walk(component.kind, from, &|_| true, &mut |path, found| {
         let target = below(to, path);
-        let doing = || format!("copying {} to {}", from.display(), target.display());
+        let doing = || format!("{how} {} to {}", from.display(), target.display());
         let size = match &found {
             Found::File { size, .. } => *size,
             _ => 0,
@@ -136,8 +152,11 @@ pub fn copy(component: &Component, from: &Path, to: &Path) -> Result<()> {
                 made
             }
             Found::File {
-                file, mode, size, ..
-            } => copy_file(&file, size, mode, component.capabilities, &target),
+                file: it,
+                mode,
+                size,
+                ..
+            } => file(&it, size, mode, &below(from, path), &target),
             Found::Link { target: to } => std::os::unix::fs::symlink(to, &target),
         }
         .doing(doing)
