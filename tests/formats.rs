@@ -37,6 +37,7 @@ const SECTIONS: [(&str, &[&str]); 27] = [
     ("crates/qx-publish/src/inspect.rs", &["`qx-publish`"]),
     ("crates/qx-publish/src/verify.rs", &["`qx-publish`"]),
     ("crates/qx-publish/src/external.rs", &["Keys"]),
+    ("src/adoption/legacy.rs", &["Files of other updaters"]),
     ("src/model/slot.rs", &[RECORD]),
     ("src/model/idle.rs", &[RECORD]),
     ("src/model/record.rs", &[RECORD]),

@@ -122,7 +122,7 @@ impl Survey {
 
     /// What lies in the plain directories besides: nobody finds it there afterwards.
     fn extra(&mut self, store: &Store, factory: &Manifest) -> Result<()> {
-        for name in store.plain() {
+        for name in store.plain()? {
             let directory = store.path(name);
             let reading = || format!("reading {}", directory.display());
             for entry in fs::read_dir(&directory).doing(reading)? {
@@ -226,8 +226,8 @@ impl Survey {
         self.manifest.data = self.manifest.data.iter().map(widened).collect();
     }
 
-    /// Records it: from here on the plain directories are a release, and the link stage of recovery ends what is left to do. The
-    /// record is returned.
+    /// Records it: from here on the plain directories are a release, and only the links are left to be changed. The record is
+    /// returned.
     pub fn carry_out(&self, store: &Store, record: &Record, now: &str) -> Result<Record> {
         let slot = free_slot(record);
         let bytes = serde_json::to_vec_pretty(&self.manifest)
@@ -236,7 +236,8 @@ impl Survey {
         self.stage(store, slot, &bytes)?;
         store.seal_adopted(slot, &self.manifest, digest)?;
         store.give(slot)?;
-        store.prepare_links(&bytes)?;
+        store.note_adopted(&bytes)?;
+        store.prepare_links()?;
         let active = store::installed(slot.into(), &self.manifest, digest);
         let factory = store.factory().0;
         let adopted = Record::of(
@@ -244,8 +245,6 @@ impl Survey {
             record.schemas_now().clone(),
         );
         store.save(&adopted)?;
-        // Before the links that lead through it: at no time is nothing there.
-        store.select(slot.into())?;
         Ok(adopted)
     }
 
@@ -269,11 +268,12 @@ impl Survey {
     }
 }
 
-/// Puts the plain directories back that became the release which runs. The record that says so is returned.
+/// Puts the plain directories back that became the release which runs, and records it. What is left of the release is to be
+/// removed: [`clean`].
 ///
 /// # Errors
-/// Another release runs.
-pub fn undo(store: &Store, idle: &Idle, record: &Record, now: &str) -> Result<Record> {
+/// Another release runs. Or it was not recorded: then the link stage of recovery puts the links back.
+pub fn undo(store: &Store, idle: &Idle, record: &Record, now: &str) -> Result<()> {
     if !store.is_adopted(&idle.active)? {
         return Err(Error::new(format!(
             "undoing the adoption: {} runs, which is not the adopted release: go back to that first (`qx-update rollback`)",
@@ -281,13 +281,10 @@ pub fn undo(store: &Store, idle: &Idle, record: &Record, now: &str) -> Result<Re
         )));
     }
     store.restore_plain()?;
-    let before = Record::of(
+    store.save(&Record::of(
         Idle::on(store.factory().0, None, now),
         record.schemas_now().clone(),
-    );
-    store.save(&before)?;
-    clean(store, idle.active.set.slot())?;
-    Ok(before)
+    ))
 }
 
 /// Removes what an adoption has left that did not happen, or was undone.

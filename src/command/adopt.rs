@@ -51,7 +51,7 @@ impl Appliance {
 
     fn take_over(&mut self, mut record: Record, asked: Adopt) -> Result<Exit> {
         let active = running(&record);
-        let plain = self.store.plain();
+        let plain = self.store.plain()?;
         if active.set != Set::Factory {
             // The record says so already: what is left to do is done.
             return self.end_adoption(&record, plain.is_empty());
@@ -87,7 +87,7 @@ impl Appliance {
         // So that what is interrupted has not happened.
         self.store.save(&record)?;
         let adopted = survey.carry_out(&self.store, &record, &self.host.timestamp())?;
-        self.bring_in_order()?;
+        self.bring_in_order(running(&adopted).set)?;
         self.tell_adopted(&adopted);
         Ok(Exit::Done)
     }
@@ -95,33 +95,41 @@ impl Appliance {
     /// An adoption that was interrupted after it was recorded.
     fn end_adoption(&mut self, record: &Record, is_over: bool) -> Result<Exit> {
         let active = running(record);
-        if !self.store.is_adopted(&active)? && !is_over {
-            return Err(Error::new(format!(
-                "adopting this appliance: {active} is installed, but hidden by a plain directory in the place of a link: move that \
-                 away"
-            )));
-        }
-        self.store.select(active.set)?;
-        self.store.repair(active.set)?;
         if is_over {
             self.log
                 .info("adopt", format!("nothing to adopt: {active} runs"));
             return Ok(Exit::NothingNewer);
         }
+        if !self.store.is_adopted(&active)? {
+            return Err(Error::new(format!(
+                "adopting this appliance: {active} is installed, but hidden by a plain directory in the place of a link: move that \
+                 away"
+            )));
+        }
+        self.store.prepare_links()?;
+        self.bring_in_order(active.set)?;
         self.tell_adopted(record);
         Ok(Exit::Done)
     }
 
-    /// As a boot does: the links change places with the directories, or the directories are told again.
-    fn bring_in_order(&mut self) -> Result<()> {
-        let outcome = link::link_stage(&self.host, &self.store, &mut self.log)?;
-        outcome.obstacle.map_or(Ok(()), Err)
+    /// The links change places with the directories, as a boot does it. It is recorded, so it is tried twice; nothing is hidden
+    /// meanwhile from whoever runs.
+    fn bring_in_order(&mut self, set: Set) -> Result<()> {
+        let change = || {
+            // First, so that at no time the other links lead nowhere.
+            self.store.select(set)?;
+            self.store.repair(set)
+        };
+        change().or_else(|_| change())?;
+        // What the boot found in the way is not any more.
+        let _ = link::link_stage(&self.host, &self.store, &mut self.log);
+        Ok(())
     }
 
     fn give_back(&mut self, record: &Record) -> Result<Exit> {
         let idle = record.idle_when_ended();
         if idle.active.set == Set::Factory {
-            if self.store.kept_plain().is_empty() {
+            if self.store.kept_plain()?.is_empty() {
                 adoption::clean(&self.store, None)?;
                 self.log
                     .info("adopt", "nothing to undo: this appliance is not adopted");
@@ -132,9 +140,20 @@ impl Appliance {
                  the directory `adopted`",
             ));
         }
-        adoption::undo(&self.store, &idle, record, &self.host.timestamp())?;
-        // That they are in the way is what was asked for.
-        let _ = link::link_stage(&self.host, &self.store, &mut self.log)?;
+        let slot = idle.active.set.slot();
+        let undone = adoption::undo(&self.store, &idle, record, &self.host.timestamp());
+        if let Err(e) = undone {
+            // What a write came to is what can be read.
+            if running(&self.current_record()).set != Set::Factory {
+                self.bring_in_order(idle.active.set)?;
+                return Err(e);
+            }
+            self.log.warning("adopt", e.chain());
+        }
+        // It is undone, whatever is left of it.
+        if let Err(e) = adoption::clean(&self.store, slot) {
+            self.log.warning("adopt", e.chain());
+        }
         let what = "the adoption is undone: the plain directories are in their places, and nothing was stopped";
         self.log.info("adopt", what);
         Ok(Exit::Done)

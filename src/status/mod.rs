@@ -238,7 +238,8 @@ impl Found {
         let mut problems: Vec<String> = self.fault.iter().cloned().collect();
         if let Some(plain) = &self.plain {
             problems.push(format!(
-                "{} is a plain directory: init scripts use its files instead of any release; move it away",
+                "{} is a plain directory: init scripts use its files instead of any release; take it over as the first release \
+                 (`qx-update adopt`), or move it away",
                 plain.display()
             ));
         }

@@ -11,7 +11,7 @@ use super::{MANIFEST, Store, read_manifest};
 use crate::model::slot::{Installed, Slot};
 use qx_release::digest::Digest;
 use qx_release::durable;
-use qx_release::error::Result;
+use qx_release::error::{Error, Result};
 
 impl Store {
     /// Where what was in the place of a fixed link is kept, or the link that is to take its place.
@@ -20,19 +20,13 @@ impl Store {
     }
 
     /// The plain directories in the place of fixed links.
-    pub fn plain(&self) -> Vec<&'static str> {
-        let fixed = FIXED.into_iter().map(|(name, _)| name);
-        fixed
-            .filter(|name| is_directory(&self.path(name)))
-            .collect()
+    pub fn plain(&self) -> Result<Vec<&'static str>> {
+        directories(&|name| self.path(name))
     }
 
     /// The directories that were in the place of fixed links.
-    pub fn kept_plain(&self) -> Vec<&'static str> {
-        let fixed = FIXED.into_iter().map(|(name, _)| name);
-        fixed
-            .filter(|name| is_directory(&self.adopted(name)))
-            .collect()
+    pub fn kept_plain(&self) -> Result<Vec<&'static str>> {
+        directories(&|name| self.adopted(name))
     }
 
     /// The manifest of the release that they became.
@@ -41,34 +35,67 @@ impl Store {
         Ok(found.map(|(_, digest)| digest))
     }
 
-    /// Lays the links ready that are to take the place of the plain directories. Nothing follows from it before the record names
-    /// the release with this manifest.
-    pub fn prepare_links(&self, manifest: &[u8]) -> Result<()> {
+    /// Notes which release the plain directories become.
+    pub fn note_adopted(&self, manifest: &[u8]) -> Result<()> {
         durable::create_dir(&self.path("adopted"), 0o755)?;
-        durable::write(&self.adopted(MANIFEST), manifest)?;
-        let plain = self.plain();
-        let of_plain = FIXED.into_iter().filter(|(name, _)| plain.contains(name));
-        of_plain
+        durable::write(&self.adopted(MANIFEST), manifest)
+    }
+
+    /// Lays the links ready that are to take the place of the plain directories. Nothing follows from it before the record names
+    /// their release.
+    pub fn prepare_links(&self) -> Result<()> {
+        let plain = self.plain()?;
+        for (name, target) in FIXED {
+            if plain.contains(&name) {
+                durable::link(&self.adopted(name), target)?;
+            }
+        }
+        // One bad look would leave half of it plain.
+        match self
+            .plain()?
             .into_iter()
-            .try_for_each(|(name, target)| durable::link(&self.adopted(name), target))
+            .find(|name| !self.is_prepared(name))
+        {
+            None => Ok(()),
+            Some(left) => Err(Error::new(format!(
+                "preparing {}: there is no link that could take its place",
+                self.path(left).display()
+            ))),
+        }
     }
 
     /// Puts the plain directories back into their places. Their links lie ready again.
     pub fn restore_plain(&self) -> Result<()> {
-        self.kept_plain()
-            .into_iter()
-            .try_for_each(|name| durable::exchange(&self.adopted(name), &self.path(name)))
+        for name in self.kept_plain()? {
+            durable::exchange(&self.adopted(name), &self.path(name))?;
+        }
+        // One bad look is not the end of a directory.
+        match self.kept_plain()?.first() {
+            None => Ok(()),
+            Some(left) => Err(Error::new(format!(
+                "restoring {}: it still is in {}",
+                self.path(left).display(),
+                self.adopted(left).display()
+            ))),
+        }
     }
 
-    /// Removes what is left of an adoption that did not happen, or was undone: links that lead nowhere.
+    /// Removes what is left of an adoption that did not happen, or was undone: links that lead nowhere. No directory is deleted.
     pub fn drop_prepared(&self) -> Result<()> {
-        let plain = self.plain();
+        let plain = self.plain()?;
         for (name, _) in FIXED {
             if !plain.contains(&name) {
                 durable::remove(&self.path(name))?;
             }
         }
-        durable::remove_any(&self.path("adopted"))
+        let adopted = self.path("adopted");
+        if !durable::is_directory(&adopted)? {
+            return Ok(());
+        }
+        for name in FIXED.map(|(name, _)| name).into_iter().chain([MANIFEST]) {
+            durable::remove(&self.adopted(name))?;
+        }
+        durable::remove_empty(&adopted)
     }
 
     /// Deletes the plain directories once no slot holds their release any more, and no process uses them.
@@ -86,7 +113,7 @@ impl Store {
                 return Ok(());
             }
         }
-        match self.plain().is_empty() && !self.in_use(&self.path("adopted")) {
+        match self.plain()?.is_empty() && !self.in_use(&self.path("adopted")) {
             true => durable::remove_any(&self.path("adopted")),
             false => Ok(()),
         }
@@ -106,6 +133,13 @@ impl Store {
     }
 }
 
-fn is_directory(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+/// The names of the fixed links at whose place a directory lies. What cannot be looked at is not absent.
+fn directories(place: &dyn Fn(&str) -> PathBuf) -> Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    for (name, _) in FIXED {
+        if durable::is_directory(&place(name))? {
+            found.push(name);
+        }
+    }
+    Ok(found)
 }

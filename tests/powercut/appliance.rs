@@ -202,6 +202,33 @@ impl Appliance {
         self.releases.insert(version.to_owned(), tree);
     }
 
+    /// What the updater before left: the release's programs and pages in plain directories, and the same ones as the factory set.
+    pub fn in_plain_directories(&mut self, version: &str) {
+        self.release(version, Release::default());
+        let sources = self.directory.path().join(version);
+        fs::create_dir_all(self.root().join("usr/share/qx-update")).unwrap();
+        self.publish(&[
+            "factory",
+            &format!("{version}/recipe.json"),
+            "--out",
+            "root/usr/share/qx-update/factory.json",
+        ]);
+        for (part, below) in [
+            ("bin", self.root().join("usr")),
+            ("share/ui", self.root().join("usr/share")),
+            ("migrations", self.root().join("usr")),
+            ("bin", self.data()),
+            ("share", self.data()),
+        ] {
+            run(Command::new("cp")
+                .arg("-a")
+                .arg(sources.join(part))
+                .arg(below));
+        }
+        let tree = self.releases[version].clone();
+        self.releases.insert(format!("{version}+adopted"), tree);
+    }
+
     /// Data as it was before the first release: nobody recorded its schema.
     pub fn first_data(&self) {
         let db = self.data().join("db");

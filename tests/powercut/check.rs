@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::appliance::{Appliance, Entry, Tree, tree};
 
+/// Stands for the version of what lies in plain directories in the place of the links.
+pub const PLAIN: &str = "in plain directories";
+
 /// A version and the schema of the data that belongs to it. No version: the factory set, that is, nothing below `/data`.
 pub type Allowed = (Option<&'static str>, u64);
 
@@ -25,7 +28,10 @@ impl Appliance {
         let status = self.update(&["status", "--json"]).expect(&[0])?;
         let status: Value =
             serde_json::from_str(&status.said).map_err(|e| format!("status --json: {e}"))?;
-        let told = status["running"]["version"].as_str();
+        let told = match status["plain"].is_null() {
+            true => status["running"]["version"].as_str(),
+            false => Some(PLAIN),
+        };
         if told != version.as_deref() {
             return Err(format!(
                 "status says that {told:?} runs, and {version:?} does"
@@ -51,6 +57,9 @@ impl Appliance {
     /// The version that the priority link selects, complete to the last byte.
     fn selected(&self) -> Result<Option<String>, String> {
         let data = self.data();
+        if data.join("bin").is_dir() && !data.join("bin").is_symlink() {
+            return self.plain().map(|()| Some(PLAIN.into()));
+        }
         for (link, target) in [("bin", "current/bin"), ("share", "current/share")] {
             match fs::read_link(data.join(link)) {
                 Ok(to) if to.as_os_str() == target => {}
@@ -70,6 +79,26 @@ impl Appliance {
             return Err(format!("data/current leads to {}", slot.display()));
         }
         self.complete(&slot).map(Some)
+    }
+
+    /// What lies in the plain directories is what was adopted, complete to the last byte.
+    fn plain(&self) -> Result<(), String> {
+        let is_plain = |name: &String| {
+            let top = name.split('/').next().unwrap_or_default();
+            ["bin", "share"].contains(&top)
+        };
+        let only = |tree: Tree| {
+            tree.into_iter()
+                .filter(|(name, _)| is_plain(name))
+                .collect()
+        };
+        let expected = self.releases.iter().find(|(v, _)| v.ends_with("+adopted"));
+        let (_, expected) = expected.ok_or("nothing was ever in plain directories")?;
+        let found: Tree = only(tree(&self.data())?);
+        match differs(&only(expected.clone()), &found) {
+            None => Ok(()),
+            Some(what) => Err(format!("the plain directories: {what}")),
+        }
     }
 
     /// The version that lies in a slot, complete to the last byte.
@@ -115,7 +144,7 @@ impl Appliance {
 
     /// Nothing lies about that nobody needs, once all is done.
     pub fn tidy(&self) -> Result<(), String> {
-        const TOP: [&str; 8] = [
+        const TOP: [&str; 9] = [
             "bin",
             "share",
             "current",
@@ -124,6 +153,7 @@ impl Appliance {
             "db",
             "lost+found",
             "copies",
+            "adopted",
         ];
         for (name, entry) in tree(&self.data())? {
             let mut parts = name.split('/');

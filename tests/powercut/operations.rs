@@ -49,7 +49,7 @@ impl Single {
     }
 }
 
-pub const SINGLE: [Single; 6] = [
+pub const SINGLE: [Single; 8] = [
     single("first-update", &["apply"], 0, OLD),
     single("update", &["apply"], 0, NEW),
     single("migration", &["apply"], 0, MIGRATED),
@@ -57,6 +57,8 @@ pub const SINGLE: [Single; 6] = [
     single("rollback", &["rollback"], 0, OLD),
     // The trial goes on.
     single("recovery", &["recover", "--stage", "link"], 0, MIGRATED),
+    single("adoption", &["adopt"], 0, ADOPTED),
+    single("adoption-undone", &["adopt", "--undo"], 0, PLAIN),
 ];
 
 const fn single(
@@ -87,6 +89,8 @@ const ITSELF: Release = Release {
 const OLD: Allowed = (Some("1.1.0"), 1);
 const NEW: Allowed = (Some("1.2.0"), 1);
 const NEWEST: Allowed = (Some("1.3.0"), 1);
+const PLAIN: Allowed = (Some(crate::check::PLAIN), 1);
+const ADOPTED: Allowed = (Some("1.1.0+adopted"), 1);
 const MIGRATED: Allowed = (Some("1.2.0"), 2);
 
 pub const OPERATIONS: &[Operation] = &[
@@ -262,6 +266,27 @@ pub const OPERATIONS: &[Operation] = &[
         allowed: &[OLD, MIGRATED],
         again: |a| a.update(&["apply"]).expect(&[5, 8]).map(drop),
         finally: &[OLD],
+    },
+    Operation {
+        name: "adoption",
+        commands: &["adopt"],
+        prepare: |a| a.in_plain_directories("1.1.0"),
+        run: |a| expect(a, &["adopt"], 0),
+        allowed: &[PLAIN, ADOPTED],
+        again: |a| a.update(&["adopt"]).expect(&[0, 3]).map(drop),
+        finally: &[ADOPTED],
+    },
+    Operation {
+        name: "adoption-undone",
+        commands: &["adopt"],
+        prepare: |a| {
+            a.in_plain_directories("1.1.0");
+            expect(a, &["adopt"], 0);
+        },
+        run: |a| expect(a, &["adopt", "--undo"], 0),
+        allowed: &[PLAIN, ADOPTED],
+        again: |a| a.update(&["adopt", "--undo"]).expect(&[0, 3]).map(drop),
+        finally: &[PLAIN],
     },
     Operation {
         name: "trust-and-log",
