@@ -11,7 +11,7 @@ const FORMATS: &str = include_str!("../docs/formats.md");
 const README: &str = include_str!("../README.md");
 
 /// Where the fields of a source file are described: headings of `docs/formats.md`.
-const SECTIONS: [(&str, &[&str]); 27] = [
+const SECTIONS: [(&str, &[&str]); 28] = [
     ("src/model/config.rs", &["`config.json`: the appliance"]),
     (
         "crates/qx-release/src/trust/limits.rs",
