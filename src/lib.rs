@@ -59,6 +59,7 @@
 //! | [`recovery`] | what a boot does about the state it finds |
 //! | [`adoption`] | from the plain directories of another updater to the first slot, and back |
 //! | [`status`] | what a person is told |
+//! | [`doctor`] | what is wrong, before an update finds out |
 //! | [`command`] | the order of the steps |
 //! | [`cli`] | arguments, worker and screen: the only printing |
 //!
@@ -76,6 +77,8 @@ pub mod cli;
 pub mod command;
 #[cfg(feature = "update")]
 pub mod data;
+#[cfg(feature = "update")]
+pub mod doctor;
 #[cfg(feature = "update")]
 pub mod fetch;
 pub mod model;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up. A room uses those before it, and itself.
-const ROOMS: [&str; 14] = [
+const ROOMS: [&str; 15] = [
     "model",
     "system",
     "store",
@@ -18,6 +18,7 @@ const ROOMS: [&str; 14] = [
     "recovery",
     "adoption",
     "status",
+    "doctor",
     "command",
     "cli",
 ];

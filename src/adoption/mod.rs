@@ -149,7 +149,7 @@ impl Survey {
                     "{} belongs to no component of the factory set: it stays in {}, where no init script looks{}",
                     text::path(&path),
                     store.adopted(name).display(),
-                    misnamed(&path, store, factory)
+                    misnamed(&path, store, factory).map_or(String::new(), |why| format!("; {why}"))
                 ));
             }
         }
@@ -330,8 +330,9 @@ fn only_root_changes(path: &Path) -> Result<()> {
     ))
 }
 
-/// Whether a program was installed under a name that differs from a component's only in its first part: no service runs it.
-fn misnamed(path: &Path, store: &Store, factory: &Manifest) -> String {
+/// Why a program that is no component's may be one that was installed under another name: one that differs from a component's only
+/// in its first part.
+pub fn misnamed(path: &Path, store: &Store, factory: &Manifest) -> Option<String> {
     fn kind(name: &str) -> Option<&str> {
         name.split_once('-').map(|(_, kind)| kind)
     }
@@ -341,9 +342,7 @@ fn misnamed(path: &Path, store: &Store, factory: &Manifest) -> String {
             .map(str::to_owned)
     };
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let Some(found) = name(path) else {
-        return String::new();
-    };
+    let found = name(path)?;
     let is_like = |component: &&Component| {
         let meant = name(Path::new(component.install_path.as_str()));
         component.kind == Kind::Bin
@@ -351,9 +350,7 @@ fn misnamed(path: &Path, store: &Store, factory: &Manifest) -> String {
                 meant != found && kind(&meant).is_some() && kind(&meant) == kind(&found)
             })
     };
-    let Some(component) = factory.components.iter().find(is_like) else {
-        return String::new();
-    };
+    let component = factory.components.iter().find(is_like)?;
     let used = [
         Some(store.path(component.install_path.as_str())),
         store.component(Set::Factory, component).ok(),
@@ -361,12 +358,12 @@ fn misnamed(path: &Path, store: &Store, factory: &Manifest) -> String {
     let used = used.into_iter().flatten().find(|path| path.is_file());
     let newer: Option<(SystemTime, SystemTime)> =
         modified(path).zip(used.as_deref().and_then(modified));
-    format!(
-        "; services run {}: another updater installed it under a name that no service runs{}",
+    Some(format!(
+        "services run {}, and this was installed under a name that no service runs{}",
         component.install_path,
         match newer {
-            Some((its, used)) if its > used => ", and it is the newer one of the two",
+            Some((its, used)) if its > used => ", although it is the newer one of the two",
             _ => "",
         }
-    )
+    ))
 }

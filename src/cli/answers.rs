@@ -10,6 +10,8 @@ use qx_release::{json, output, text};
 use super::{LogArguments, answer, complain, for_people, open_store};
 #[cfg(feature = "update")]
 use crate::data;
+#[cfg(feature = "update")]
+use crate::doctor::Diagnosis;
 use crate::model::config::Config;
 #[cfg(feature = "update")]
 use crate::model::kept::Kept;
@@ -102,6 +104,25 @@ pub(super) fn verify(host: &Host, config: Option<&str>) -> Result<Exit> {
         }
     }
     Ok(if bad { Exit::NeedsPerson } else { Exit::Done })
+}
+
+/// What is wrong, or will be when an update meets it.
+#[cfg(feature = "update")]
+pub(super) fn doctor(host: &Host, config: Option<&str>, json: bool) -> Result<Exit> {
+    let opened = open_store(host, config).map(|(store, _, config)| (store, config));
+    if let Ok((store, _)) = &opened {
+        store.may_read()?;
+    }
+    let diagnosis = Diagnosis::of(host, opened);
+    let said = match json {
+        true => {
+            let text =
+                serde_json::to_string_pretty(&diagnosis).doing(|| "printing the diagnosis")?;
+            format!("{text}\n")
+        }
+        false => diagnosis.for_people(),
+    };
+    answer(&said).map(|_| diagnosis.exit())
 }
 
 /// The kept metadata that are damaged.

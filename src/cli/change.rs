@@ -373,6 +373,7 @@ fn carry_out(appliance: &mut Appliance, command: &Subcommand) -> Result<Exit> {
         Subcommand::Status(_)
         | Subcommand::Recover(_)
         | Subcommand::Verify(_)
+        | Subcommand::Doctor(_)
         | Subcommand::Which(_)
         | Subcommand::Log(_) => Err(Error::new(
             "running the command: it does not use a worker process",

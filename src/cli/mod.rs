@@ -66,6 +66,8 @@ enum Subcommand {
     Rollback(change::RollbackArguments),
     Recover(RecoverArguments),
     Verify(VerifyArguments),
+    #[cfg(feature = "update")]
+    Doctor(DoctorArguments),
     Which(WhichArguments),
     Log(LogArguments),
     #[cfg(feature = "update")]
@@ -98,6 +100,16 @@ struct RecoverArguments {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "verify")]
 struct VerifyArguments {}
+
+/// Examine the appliance for what an update, or the way back, would meet: exit 0 if all is good, 1 with warnings, 10 with errors.
+#[cfg(feature = "update")]
+#[derive(FromArgs)]
+#[argh(subcommand, name = "doctor")]
+struct DoctorArguments {
+    /// print JSON (docs/formats.md)
+    #[argh(switch)]
+    json: bool,
+}
 
 /// Print the path that an init script finds for NAME.
 #[derive(FromArgs)]
@@ -233,6 +245,8 @@ fn dispatch(arguments: &Arguments, command: &Subcommand) -> Result<Exit> {
     match command {
         Subcommand::Status(a) => answers::status(&host, config, a.json),
         Subcommand::Verify(_) => answers::verify(&host, config),
+        #[cfg(feature = "update")]
+        Subcommand::Doctor(a) => answers::doctor(&host, config, a.json),
         Subcommand::Which(a) => answers::which(&host, config, a.name.as_str()),
         Subcommand::Log(a) => answers::log(&host, config, a),
         Subcommand::Recover(a) => match a.stage {

@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::model::config::{Config, Services};
 use crate::model::dataset::Method;
 use crate::proof::observe::Census;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::system::host::Host;
 use crate::system::process::{self, User};
 use crate::system::service::{Main, Manager};
@@ -39,23 +39,41 @@ pub fn check(
     running: Option<&Manifest>,
     release: &Manifest,
 ) -> Result<()> {
-    process::null()?;
-    data_partition(host, store, release)?;
-    users(host, config)?;
-    inhibitor(config)?;
-    data_commands(config)?;
-    descriptors(host, config)?;
+    let all = all(host, config, store, running, release);
+    all.into_iter().try_for_each(|(_, found)| found)
+}
+
+/// The same, each by its name.
+pub fn all(
+    host: &Host,
+    config: &Config,
+    store: &Store,
+    running: Option<&Manifest>,
+    release: &Manifest,
+) -> Vec<(&'static str, Result<()>)> {
+    let mut all = vec![
+        ("programs", process::null().map(drop)),
+        ("data partition", data_partition(host, store, release)),
+        ("users", users(host, config)),
+        ("inhibit", inhibitor(config)),
+        ("data commands", data_commands(config)),
+        ("open files", descriptors(host, config)),
+    ];
     let manager = Manager::new(&config.services, host, config.service_timeout());
     if manager.controls() {
-        commands(&config.services)?;
-        pidfiles(running, store, &manager)?;
+        all.push(("service commands", commands(&config.services)));
+        all.push(("pidfiles", pidfiles(running, store, &manager)));
     }
-    Ok(())
+    all
 }
 
 /// Programs can be started from it, links and exchanges work on it, and it will be there after a reboot.
 fn data_partition(host: &Host, store: &Store, release: &Manifest) -> Result<()> {
-    let slots = store.path("slots");
+    let slots = match store.path("slots") {
+        // Before the first command has made it.
+        absent if store::is_absent(&absent) => store.path(""),
+        slots => slots,
+    };
     let using = || format!("using {}", slots.display());
     let stat = rustix::fs::statvfs(&slots).doing(using)?;
     if stat.f_flag.contains(StatVfsMountFlags::NOEXEC) {

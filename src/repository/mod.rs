@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod damage;
+pub mod expiry;
 
 use crate::fetch::port::{Fetch, Target};
 use qx_release::trust::Versions;

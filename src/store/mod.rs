@@ -158,6 +158,22 @@ impl Store {
 
     /// Makes the directories and checks that nobody else can write to them.
     pub fn prepare(&self) -> Result<()> {
+        self.there()?;
+        durable::create_dir(&self.path("slots"), 0o755)?;
+        for below in ["update", "update/seals", "update/trust", "update/downloads"] {
+            durable::create_dir(&self.path(below), 0o700)?;
+        }
+        self.ours()
+    }
+
+    /// Checks the same, and makes nothing.
+    pub fn examine(&self) -> Result<()> {
+        self.there()?;
+        self.ours()
+    }
+
+    /// It is there, and can be written to.
+    fn there(&self) -> Result<()> {
         if is_absent(&self.data) {
             return Err(Error::new(format!(
                 "using {}: it does not exist: is the data partition mounted?",
@@ -169,12 +185,14 @@ impl Store {
         if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
             return Err(rustix::io::Errno::ROFS).doing(using);
         }
-        durable::create_dir(&self.path("slots"), 0o755)?;
-        for below in ["update", "update/seals", "update/trust", "update/downloads"] {
-            durable::create_dir(&self.path(below), 0o700)?;
-        }
+        Ok(())
+    }
+
+    /// Nobody else can write to what is there.
+    fn ours(&self) -> Result<()> {
         let me = rustix::process::geteuid().as_raw();
-        for path in [self.data.clone(), self.path("slots"), self.path("update")] {
+        let places = [self.data.clone(), self.path("slots"), self.path("update")];
+        for path in places.into_iter().filter(|path| !is_absent(path)) {
             let meta = fs::metadata(&path).doing(|| format!("examining {}", path.display()))?;
             if meta.uid() != me || meta.mode() & 0o022 != 0 {
                 return Err(Error::with(

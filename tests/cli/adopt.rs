@@ -267,7 +267,7 @@ fn what_belongs_to_no_component_is_told() {
     adopt.code(0).says(&[
         "quantix-node belongs to no component",
         "services run bin/qx-node",
-        "the newer one",
+        "is the newer one",
     ]);
 
     copy_executable(std::path::Path::new("/bin/sleep"), &bin.join("helper"));

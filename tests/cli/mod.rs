@@ -8,6 +8,7 @@ mod capabilities;
 mod clock;
 mod confined;
 mod data;
+mod doctor;
 mod environment;
 mod failing;
 mod golden;

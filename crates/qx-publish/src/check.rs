@@ -1,6 +1,5 @@
 //! `check`: what of a release can be tried before anybody installs it. A recipe says in `checks` what there is to try.
 
-mod init_script;
 mod migrations;
 mod versions;
 
@@ -12,6 +11,7 @@ use super::checks::Checks;
 use super::current::Current;
 use super::recipe::Recipe;
 use qx_release::error::{Error, ErrorKind, Result};
+use qx_release::init_script;
 use qx_release::manifest::{Kind, Manifest, Name};
 use qx_release::text;
 

@@ -29,7 +29,6 @@ pub mod pem;
 mod recipe;
 mod role;
 mod roles;
-mod scratch;
 mod serve;
 mod targets;
 mod verify;

@@ -15,9 +15,9 @@ use crate::contents::{self, Checked, Release};
 use crate::current::Current;
 use crate::pack;
 use crate::recipe::{Recipe, Source};
-use crate::scratch::Scratch;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Kind, Manifest, Migrate, Name, RelPath, placeholder};
+use qx_release::scratch::Scratch;
 use qx_release::text;
 
 /// Numbers of so many digits are dates: they have gaps.

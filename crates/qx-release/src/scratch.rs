@@ -8,20 +8,22 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use qx_release::error::{Context, Error, Result};
-use qx_release::text;
+use crate::error::{Context, Error, Result};
+use crate::text;
 
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A directory that is gone in the end.
-pub(crate) struct Scratch(PathBuf);
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(crate) fn new() -> Result<Scratch> {
+    /// Makes one.
+    pub fn new() -> Result<Scratch> {
         // The name must be nobody else's, and need not be a secret: a directory that is there is not taken.
         let mut number = 0_u32;
         loop {
-            let name = format!("qx-publish-{}-{number}", std::process::id());
+            let name = format!("qx-scratch-{}-{number}", std::process::id());
             let path = std::env::temp_dir().join(name);
             match rustix::fs::mkdir(&path, rustix::fs::Mode::RWXU) {
                 Err(rustix::io::Errno::EXIST) => number += 1,
@@ -33,12 +35,13 @@ impl Scratch {
         }
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// The path of a name in it.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// Makes a directory in it, and those above.
-    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
+    pub fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name.trim_start_matches('/'));
         fs::create_dir_all(&path).doing(|| format!("creating {}", path.display()))?;
         Ok(path)
@@ -48,7 +51,7 @@ impl Scratch {
     ///
     /// # Errors
     /// It exits other than 0, or not in time; with the last line that it wrote.
-    pub(crate) fn run(&self, command: &mut Command, timeout: Duration) -> Result<()> {
+    pub fn run(&self, command: &mut Command, timeout: Duration) -> Result<()> {
         let log = self.path("output");
         let doing = || format!("writing {}", log.display());
         let out = File::create(&log).doing(doing)?;

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::error::{Context, Error, Result};
+use crate::manifest::Service;
 use crate::scratch::Scratch;
-use qx_release::error::{Context, Error, Result};
-use qx_release::manifest::Service;
-use qx_release::text;
+use crate::text;
 
 /// A script that takes longer waits for something that a stub does not bring.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ exit 0
 "#;
 
 /// Checks that a script starts the installed program where there is one, and the factory's otherwise.
-pub(super) fn check(script: &Path, service: &Service, factory: &str) -> Result<String> {
+pub fn check(script: &Path, service: &Service, factory: &str) -> Result<String> {
     let doing = || {
         format!(
             "the init script {} of service {}",
