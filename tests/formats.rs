@@ -11,7 +11,7 @@ const FORMATS: &str = include_str!("../docs/formats.md");
 const README: &str = include_str!("../README.md");
 
 /// Where the fields of a source file are described: headings of `docs/formats.md`.
-const SECTIONS: [(&str, &[&str]); 28] = [
+const SECTIONS: [(&str, &[&str]); 30] = [
     ("src/model/config.rs", &["`config.json`: the appliance"]),
     (
         "crates/qx-release/src/trust/limits.rs",
@@ -54,6 +54,8 @@ const SECTIONS: [(&str, &[&str]); 28] = [
     ("src/store/notes.rs", &[RECORD]),
     ("crates/qx-release/src/trust/versions.rs", &[RECORD]),
     ("src/status/mod.rs", &["`status --json`"]),
+    ("src/doctor/mod.rs", &["`doctor --json`"]),
+    ("src/doctor/checks.rs", &["`status --json`"]),
     ("src/system/log.rs", &["The update log"]),
 ];
 const RECORD: &str = "The record: `update/state.0`, `update/state.1`";
