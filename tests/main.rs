@@ -7,6 +7,7 @@ mod attack;
 mod cli;
 mod common;
 mod counted;
+mod dist;
 mod fetch;
 mod formats;
 mod hostile;
