@@ -16,10 +16,10 @@ use crate::repository::expiry;
 use crate::store::read_if_there;
 use crate::system::space::{self, Space};
 use qx_release::error::{Error, Result};
-use qx_release::init_script;
 use qx_release::json;
 use qx_release::manifest::{Component, Kind, Manifest, Service};
-use qx_release::scratch::Scratch;
+use qx_scratch::Scratch;
+use qx_scratch::init_script;
 
 /// How long before its end something is told.
 const SOON: Duration = Duration::from_secs(30 * 86_400);

@@ -2,7 +2,7 @@
 //! changes nothing.
 //!
 //! What `check` and `apply` ask before they stop anything ([`crate::proof::preflight`]) is asked here, too, and what `qx-publish check`
-//! finds in an init script ([`qx_release::init_script`]).
+//! finds in an init script ([`qx_scratch::init_script`]).
 
 mod checks;
 

@@ -11,9 +11,9 @@ use super::checks::Checks;
 use super::current::Current;
 use super::recipe::Recipe;
 use qx_release::error::{Error, ErrorKind, Result};
-use qx_release::init_script;
 use qx_release::manifest::{Kind, Manifest, Name};
 use qx_release::text;
+use qx_scratch::init_script;
 
 /// What came of the checks, a line each.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 //!
 //! A release is a [`manifest`] with the digests of its components ([`digest`], measured by [`tree`]), under a name that
 //! tells whom it is for ([`offer`]), at a place in a repository ([`layout`]), signed by whom an appliance trusts ([`trust`]). What both
-//! need beside it: whether an [`init_script`] starts what is installed, tried in a [`scratch`] directory; [`json`] without duplicates, [`durable`] writes, text that is safe to show ([`text`]) and to write
+//! need beside it: [`json`] without duplicates, [`durable`] writes, text that is safe to show ([`text`]) and to write
 //! ([`output`]), what a [`url`] is, and one [`error`].
 //!
 //! [`qx-publish`]: ../qx_publish/index.html
@@ -14,13 +14,11 @@
 pub mod digest;
 pub mod durable;
 pub mod error;
-pub mod init_script;
 pub mod json;
 pub mod layout;
 pub mod manifest;
 pub mod offer;
 pub mod output;
-pub mod scratch;
 pub mod surroundings;
 pub mod text;
 pub mod tree;

@@ -17,8 +17,8 @@ use crate::pack;
 use crate::recipe::{Recipe, Source};
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Kind, Manifest, Migrate, Name, RelPath, placeholder};
-use qx_release::scratch::Scratch;
 use qx_release::text;
+use qx_scratch::Scratch;
 
 /// Numbers of so many digits are dates: they have gaps.
 const DATE: usize = 8;

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::error::{Context, Error, Result};
-use crate::manifest::Service;
-use crate::scratch::Scratch;
-use crate::text;
+use crate::Scratch;
+use qx_release::error::{Context, Error, Result};
+use qx_release::manifest::Service;
+use qx_release::text;
 
 /// A script that takes longer waits for something that a stub does not bring.
 const TIMEOUT: Duration = Duration::from_secs(10);

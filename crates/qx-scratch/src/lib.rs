@@ -1,4 +1,9 @@
-//! A place to try things in, and how programs are run there.
+//! A place to try things in, and how programs are run there. Both sides of an update try init scripts in it ([`init_script`]); who
+//! makes a release also migrations.
+
+#![warn(unreachable_pub)]
+
+pub mod init_script;
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -8,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use crate::error::{Context, Error, Result};
-use crate::text;
+use qx_release::error::{Context, Error, Result};
+use qx_release::text;
 
 const PAUSE: Duration = Duration::from_millis(10);
 
