@@ -8,6 +8,7 @@
 //! ([`Store::repair`](crate::store::CommitPoint::repair)).
 
 pub mod legacy;
+pub mod vdc;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -3,6 +3,7 @@
 use qx_release::error::{Error, ErrorKind, Exit, Result};
 
 use super::{Appliance, running};
+use crate::adoption::vdc::{self, Vdc};
 use crate::adoption::{self, Survey};
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Set;
@@ -56,7 +57,11 @@ impl Appliance {
             // The record says so already: what is left to do is done.
             return self.end_adoption(&record, plain.is_empty());
         }
-        if plain.is_empty() {
+        let prepared = self.describe_vdc(asked)?;
+        if plain.is_empty() || (prepared && asked == Adopt::Plan) {
+            if prepared {
+                return Ok(Exit::Done);
+            }
             let what = "nothing to adopt: neither bin nor share in the data directory is a plain directory";
             self.log.info("adopt", what);
             return Ok(Exit::NothingNewer);
@@ -90,6 +95,23 @@ impl Appliance {
         self.bring_in_order(running(&adopted).set)?;
         self.tell_adopted(&adopted);
         Ok(Exit::Done)
+    }
+
+    /// The part of it that a Quantix-vDC needs first; whether there was any.
+    fn describe_vdc(&mut self, asked: Adopt) -> Result<bool> {
+        let now = self.host.timestamp();
+        let Some(vdc) = Vdc::survey(&self.host, &self.store, &self.config, &now)? else {
+            return Ok(false);
+        };
+        for what in &vdc.plan {
+            self.log.info("adopt", what.clone());
+        }
+        if asked == Adopt::TakeOver {
+            vdc.carry_out(&self.store)?;
+            let what = "the factory set is described, and its services look for a release first; nothing was stopped";
+            self.log.info("adopt", what);
+        }
+        Ok(true)
     }
 
     /// An adoption that was interrupted after it was recorded.
@@ -129,6 +151,13 @@ impl Appliance {
     fn give_back(&mut self, record: &Record) -> Result<Exit> {
         let idle = record.idle_when_ended();
         if idle.active.set == Set::Factory {
+            if vdc::undo(&self.host, &self.store, &self.config)? {
+                self.log.info(
+                    "adopt",
+                    "the adoption is undone: the init scripts are as they were",
+                );
+                return Ok(Exit::Done);
+            }
             if self.store.kept_plain()?.is_empty() {
                 adoption::clean(&self.store, None)?;
                 self.log
@@ -151,7 +180,8 @@ impl Appliance {
             self.log.warning("adopt", e.chain());
         }
         // It is undone, whatever is left of it.
-        if let Err(e) = adoption::clean(&self.store, slot) {
+        let cleaned = vdc::undo(&self.host, &self.store, &self.config);
+        if let Err(e) = cleaned.and_then(|_| adoption::clean(&self.store, slot)) {
             self.log.warning("adopt", e.chain());
         }
         let what = "the adoption is undone: the plain directories are in their places, and nothing was stopped";

@@ -88,14 +88,23 @@ impl Store {
                 durable::remove(&self.path(name))?;
             }
         }
+        self.forget_adopted(&durable::remove)
+    }
+
+    /// Removes what an adoption has left, each by these means. What others keep there stays.
+    fn forget_adopted(&self, remove: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
         let adopted = self.path("adopted");
         if !durable::is_directory(&adopted)? {
             return Ok(());
         }
         for name in FIXED.map(|(name, _)| name).into_iter().chain([MANIFEST]) {
-            durable::remove(&self.adopted(name))?;
+            remove(&self.adopted(name))?;
         }
-        durable::remove_empty(&adopted)
+        let is_empty = fs::read_dir(&adopted).is_ok_and(|mut entries| entries.next().is_none());
+        match is_empty {
+            true => durable::remove_empty(&adopted),
+            false => Ok(()),
+        }
     }
 
     /// Deletes the plain directories once no slot holds their release any more, and no process uses them.
@@ -114,7 +123,7 @@ impl Store {
             }
         }
         match self.plain()?.is_empty() && !self.in_use(&self.path("adopted")) {
-            true => durable::remove_any(&self.path("adopted")),
+            true => self.forget_adopted(&durable::remove_any),
             false => Ok(()),
         }
     }

@@ -401,3 +401,86 @@ fn the_updater_before_is_read_and_its_version_files_kept() {
     appliance.update(&["rollback", "--to", "factory"]).code(0);
     assert_eq!(versions(&appliance), ["1.0.0\n", "1.0.0\n"]);
 }
+
+/// A Quantix-vDC, whose programs lie at the image's own places: they become the factory set, its services look for a release first, and
+/// an update and the way back work from there. Undone, every file is as it was.
+#[test]
+fn a_vdc_becomes_the_factory_set() {
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    let usr = appliance.root.join("usr");
+    fs::remove_dir_all(&usr).unwrap();
+    let recipe = appliance.recipe("2.0.0");
+    recipe.write();
+    create_dir(usr.join("bin")).unwrap();
+    create_dir(usr.join("share/quantix-vdc/dashboard")).unwrap();
+    copy_executable(
+        &recipe.dir.join("qx-node"),
+        &usr.join("bin/qx-controlplane"),
+    );
+    copy_executable(
+        &recipe.dir.join("qx-node"),
+        &usr.join("bin/quantix-controlplane"),
+    );
+    fs::write(
+        usr.join("share/quantix-vdc/dashboard/index.html"),
+        "the dashboard",
+    )
+    .unwrap();
+    let etc = appliance.root.join("etc");
+    create_dir(etc.join("quantix-vdc")).unwrap();
+    create_dir(etc.join("init.d")).unwrap();
+    fs::write(etc.join("quantix-vdc/version"), "2.0.0\n").unwrap();
+    let script = etc.join("init.d/quantix-controlplane");
+    let before = "#!/sbin/openrc-run\ncommand=\"/usr/bin/qx-controlplane\"\ncommand_background=yes\npidfile=/run/q.pid\n";
+    fs::write(&script, before).unwrap();
+    appliance.edit_config(|config| config["services"] = json!({"manager": "none"}));
+    let factory = usr.join("share/qx-update/factory.json");
+
+    appliance.update(&["adopt", "--dry-run"]).code(0).says(&[
+        "/usr/bin/qx-controlplane",
+        "init.d/quantix-controlplane looks for",
+    ]);
+    assert!(!factory.exists());
+    assert_eq!(text(&script), before);
+
+    // A script that nobody here can change is left alone, with all the rest.
+    fs::write(&script, "start() { /usr/bin/qx-controlplane & }\n").unwrap();
+    appliance.update(&["adopt"]).refused(
+        1,
+        &[
+            "init.d/quantix-controlplane",
+            "[ -x /data/bin/qx-controlplane ]",
+        ],
+    );
+    assert!(!factory.exists());
+    fs::write(&script, before).unwrap();
+
+    appliance.update(&["adopt"]).code(0);
+    appliance.update(&["adopt"]).code(3);
+    assert!(
+        text(&script)
+            .contains("[ -x /data/bin/qx-controlplane ] && command=/data/bin/qx-controlplane\n")
+    );
+    let manifest = json_file(&factory);
+    assert_eq!(manifest["version"], "2.0.0");
+    assert_eq!(manifest["services"][0]["uses"], json!(["dashboard"]));
+    appliance
+        .update(&["verify"])
+        .code(0)
+        .says(&["factory set: good, 2.0.0"]);
+    let doctor = appliance.update(&["doctor"]);
+    doctor.says(&[
+        "init.d/quantix-controlplane starts /data/bin/qx-controlplane",
+        "quantix-controlplane: services run bin/qx-controlplane",
+    ]);
+
+    appliance.update(&["adopt", "--undo"]).code(0);
+    assert_eq!(text(&script), before);
+    assert!(
+        !factory.exists() && !appliance.data().join("adopted").exists(),
+        "{}",
+        appliance.tree()
+    );
+    appliance.update(&["adopt", "--undo"]).code(3);
+}
