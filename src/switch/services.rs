@@ -269,26 +269,27 @@ impl<'a> Switch<'a> {
                 .filter_map(file)
                 .any(|file| programs.iter().any(|(_, old, _)| *old == file))
         };
-        for name in &self.op.ran {
-            if self.is_gone(name, mine, other) {
-                continue;
-            }
-            let runs = match self.census(&manager).own(name) {
-                Some(own) if old(&own) => {
-                    // The switch had stopped it: somebody has started the old program again.
-                    if let Err(e) = manager.stop(name, own, self.log) {
-                        self.log.warning("services", e.chain());
-                    }
-                    false
+        // Twice: a manager starts nothing where it finds the old program, which somebody may have started at that instant.
+        for again in [false, true] {
+            for name in &self.op.ran {
+                if self.is_gone(name, mine, other) {
+                    continue;
                 }
-                Some(own) => !own.is_empty(),
-                None => manager.runs(name).is_ok(),
-            };
-            if runs {
-                continue;
-            }
-            if let Err(e) = manager.start(name, self.log) {
-                self.log.warning("services", e.chain());
+                let own = self.census(&manager).own(name);
+                let is_old = own.as_deref().is_some_and(old);
+                if let Some(own) = own.clone().filter(|_| is_old)
+                    && let Err(e) = manager.stop(name, own, self.log)
+                {
+                    self.log.warning("services", e.chain());
+                }
+                let runs = match own {
+                    _ if again => !is_old,
+                    Some(own) => !is_old && !own.is_empty(),
+                    None => manager.runs(name).is_ok(),
+                };
+                if !runs && let Err(e) = manager.start(name, self.log) {
+                    self.log.warning("services", e.chain());
+                }
             }
         }
     }

@@ -742,23 +742,29 @@ fn what_is_started_again_while_it_is_stopped() {
     }
 }
 
-/// Something starts the old program after the services were stopped and before they are started: it is stopped again, and the
-/// release's own is started.
+/// Something starts the old program after the services were stopped, and before they are started or at that very instant, so that
+/// their manager finds them running: it is stopped again, and the release's own is started.
 #[test]
 fn what_is_started_from_the_old_set_meanwhile() {
-    let appliance = Appliance::new();
-    appliance.install("1.1.0");
-    // When the first service of the new set is started, somebody starts the old program of the other.
-    edit_svc(
-        &appliance,
-        "start)\n",
-        "start)\n\tif [ $2 = node ] && [ ! -e $root/out/once ]; then\n\t\t: >$root/out/once\n\t\t\
-         setsid $root/data/slots/a/bin/qx-console $(cat $root/ports/console) </dev/null >/dev/null 2>&1 &\n\t\t\
-         echo $! >$root/run/console.pid\n\tfi\n",
-    );
-    appliance.publish_release("1.2.0");
-    appliance.update(&["apply"]).code(0);
-    assert!(appliance.root.join("out/once").exists());
-    appliance.runs("1.2.0");
-    assert_eq!(appliance.answers(), ["1.2.0", "1.2.0"]);
+    for when in ["node", "console"] {
+        let appliance = Appliance::new();
+        appliance.install("1.1.0");
+        // When one of them is started, somebody starts the old program of the console, which is there before anything else goes on.
+        edit_svc(
+            &appliance,
+            "start)\n",
+            &format!(
+                "start)\n\tif [ $2 = {when} ] && [ ! -e $root/out/once ]; then\n\t\t: >$root/out/once\n\t\t\
+                 setsid $root/data/slots/a/bin/qx-console $(cat $root/ports/console) </dev/null >/dev/null 2>&1 &\n\t\t\
+                 old=$!\n\t\techo $old >$root/run/console.pid\n\t\t\
+                 until readlink /proc/$old/exe | grep -q qx-console; do :; done\n\t\t\
+                 [ $2 = node ] || pid=$old\n\tfi\n"
+            ),
+        );
+        appliance.publish_release("1.2.0");
+        appliance.update(&["apply"]).code(0);
+        assert!(appliance.root.join("out/once").exists());
+        appliance.runs("1.2.0");
+        assert_eq!(appliance.answers(), ["1.2.0", "1.2.0"]);
+    }
 }
