@@ -19,7 +19,7 @@ use semver::{BuildMetadata, Version};
 
 use crate::model::fit::Fit;
 use crate::model::idle::Idle;
-use crate::model::record::Record;
+use crate::model::record::{Loaded, Record};
 use crate::model::slot::{Installed, Set, Slot};
 use crate::store::{self, CommitPoint, Store};
 use crate::system::host::Host;
@@ -286,6 +286,18 @@ pub fn undo(store: &Store, idle: &Idle, record: &Record, now: &str) -> Result<()
         Idle::on(store.factory().0, None, now),
         record.schemas_now().clone(),
     ))
+}
+
+/// Whether an appliance is adopted, or its adoption undone, for all that can be seen.
+pub fn is_done(store: &Store, undone: bool) -> bool {
+    let (Loaded::Record(record), Ok(plain)) = (store.load(), store.plain()) else {
+        return false;
+    };
+    let active = record.idle_when_ended().active;
+    match undone {
+        true => active.set == Set::Factory && !plain.is_empty(),
+        false => plain.is_empty() && store.is_adopted(&active).unwrap_or_default(),
+    }
 }
 
 /// Removes what an adoption has left that did not happen, or was undone.

@@ -15,7 +15,7 @@ use super::follow::follow;
 use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
 
-use crate::adoption::legacy;
+use crate::adoption::{self, legacy};
 use crate::command::{Adopt, Appliance, Apply, Back, Confirmation, Goal};
 use crate::model::config::{self, Config};
 use crate::model::dataplan::NewerData;
@@ -238,7 +238,12 @@ pub(super) fn ask(host: &Host, config: Option<&str>, command: &Subcommand) -> Re
     let store = Store::new(host, &config.data_dir, &config.factory_manifest)?;
     store.may_read()?;
     let mut screen = Screen::new(settings(command).progress);
-    let exit = follow(&store, &mut screen)?;
+    // What is no operation is told by what it has changed.
+    let is_done = || match command {
+        Subcommand::Adopt(a) => !a.dry_run && adoption::is_done(&store, a.undo),
+        _ => false,
+    };
+    let exit = follow(&store, &mut screen, &is_done)?;
     match screen.failed {
         Some(e) if only_looks(command) => Err(e),
         _ => Ok(exit),

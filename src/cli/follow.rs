@@ -15,7 +15,11 @@ use crate::system::follower::{Next, Waiting};
 use crate::system::{log, process};
 
 /// Starts the worker and shows what it tells, until it ends.
-pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
+pub(super) fn follow(
+    store: &Store,
+    screen: &mut Screen,
+    is_done: &dyn Fn() -> bool,
+) -> Result<Exit> {
     let starting = || "starting the worker process";
     let me = std::env::current_exe().doing(|| "finding this program's file")?;
     let (events, to_us) = io::pipe().doing(starting)?;
@@ -47,12 +51,19 @@ pub(super) fn follow(store: &Store, screen: &mut Screen) -> Result<Exit> {
             worker.id(),
             &screen.op,
             &format!("it ended with {status}"),
+            is_done,
         ),
     }
 }
 
 /// What the record says about the operation of a worker that could not say it.
-fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit> {
+fn after_death(
+    store: &Store,
+    worker: u32,
+    seen: &str,
+    how: &str,
+    is_done: &dyn Fn() -> bool,
+) -> Result<Exit> {
     let dead = |kind, what: &str| {
         let text = format!("following the worker process: {how}; {what}");
         Err(Error::with(kind, text))
@@ -72,6 +83,8 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
         }
         Loaded::Unreadable(_) | Loaded::Absent => return dead(ErrorKind::Failed, nothing),
     };
+    let finished =
+        format!("following the worker process: {how} after it had finished the operation");
     match (record.operation(), &record.last) {
         (Some(op), _) => {
             let ours = worked || op.id.to_string() == seen;
@@ -82,10 +95,12 @@ fn after_death(store: &Store, worker: u32, seen: &str, how: &str) -> Result<Exit
             }
         }
         (None, Some(last)) if last.id.to_string() == seen => {
-            complain(&format!(
-                "following the worker process: {how} after it had finished the operation"
-            ));
+            complain(&finished);
             Ok(last.result)
+        }
+        (None, _) if worked && is_done() => {
+            complain(&finished);
+            Ok(Exit::Done)
         }
         (None, _) => dead(ErrorKind::Failed, nothing),
     }
