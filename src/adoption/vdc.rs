@@ -14,7 +14,7 @@ use crate::store::{Store, is_absent};
 use crate::system::host::Host;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
-use qx_release::manifest::{Kind, Manifest, Service};
+use qx_release::manifest::{Component, Kind, Manifest, Service};
 use qx_release::text;
 use qx_release::tree;
 use qx_scratch::{Scratch, init_script};
@@ -76,8 +76,7 @@ impl Vdc {
             None => vdc.describe(host, config, now).doing(doing)?,
         };
         for service in &manifest.services {
-            let component = manifest.at(&service.runs);
-            let factory = component.and_then(|component| component.factory_path.clone());
+            let factory = manifest.at(&service.runs).map(Component::in_image);
             let factory = factory.unwrap_or_else(|| format!("/usr/{}", service.runs));
             vdc.script(host, service, &factory).doing(doing)?;
         }

@@ -14,7 +14,6 @@ use qx_release::{durable, surroundings, tree};
 use super::follow::follow;
 use super::screen::{Progress, Screen};
 use super::{Subcommand, open_store, place, read_config};
-
 use crate::adoption::{self, legacy};
 use crate::command::{Adopt, Appliance, Apply, Back, Confirmation, Goal};
 use crate::model::config::{self, Config};

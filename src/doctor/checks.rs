@@ -203,9 +203,7 @@ impl Examined<'_> {
             let Some(script) = script(service) else {
                 continue;
             };
-            let copy = factory
-                .at(&service.runs)
-                .and_then(|component| component.factory_path.clone());
+            let copy = factory.at(&service.runs).map(Component::in_image);
             let copy = copy.unwrap_or_else(|| format!("/usr/{}", service.runs));
             match init_script::check(&script, service, &copy) {
                 Ok(passed) => findings.good("init scripts", passed),
@@ -341,11 +339,7 @@ impl Examined<'_> {
         let what = format!("an update as large as what runs takes {needed}, and {free} are free");
         match needed.fits(free) {
             true => findings.good("space", what),
-            false => findings.warning(
-                "space",
-                what,
-                "free space in the data directory (`qx-update data list` shows kept data)",
-            ),
+            false => findings.warning("space", what, remedy),
         }
     }
 

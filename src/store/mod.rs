@@ -110,10 +110,9 @@ impl Store {
 
     /// Where a set's component is installed.
     pub fn component(&self, set: Set, component: &Component) -> Result<PathBuf> {
-        match (set.slot(), &component.factory_path) {
-            (Some(slot), _) => Ok(self.slot(slot).join(&component.install_path)),
-            (None, Some(path)) => self.host.path(path),
-            (None, None) => self.host.path(&format!("/usr/{}", component.install_path)),
+        match set.slot() {
+            Some(slot) => Ok(self.slot(slot).join(&component.install_path)),
+            None => self.host.path(&component.in_image()),
         }
     }
 

@@ -72,6 +72,12 @@ pub struct Component {
 }
 
 impl Component {
+    /// The absolute path of the factory copy.
+    pub fn in_image(&self) -> String {
+        let usual = || format!("/usr/{}", self.install_path);
+        self.factory_path.clone().unwrap_or_else(usual)
+    }
+
     /// Whether what is installed is the same, wherever that is.
     pub fn is_same(&self, other: &Component) -> bool {
         self.kind == other.kind
