@@ -62,6 +62,9 @@ pub(super) struct ApplyArguments {
     /// download and stage the release only; a later apply switches to it
     #[argh(switch)]
     stage_only: bool,
+    /// before the services start: stop and start none; `confirm` proves the release afterwards
+    #[argh(switch)]
+    at_boot: bool,
     /// do not ask whether services may be interrupted (`inhibit`)
     #[argh(switch)]
     force: bool,
@@ -106,6 +109,9 @@ pub(super) struct RollbackArguments {
     /// set aside data that the older set does not accept, and restore the data kept from before
     #[argh(switch)]
     set_aside_data: bool,
+    /// before the services start: stop and start none; `confirm` proves the set afterwards
+    #[argh(switch)]
+    at_boot: bool,
     /// do not ask whether services may be interrupted (`inhibit`)
     #[argh(switch)]
     force: bool,
@@ -286,9 +292,15 @@ struct Settings {
     progress: Option<Progress>,
     wait: bool,
     force: bool,
+    at_boot: bool,
 }
 
 fn settings(command: &Subcommand) -> Settings {
+    let at_boot = match command {
+        Subcommand::Apply(a) => a.at_boot,
+        Subcommand::Rollback(a) => a.at_boot,
+        _ => false,
+    };
     let (progress, wait, force) = match command {
         Subcommand::Check(a) => (a.progress, a.wait, false),
         Subcommand::Apply(a) => (a.progress, a.wait, a.force),
@@ -306,6 +318,7 @@ fn settings(command: &Subcommand) -> Settings {
         progress,
         wait,
         force,
+        at_boot,
     }
 }
 
@@ -430,6 +443,7 @@ fn open(host: &Host, config: Config, settings: &Settings) -> Result<Appliance> {
         log,
         wait: settings.wait,
         force: settings.force,
+        at_boot: settings.at_boot,
     })
 }
 

@@ -301,7 +301,7 @@ impl Appliance {
 
     /// Tries the health checks of the set that runs: what the next one is measured against.
     pub(super) fn baseline(&mut self, set: Set, manifest: Option<&Manifest>) -> Vec<FailedCheck> {
-        let Some(manifest) = manifest else {
+        let Some(manifest) = manifest.filter(|_| !self.at_boot) else {
             return Vec::new();
         };
         let timeout = self.config.service_timeout();

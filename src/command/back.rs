@@ -12,7 +12,24 @@ use crate::model::phase::{DataState, Phase};
 use crate::model::record::Record;
 use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Set};
+use crate::recovery::link;
 use crate::store::sets;
+
+/// Whether the last that happened was a way back to what runs. A kernel argument that stays in the boot loader goes back once, not at
+/// every boot.
+fn is_back(record: &Record) -> bool {
+    let active = running(record);
+    match (record.phase(), &record.last) {
+        (Phase::Reverting { .. }, _) => true,
+        (Phase::Trial { op, .. }, _) => op.kind.goes_back(),
+        (_, Some(last)) => match last.result {
+            Exit::Done => last.kind.goes_back() && last.to == active,
+            Exit::BackToPrevious | Exit::BackToFactory => last.from == active,
+            _ => false,
+        },
+        (_, None) => false,
+    }
+}
 
 impl Appliance {
     /// Goes back to the previous release or the factory set because a person says so.
@@ -23,6 +40,11 @@ impl Appliance {
                 Back::Factory => self.abandon(&record),
                 Back::Previous => Err(self.told_to_use_the_factory_set("rolling back")),
             };
+        }
+        if self.at_boot && is_back(&record) {
+            let what = format!("{} runs since an earlier boot went back", running(&record));
+            self.log.info("rollback", what);
+            return Ok(Exit::NothingNewer);
         }
         let resumed = match record.phase() {
             Phase::Trial { .. } => self.end_trial(&record, back, newer)?,
@@ -157,10 +179,16 @@ impl Appliance {
             }
             self.log.warning("rollback", lost);
         }
+        let cause = Cause::new(CauseKind::Person, "rolled back manually");
+        if self.at_boot {
+            // The link stage chooses what runs, the data stage restores the data, and `confirm` proves it.
+            self.store.save(&record.begin_revert(op.clone(), cause)?)?;
+            link::link_stage(&self.host, &self.store, &mut self.log)?;
+            return Ok(Resumed::Ended(Exit::Done));
+        }
         leave_caller(&mut self.log);
         wait_for_runlevel(&op.manager, &self.host, &mut self.log);
         let from = op.from().set;
-        let cause = Cause::new(CauseKind::Person, "rolled back manually");
         let exit = self.switch_of(op.clone()).revert(cause, record)?;
         Ok(match exit {
             // What was asked for.

@@ -22,7 +22,7 @@ use crate::data::migrate;
 use crate::model::config::{Config, Services};
 use crate::model::dataplan::DataPlan;
 use crate::model::idle::Idle;
-use crate::model::operation::{Operation, OperationKind};
+use crate::model::operation::{Operation, OperationKind, return_to};
 use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
@@ -52,6 +52,9 @@ pub struct Appliance {
     pub wait: bool,
     /// Whether applications are interrupted without being asked.
     pub force: bool,
+    /// Whether the services are still to be started: then none is stopped or started, and the boot's `confirm` proves what was
+    /// changed.
+    pub at_boot: bool,
 }
 
 /// Where a person wants to go back to.
@@ -134,7 +137,9 @@ impl Appliance {
         if let Some(e) = outcome.obstacle {
             return Err(e).doing(|| format!("starting {command}"));
         }
-        if let Some(op) = outcome.interrupted.filter(|op| !op.ran.is_empty()) {
+        // At boot the runlevel starts them.
+        let interrupted = outcome.interrupted.filter(|_| !self.at_boot);
+        if let Some(op) = interrupted.filter(|op| !op.ran.is_empty()) {
             self.log.info(
                 "services",
                 "an earlier operation may have left services stopped",
@@ -144,7 +149,7 @@ impl Appliance {
             self.switch_of(op).start_services(outcome.show);
         }
         let mut record = outcome.record;
-        if record.stopped.take().is_some() {
+        if !self.at_boot && record.stopped.take().is_some() {
             self.store.save(&record)?;
         }
         // In the middle of an operation its data may be in two places.
@@ -170,6 +175,15 @@ impl Appliance {
         let (Phase::Trial { op, .. } | Phase::Reverting { op, .. }) = record.phase().clone() else {
             return Ok(Resumed::Ready(Box::new(record)));
         };
+        if self.at_boot {
+            let what = format!(
+                "the {} of {} is in progress, and ends once the services run; boot with {} to give it up",
+                record.phase().name(),
+                op.to,
+                host::ROLLBACK_BOOT
+            );
+            return Err(Error::with(ErrorKind::NeedsPerson, what));
+        }
         leave_caller(&mut self.log);
         wait_for_runlevel(&op.manager, &self.host, &mut self.log);
         self.log.info(
@@ -229,8 +243,21 @@ impl Appliance {
         }
     }
 
-    /// Steps 6 to 10, detached from the caller's session and control group.
+    /// Steps 6 to 10, detached from the caller's session and control group; at boot only 7 and 8.
     fn switch(&mut self, op: Operation, record: &Record) -> Result<Exit> {
+        if self.at_boot {
+            let (from, to) = (op.from().set, op.to.clone());
+            let reached = self.switch_of(op).at_boot(record)?;
+            return Ok(match reached.phase() {
+                Phase::Trial { .. } => {
+                    let what =
+                        format!("{to} is on trial: `confirm` proves it once the services run");
+                    self.log.info("switch", what);
+                    Exit::Done
+                }
+                _ => return_to(from).into(),
+            });
+        }
         leave_caller(&mut self.log);
         self.switch_of(op).run(record)
     }

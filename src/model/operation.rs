@@ -30,6 +30,13 @@ pub enum OperationKind {
     Data,
 }
 
+impl OperationKind {
+    /// Whether it goes back to an older set.
+    pub fn goes_back(self) -> bool {
+        matches!(self, OperationKind::Rollback | OperationKind::Factory)
+    }
+}
+
 /// One install or rollback, with all that its undoing needs: recovery depends on no configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {

@@ -225,8 +225,11 @@ impl<'a> Switch<'a> {
     /// Steps 7 and 8 at boot: nothing that uses the data has been started, and services are left to the runlevel. Returns
     /// the record, in `Trial`, or in `Reverting` with the data as it was.
     pub fn at_boot(mut self, record: &Record) -> Result<Record> {
-        let what = format!("{} takes over and migrates the data", self.op.to);
-        self.log.info("data", what);
+        let what = match self.op.change {
+            DataChange::Migrate => "takes over and migrates the data",
+            _ => "takes over",
+        };
+        self.log.info("data", format!("{} {what}", self.op.to));
         self.has_room()?;
         // Started by the runlevel, from whichever set the link selects by then: who proves them, or goes back, restarts them.
         self.concern_changed();

@@ -26,6 +26,8 @@ const MAX_LINKS: u32 = 40;
 
 /// The kernel argument that makes a boot use the factory set.
 pub const FACTORY_BOOT: &str = "qx.factory";
+/// The kernel argument by which `initramfs/qx-recover` goes back to the previous set.
+pub const ROLLBACK_BOOT: &str = "qx.rollback";
 
 /// The machine as seen below a root directory.
 #[derive(Debug, Clone)]

@@ -875,6 +875,54 @@ fn an_image_is_proved_and_goes_back() {
     }
 }
 
+/// A person at the console installs a release that migrates, before the services start, and goes back from it: what the new release wrote is
+/// set aside only if that is said.
+#[test]
+fn a_release_migrates_before_the_services_start() {
+    let appliance = with_data();
+    appliance.release(&migrating(&appliance, "1.2.0", MIGRATE));
+    appliance.power_off();
+    appliance.told();
+    appliance.update(&["apply", "--at-boot"]).code(0);
+    assert_eq!(found(&appliance)["db"], "migrated\n");
+    assert!(appliance.told().is_empty());
+    appliance.services("start");
+    appliance.update(&["confirm"]).code(0);
+    appliance.runs("1.2.0");
+    put(&appliance, &[("db", "written since")]);
+
+    appliance.power_off();
+    appliance
+        .update(&["rollback", "--at-boot"])
+        .refused(10, &["going back to"]);
+    assert_eq!(found(&appliance)["db"], "written since");
+    appliance
+        .update(&["rollback", "--at-boot", "--set-aside-data"])
+        .code(0);
+    assert_eq!(found(&appliance), old());
+    appliance.services("start");
+    appliance.update(&["confirm"]).code(0);
+    appliance.runs("1.1.0");
+    assert_eq!(schema(&appliance), 1);
+    let kept = noted(&appliance);
+    assert!(!kept.is_empty(), "what was written since is gone");
+
+    // One whose migration fails is not switched to, and the data is as it was.
+    let broken = migrating(
+        &appliance,
+        "1.3.0",
+        "echo half >$1; echo no more >&2; exit 1",
+    );
+    appliance.release(&broken);
+    appliance.power_off();
+    appliance.update(&["apply", "--at-boot"]).code(8);
+    assert_eq!(found(&appliance), old());
+    appliance.services("start");
+    appliance.update(&["confirm"]).code(8);
+    appliance.runs("1.1.0");
+    assert_eq!(appliance.status()["refused"][0]["version"], "1.3.0");
+}
+
 /// Data that is there, and whose schema nobody has recorded, is for a release that says it takes any; where there is none yet any
 /// release will do.
 #[test]

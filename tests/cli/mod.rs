@@ -7,6 +7,7 @@ mod adopt;
 mod capabilities;
 mod clock;
 mod confined;
+mod console;
 mod data;
 mod doctor;
 mod environment;
