@@ -48,7 +48,7 @@
 //! |---|---|
 //! | [`qx_release`] | what the maker of a release and the appliance agree on; a crate of its own |
 //! | [`model`] | what is known, as values: configuration, record, slots, data sets |
-//! | [`system`] | the machine: paths and clock, processes and what they may do, services, space, the log |
+//! | [`system`] | the machine: paths and clock, processes and what they may do, services, media, space, the log |
 //! | [`store`] | what lies under `/data`: lock, record, link, slots, seals |
 //! | [`fetch`] | bytes: web servers, directories, bundles, mirrors |
 //! | [`repository`] | what is published, and whether it is trusted |

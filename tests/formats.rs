@@ -11,12 +11,14 @@ const FORMATS: &str = include_str!("../docs/formats.md");
 const README: &str = include_str!("../README.md");
 
 /// Where the fields of a source file are described: headings of `docs/formats.md`.
-const SECTIONS: [(&str, &[&str]); 30] = [
+const SECTIONS: [(&str, &[&str]); 32] = [
     ("src/model/config.rs", &["`config.json`: the appliance"]),
     (
         "crates/qx-release/src/trust/limits.rs",
         &["`config.json`: the appliance"],
     ),
+    ("src/model/source.rs", &["`config.json`: the appliance"]),
+    ("src/command/receipt.rs", &["Receipts"]),
     ("src/model/dataset.rs", &["Data sets"]),
     (
         "crates/qx-release/src/manifest.rs",

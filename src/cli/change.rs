@@ -335,6 +335,9 @@ pub(super) fn work(host: &Host, config: Option<&str>, command: &Subcommand) -> R
     });
     if !only_looks(command) {
         appliance.write_version_files();
+        if let Ok(exit) = ended {
+            appliance.leave_receipt(exit);
+        }
     }
     ended
 }
@@ -444,6 +447,7 @@ fn open(host: &Host, config: Config, settings: &Settings) -> Result<Appliance> {
         wait: settings.wait,
         force: settings.force,
         at_boot: settings.at_boot,
+        medium: None,
     })
 }
 

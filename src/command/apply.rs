@@ -227,6 +227,7 @@ impl Appliance {
         );
         let op = Operation {
             failed_before,
+            medium: mirrors.medium(),
             ..self
                 .operation(OperationKind::Install, idle, to)?
                 .with_data_plan(data)

@@ -6,6 +6,7 @@ mod apply;
 mod back;
 mod confirm;
 mod data;
+mod receipt;
 mod source;
 mod watch;
 
@@ -37,6 +38,7 @@ use crate::system::log::Log;
 use crate::system::service::Manager;
 
 pub use adopt::Adopt;
+pub use receipt::CameOn;
 
 /// The appliance, as the procedure needs it.
 pub struct Appliance {
@@ -55,6 +57,8 @@ pub struct Appliance {
     /// Whether the services are still to be started: then none is stopped or started, and the boot's `confirm` proves what was
     /// changed.
     pub at_boot: bool,
+    /// The medium that a release came on, once there is one: a receipt goes there.
+    pub medium: Option<CameOn>,
 }
 
 /// Where a person wants to go back to.
@@ -190,6 +194,11 @@ impl Appliance {
             "resume",
             format!("resuming the {} of {}", record.phase().name(), op.to),
         );
+        let came_on = |device| CameOn {
+            device,
+            named: true,
+        };
+        self.medium = op.medium.clone().map(came_on).or(self.medium.take());
         let switch = self.switch_of(op);
         let exit = match record.phase() {
             Phase::Reverting { cause, .. } => {

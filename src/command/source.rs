@@ -3,7 +3,7 @@
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 
-use super::{Appliance, machine, running};
+use super::{Appliance, CameOn, machine, running};
 use crate::acquire::select::{self, Choice, Request};
 use crate::fetch::{Headers, Mirrors, Options, Patience, Proxies};
 use crate::model::phase::Phase;
@@ -41,10 +41,16 @@ impl Appliance {
                 let path = self.host.path(&path)?.display().to_string();
                 Ok(SourceAddress::Path(path))
             }
-            url => Ok(url),
+            other => Ok(other),
         });
         let sources = sources.collect::<Result<Vec<_>>>()?;
-        let mirrors = Mirrors::new(sources, &options, lock.share()?)?;
+        if let Some(SourceAddress::Medium(medium)) = from {
+            self.medium = Some(CameOn {
+                device: medium.device.clone(),
+                named: true,
+            });
+        }
+        let mirrors = Mirrors::new(sources, &options, &self.host, lock.share()?)?;
         let (store, clock) = (self.store.path("update/trust"), options.clock);
         let limits = &self.config.limits.trust;
         let refreshed =
@@ -58,6 +64,12 @@ impl Appliance {
             refreshed => refreshed,
         }?;
         self.note_trust(&repository, &mirrors);
+        if let (Some(device), None) = (mirrors.medium(), &self.medium) {
+            self.medium = Some(CameOn {
+                device,
+                named: false,
+            });
+        }
         Ok((repository, mirrors))
     }
 

@@ -69,6 +69,11 @@ impl Fetcher {
         }
     }
 
+    /// Where its source lies, now that it is mounted.
+    pub(super) fn lies_at(&mut self, place: PathBuf) {
+        self.address = SourceAddress::Path(place.display().to_string());
+    }
+
     /// From now on it may write in these directories, which are there.
     pub(super) fn let_write(&mut self, directories: Vec<PathBuf>) {
         self.end();

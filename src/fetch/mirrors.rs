@@ -9,6 +9,8 @@ use super::fetcher::Fetcher;
 use super::{Options, Source};
 use crate::fetch::port::{Fetch, Target};
 use crate::model::source::SourceAddress;
+use crate::system::host::Host;
+use crate::system::medium::Medium;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::Component;
 
@@ -17,6 +19,7 @@ use qx_release::manifest::Component;
 /// A refresh is tried whole with each until one succeeds ([`Mirrors::refresh`]). What is fetched after that comes from that
 /// one; where it fails, from the others. One that did not answer after all tries is asked last from then on, and once a file.
 pub struct Mirrors {
+    host: Host,
     mirrors: Vec<Mirror>,
     /// The one that refreshes, or did.
     first: Cell<usize>,
@@ -30,6 +33,8 @@ struct Mirror {
     address: SourceAddress,
     /// Opens it when it is asked first: a disk that is not there is no trouble while others answer.
     fetcher: RefCell<Fetcher>,
+    /// What it lies on, once that is mounted: unmounted when nobody asks any more.
+    medium: RefCell<Option<Medium>>,
 }
 
 /// An artifact that a mirror's fetcher has open.
@@ -67,6 +72,7 @@ impl Mirrors {
     pub fn new(
         sources: impl IntoIterator<Item = SourceAddress>,
         options: &Options,
+        host: &Host,
         lock: OwnedFd,
     ) -> Result<Mirrors> {
         let lock = Rc::new(lock);
@@ -79,6 +85,7 @@ impl Mirrors {
             Ok(Mirror {
                 address,
                 fetcher: fetcher.into(),
+                medium: RefCell::default(),
             })
         };
         let mirrors = sources
@@ -86,6 +93,7 @@ impl Mirrors {
             .map(mirror)
             .collect::<Result<Vec<Mirror>>>()?;
         Ok(Mirrors {
+            host: host.clone(),
             mirrors,
             first: Cell::new(0),
             refreshing: Cell::new(false),
@@ -127,6 +135,14 @@ impl Mirrors {
         self.mirrors[self.first.get()].name()
     }
 
+    /// The medium that the mirror lies on which refreshed, if it does.
+    pub fn medium(&self) -> Option<String> {
+        match &self.mirrors[self.first.get()].address {
+            SourceAddress::Medium(medium) => Some(medium.device.clone()),
+            SourceAddress::Url(_) | SourceAddress::Path(_) => None,
+        }
+    }
+
     /// Whether [`Mirrors::artifact`] may copy what it gets to the downloads: directories and bundles are read in place.
     pub fn copies_artifacts(&self) -> bool {
         self.mirrors.iter().any(Mirror::is_web)
@@ -146,6 +162,7 @@ impl Mirrors {
     pub fn rest(&self) {
         for mirror in &self.mirrors {
             mirror.fetcher.borrow_mut().end();
+            mirror.medium.take();
         }
     }
 
@@ -169,6 +186,12 @@ impl Mirrors {
     /// A mirror that is open. What its fetcher is not confined in is told once.
     fn fetcher<'a>(&self, mirror: &'a Mirror) -> Result<RefMut<'a, Fetcher>> {
         let mut fetcher = mirror.fetcher.borrow_mut();
+        let mut medium = mirror.medium.borrow_mut();
+        if let (SourceAddress::Medium(address), None) = (&mirror.address, &*medium) {
+            let mounted = Medium::open(&self.host, &address.device)?;
+            fetcher.lies_at(mounted.source(&address.path)?);
+            *medium = Some(mounted);
+        }
         let opened = fetcher.open();
         for missing in fetcher.unconfined.drain(..) {
             let what = format!("the process that fetches is not fully confined: {missing}");

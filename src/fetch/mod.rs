@@ -211,6 +211,12 @@ impl Source {
         let origin = match address.into() {
             SourceAddress::Url(url) => Origin::web(&url, options)?,
             SourceAddress::Path(path) => Origin::at(path.into())?,
+            // Mounted by whoever has the right to ([`Mirrors`]).
+            medium @ SourceAddress::Medium(_) => {
+                return Err(Error::new(format!(
+                    "opening the source {medium}: it is not mounted"
+                )));
+            }
         };
         Ok(Source {
             origin,

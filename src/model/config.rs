@@ -95,9 +95,22 @@ pub struct Config {
     /// Files in which programs of the appliance look for the version that runs, absolute; `{component}` stands for each component.
     #[serde(default)]
     pub version_files: Vec<String>,
+    /// What this machine is called, and signs with.
+    #[serde(default)]
+    pub machine: Machine,
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// What this machine is called, and signs with, in the receipts that it leaves on media.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Machine {
+    /// Its name. Absent: `/etc/machine-id`, else the host name.
+    pub name: Option<Name>,
+    /// File with an Ed25519 private key in PEM (PKCS#8), absolute. Absent: receipts are not signed.
+    pub key_file: Option<String>,
 }
 
 /// Who may say that services must not be interrupted now.
@@ -382,6 +395,8 @@ impl Config {
         let log = self.log.path.as_deref().map(|p| ("log.path", p));
         let ca = self.ca_file.as_deref().map(|p| ("ca_file", p));
         let headers = self.headers_file.as_deref().map(|p| ("headers_file", p));
+        let key = self.machine.key_file.as_deref();
+        let key = key.map(|p| ("machine.key_file", p));
         let paths = [
             ("trust_root", self.trust_root.as_str()),
             ("data_dir", &self.data_dir),
@@ -393,6 +408,7 @@ impl Config {
             .into_iter()
             .chain(ca)
             .chain(headers)
+            .chain(key)
             .chain(lock)
             .chain(versions);
         for (field, path) in paths.into_iter().chain(optional) {
@@ -411,10 +427,11 @@ impl Config {
                     url.starts_with("https://") || url.starts_with("http://")
                 }
                 SourceAddress::Path(path) => path.starts_with('/'),
+                SourceAddress::Medium(medium) => !medium.device.ends_with('='),
             };
             if !good {
                 return Err(format!(
-                    "sources: '{source}' is neither an http(s):// URL nor an absolute path"
+                    "sources: '{source}' is neither an http(s):// URL nor an absolute path, nor a medium (LABEL=NAME:/PATH)"
                 ));
             }
         }

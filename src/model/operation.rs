@@ -102,6 +102,9 @@ pub struct Operation {
     /// The crash loop that it ends by going back, if it was not a person who asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undoes: Option<String>,
+    /// The medium that its release came on (`LABEL=…`): the receipt goes there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub medium: Option<String>,
 }
 
 /// Data written under a release that was left again; it is no longer in use.
@@ -150,6 +153,7 @@ impl Operation {
             failed_before: Vec::new(),
             idle: Vec::new(),
             undoes: None,
+            medium: None,
         }
     }
 

@@ -4,6 +4,8 @@ pub mod follower;
 pub mod group;
 pub mod host;
 pub mod log;
+#[cfg(feature = "update")]
+pub mod medium;
 pub mod proc;
 pub mod process;
 #[cfg(feature = "update")]

@@ -17,6 +17,7 @@ mod good;
 mod inhibit;
 mod killed;
 mod manager;
+mod media;
 mod postgres;
 mod preflight;
 mod refused;
