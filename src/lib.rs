@@ -22,7 +22,8 @@
 //!    ([`model::record`]; which phase follows which is [`model::transition`]).
 //! 5. **Stage.** Have each component fetched, checked and unpacked into `slots/NAME.next` ([`acquire::stage`],
 //!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
-//! 6. **Rehearse** the migration on a copy of the data, while everything runs ([`data::rehearse`]); a release that fails
+//! 6. **Try the next updater**, if the release brings one: it must read the record and the configuration, and the image's own must read
+//!    what it writes ([`proof::updater`]). **Rehearse** the migration on a copy of the data, while everything runs ([`data::rehearse`]); a release that fails
 //!    here is rejected without downtime.
 //! 7. **Stop.** Leave the caller's session and control group; ask the applications that must not be interrupted
 //!    ([`switch::inhibit`]); record `Switching` with the services that ran; stop them ([`switch`], [`system::service`]); copy the data, migrate the copy ([`data::migrate`]), check it, sync it. If

@@ -19,7 +19,7 @@ use semver::Version;
 use qx_release::error::{Context, Error, ErrorKind, Exit, Result};
 use qx_release::manifest::{Manifest, Name};
 
-use crate::data::migrate;
+use crate::data::migrate::{self, Failure};
 use crate::model::config::{Config, Services};
 use crate::model::dataplan::DataPlan;
 use crate::model::idle::Idle;
@@ -28,6 +28,7 @@ use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
 use crate::model::source::SourceAddress;
+use crate::proof::updater;
 use crate::recovery::data as data_stage;
 use crate::recovery::link;
 use crate::store::{Lock, Store};
@@ -254,6 +255,13 @@ impl Appliance {
 
     /// Steps 6 to 10, detached from the caller's session and control group; at boot only 7 and 8.
     fn switch(&mut self, op: Operation, record: &Record) -> Result<Exit> {
+        if op.kind == OperationKind::Install
+            && let Err(e) = updater::check(&self.host, &self.config, &self.store, op.to.set)
+        {
+            return self
+                .switch_of(op)
+                .reject("stage", Failure::of_release(e), record);
+        }
         if self.at_boot {
             let (from, to) = (op.from().set, op.to.clone());
             let reached = self.switch_of(op).at_boot(record)?;

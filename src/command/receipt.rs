@@ -59,7 +59,7 @@ impl Appliance {
     }
 
     fn write_receipt(&self, device: &str, result: Exit) -> Result<String> {
-        let machine = self.machine_name()?;
+        let machine = self.machine_name();
         let written = self.host.timestamp();
         let name = format!("{machine}-{}.json", written.replace(['-', ':'], ""));
         let doing = || format!("writing the receipt {name}");
@@ -85,26 +85,31 @@ impl Appliance {
         Ok(name)
     }
 
+    fn first_line(&self, file: &str) -> Option<String> {
+        let text = store::read_if_there(&self.host.path(file).ok()?, 1 << 10).ok()??;
+        let line = String::from_utf8_lossy(&text)
+            .lines()
+            .next()?
+            .trim()
+            .to_owned();
+        Some(line).filter(|line| !line.is_empty())
+    }
+
     /// What this machine is called in receipts, fit for a file name.
-    fn machine_name(&self) -> Result<String> {
+    fn machine_name(&self) -> String {
         let name = match &self.config.machine.name {
             Some(name) => name.to_string(),
             None => {
-                let id = store::read_if_there(&self.host.path("/etc/machine-id")?, 1 << 10)?;
-                let id = String::from_utf8_lossy(&id.unwrap_or_default())
-                    .trim()
-                    .to_owned();
-                match id.is_empty() {
-                    true => rustix::system::uname()
-                        .nodename()
-                        .to_string_lossy()
-                        .into_owned(),
-                    false => id,
-                }
+                // Before userland the kernel does not know the second one yet.
+                let files = ["/etc/machine-id", "/etc/hostname"];
+                let mut names = files.iter().filter_map(|file| self.first_line(file));
+                let uname = rustix::system::uname();
+                let nodename = || uname.nodename().to_string_lossy().into_owned();
+                names.next().unwrap_or_else(nodename)
             }
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
-        Ok(name.chars().filter(|c| plain(*c)).take(64).collect())
+        name.chars().filter(|c| plain(*c)).take(64).collect()
     }
 
     /// Ed25519 (RFC 8032) over the very bytes of the file.

@@ -7,3 +7,5 @@ pub mod observe;
 pub mod preflight;
 #[cfg(feature = "update")]
 pub mod prove;
+#[cfg(feature = "update")]
+pub mod updater;

@@ -132,7 +132,7 @@ impl<'a> Switch<'a> {
                 self.log
                     .warning("rehearsal", format!("skipping the rehearsal: {why}"));
             }
-            Err(failure) => return self.reject(failure, record),
+            Err(failure) => return self.reject("rehearsal", failure, record),
         }
         let permission = self.permission("switching to")?;
         let how = self.op.manager.clone();
@@ -156,7 +156,7 @@ impl<'a> Switch<'a> {
         self.has_room()?;
         let tried = match self.rehearse(Asked::ByPerson, record) {
             Ok(tried) => tried,
-            Err(failure) => return self.reject(failure, record),
+            Err(failure) => return self.reject("rehearsal", failure, record),
         };
         self.drop_copies();
         let doing = format!("rehearsing the migration of {}", self.op.to);
@@ -174,16 +174,14 @@ impl<'a> Switch<'a> {
     }
 
     /// The release failed before anything was stopped.
-    fn reject(mut self, failure: Failure, record: &Record) -> Result<Exit> {
+    pub fn reject(mut self, step: &str, failure: Failure, record: &Record) -> Result<Exit> {
         // What the appliance lacks says nothing about the release.
         if failure.kind != CauseKind::Release {
             return Err(failure.error);
         }
         let message = failure.error.chain();
-        self.log.error(
-            "rehearsal",
-            format!("{} is rejected: {message}", self.op.to),
-        );
+        self.log
+            .error(step, format!("{} is rejected: {message}", self.op.to));
         let now = self.host.timestamp();
         self.refuse(&self.op.to, RefusalKind::Quarantined, &message, &now)?;
         let ended = Attempt {

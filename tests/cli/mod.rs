@@ -29,6 +29,7 @@ mod sqlite;
 mod surroundings;
 mod text;
 mod truth;
+mod updater;
 mod wall;
 mod watch;
 mod withdrawn;

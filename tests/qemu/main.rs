@@ -7,6 +7,7 @@ mod base64;
 mod boot;
 mod broken;
 mod built;
+mod console;
 #[path = "../counted.rs"]
 mod counted;
 mod cut;

@@ -148,6 +148,13 @@ impl Repository {
         Repository { dir, url, server }
     }
 
+    /// A bundle with a release, as a stick carries it.
+    pub fn bundle(&self, version: &str, to: &Path) {
+        let mut bundle = Command::new(built::program("qx-publish"));
+        bundle.args(["bundle", "--version", version, "--repo"]);
+        built::must_succeed(bundle.arg(&self.dir).arg("--out").arg(to));
+    }
+
     /// One more release, from now on.
     pub fn publish(&self, release: &Release) {
         publish(&self.dir, release);
