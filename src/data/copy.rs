@@ -208,9 +208,12 @@ impl<'a> Copying<'a> {
     /// Whether this is another name of a file that was copied already; then the copy is linked.
     fn link(&mut self, stat: &Stat, own: &Path) -> io::Result<bool> {
         let Some(linked) = self.linked.get_mut(&stat.st_ino) else {
+            // The kernel's type for it is narrower on some processors.
+            #[allow(clippy::useless_conversion)]
+            let names = u64::from(stat.st_nlink);
             let linked = Linked {
                 path: own.to_owned(),
-                names_left: stat.st_nlink - 1,
+                names_left: names - 1,
             };
             self.linked.insert(stat.st_ino, linked);
             return Ok(false);
