@@ -11,7 +11,7 @@ const FORMATS: &str = include_str!("../docs/formats.md");
 const README: &str = include_str!("../README.md");
 
 /// Where the fields of a source file are described: headings of `docs/formats.md`.
-const SECTIONS: [(&str, &[&str]); 32] = [
+const SECTIONS: [(&str, &[&str]); 33] = [
     ("src/model/config.rs", &["`config.json`: the appliance"]),
     (
         "crates/qx-release/src/trust/limits.rs",
@@ -49,6 +49,7 @@ const SECTIONS: [(&str, &[&str]); 32] = [
     ("src/model/operation.rs", &[RECORD]),
     ("src/model/moment.rs", &[RECORD]),
     ("src/model/watch.rs", &[RECORD]),
+    ("src/model/boots.rs", &[RECORD]),
     ("src/model/dataplan.rs", &[RECORD]),
     ("src/store/seals.rs", &[RECORD]),
     ("src/store/lock.rs", &["`status --json`"]),

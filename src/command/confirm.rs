@@ -9,12 +9,17 @@ use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Set;
 use crate::system::host;
+use crate::system::watchdog::Watchdog;
 
 impl Appliance {
     /// Ends an open trial: proves it, or goes back, unless a person accepts it.
     pub fn confirm(&mut self, by: Confirmation) -> Result<Exit> {
+        let _watchdog = self.watchdog();
         // Without the lock: others may work until then.
         wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
+        if let Err(e) = self.store.complete_boot() {
+            self.log.warning("confirm", e.chain());
+        }
         if self.factory_boot()
             && let Loaded::Record(record) = self.store.load()
             && running(&record).set != Set::Factory
@@ -60,6 +65,25 @@ impl Appliance {
                 None => Ok(self.tell_what_runs(&record)),
             },
         }
+    }
+
+    /// The watchdog that was armed for an open trial, kicked from here on.
+    fn watchdog(&mut self) -> Option<Watchdog> {
+        let device = self.config.watchdog.clone()?;
+        let record = match self.store.load() {
+            Loaded::Record(record) => record,
+            Loaded::Absent | Loaded::Unreadable(_) => return None,
+        };
+        if !record.phase().is_under_way() {
+            return None;
+        }
+        let kicked = self
+            .host
+            .path(&device)
+            .and_then(|path| Watchdog::kick(&path));
+        kicked
+            .inspect_err(|e| self.log.warning("confirm", e.chain()))
+            .ok()
     }
 
     /// The end of a `confirm` that found nothing open.

@@ -139,6 +139,12 @@ impl Appliance {
             migrate::end_orphans(op.id, self.host.proc(), &mut self.log)?;
         }
         let outcome = link::link_stage(&self.host, &self.store, &mut self.log)?;
+        // Whoever runs a command has come so far.
+        if !self.at_boot
+            && let Err(e) = self.store.complete_boot()
+        {
+            self.log.warning(command, e.chain());
+        }
         if let Some(e) = outcome.obstacle {
             return Err(e).doing(|| format!("starting {command}"));
         }

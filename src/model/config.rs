@@ -95,6 +95,9 @@ pub struct Config {
     /// Files in which programs of the appliance look for the version that runs, absolute; `{component}` stands for each component.
     #[serde(default)]
     pub version_files: Vec<String>,
+    /// The watchdog device that `confirm` kicks while a trial is open, absolute. Absent: none.
+    #[serde(default)]
+    pub watchdog: Option<String>,
     /// What this machine is called, and signs with.
     #[serde(default)]
     pub machine: Machine,
@@ -397,6 +400,7 @@ impl Config {
         let headers = self.headers_file.as_deref().map(|p| ("headers_file", p));
         let key = self.machine.key_file.as_deref();
         let key = key.map(|p| ("machine.key_file", p));
+        let watchdog = self.watchdog.as_deref().map(|p| ("watchdog", p));
         let paths = [
             ("trust_root", self.trust_root.as_str()),
             ("data_dir", &self.data_dir),
@@ -409,6 +413,7 @@ impl Config {
             .chain(ca)
             .chain(headers)
             .chain(key)
+            .chain(watchdog)
             .chain(lock)
             .chain(versions);
         for (field, path) in paths.into_iter().chain(optional) {

@@ -1,5 +1,6 @@
 //! What is known, as values: nothing here reads a file, a clock or the environment.
 
+pub mod boots;
 pub mod changes;
 pub mod choice;
 pub mod config;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::boots::MAX_CRASHES;
 use crate::model::choice;
 use crate::model::fit::Fit;
 use crate::model::idle::{Idle, Trouble};
@@ -37,6 +38,8 @@ pub struct Observed<'a> {
     pub factory_boot: bool,
     /// Which boot this is, and how long it has lasted.
     pub moment: &'a Moment,
+    /// What ended the last boots with a release, if each crashed before it was complete ([`crate::model::boots`]).
+    pub crashes: &'a dyn Fn(&Installed) -> Vec<String>,
     /// Whether the record can be written.
     pub writable: bool,
     /// Whether data may be in the middle of an exchange.
@@ -54,8 +57,8 @@ pub struct Decision {
     pub show: Set,
     /// Whether directories that were being staged are to be deleted.
     pub drop_leftovers: bool,
-    /// The operation whose release is to be held, and why.
-    pub hold: Option<(Operation, String)>,
+    /// The release that is to be held, and why.
+    pub hold: Option<(Installed, String)>,
     /// What happened, one sentence each, for the log.
     pub notes: Vec<String>,
 }
@@ -197,8 +200,13 @@ fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause>
     }
     let impatient = |message| Some(Cause::new(CauseKind::Boots, message));
     if boots > op.trial_boots {
+        let crashes = (observed.crashes)(&op.to);
+        let why = match crashes.is_empty() {
+            true => String::new(),
+            false => format!(": {}", crashes.join("; ")),
+        };
         return impatient(format!(
-            "{} was not proved healthy in {} boots",
+            "{} was not proved healthy in {} boots{why}",
             op.to, op.trial_boots
         ));
     }
@@ -271,11 +279,61 @@ fn settle(
         notes.push(format!("{what}, which stays in use for now: {why}"));
     }
     let Err(why) = verify(observed, &idle.active) else {
-        return decision(stay(), idle.active.set, notes);
+        return match leave_crashing(observed, record, idle) {
+            Ok(None) => decision(stay(), idle.active.set, notes),
+            Ok(Some((next, what))) => {
+                let hold = Some((idle.active.clone(), what.clone()));
+                notes.push(what);
+                let show = next.active.set;
+                let left = decision(record.settled(next), show, notes)?;
+                Ok(Decision { hold, ..left })
+            }
+            Err(what) => {
+                notes.push(what);
+                decision(stay(), idle.active.set, notes)
+            }
+        };
     };
     let (next, what) = fall_back(observed, record, idle, &why);
     let show = next.active.set;
     decision(record.settled(next), show, vec![what])
+}
+
+/// What runs instead of a release with which boot after boot crashes, and why; an error is why it stays in use all the same.
+fn leave_crashing(
+    observed: &Observed,
+    record: &Record,
+    idle: &Idle,
+) -> Result<Option<(Idle, String)>, String> {
+    let crashes = (observed.crashes)(&idle.active);
+    if crashes.len() < MAX_CRASHES {
+        return Ok(None);
+    }
+    let what = format!(
+        "the last {} boots with {} crashed before they were complete ({})",
+        crashes.len(),
+        idle.active,
+        crashes.join("; ")
+    );
+    if !observed.writable {
+        return Err(format!(
+            "{what}; it stays in use: the update state cannot be written"
+        ));
+    }
+    let chosen = choose(observed, idle.fallback.as_ref(), &record.schemas);
+    if let Some(why) = (observed.fit)(chosen.set, &record.schemas).obstacle() {
+        return Err(format!("{what}; it stays in use: {why}"));
+    }
+    let what = format!("{what}; {chosen} runs instead");
+    let fallback = (chosen.set != Set::Factory).then(|| observed.factory.clone());
+    let next = Idle {
+        trouble: Some(Trouble {
+            what: what.clone(),
+            needs_person: false,
+        }),
+        ..Idle::on(chosen, fallback, observed.now)
+    };
+    Ok(Some((next, what)))
 }
 
 /// What runs instead of a set that is damaged, and why.
@@ -317,7 +375,7 @@ fn cut_short(observed: &Observed, record: &Record, op: &Operation) -> Result<Dec
     };
     let mut decision = settle(observed, &told, &op.back(), staged)?;
     decision.notes.insert(0, what.clone());
-    decision.hold = held.then_some((op, what));
+    decision.hold = held.then(|| (op.to.clone(), what));
     Ok(decision)
 }
 
@@ -544,6 +602,8 @@ mod tests {
         unfit: Fit,
         leaves: BTreeMap<Name, u64>,
         moment: Moment,
+        /// How often the last boots crashed with the release in slot b.
+        crashes: usize,
         now: &'static str,
     }
 
@@ -568,6 +628,7 @@ mod tests {
                 unfit: Fit::Never("it accepts schema 1".into()),
                 leaves: BTreeMap::new(),
                 moment: moment(BOOT, 60),
+                crashes: 0,
                 now: NOW,
             }
         }
@@ -590,6 +651,10 @@ mod tests {
                 leaves: &|_| self.leaves.clone(),
                 factory_boot: self.factory_boot,
                 moment: &self.moment,
+                crashes: &|active| match active.set {
+                    Set::B => vec!["kernel panic".to_owned(); self.crashes],
+                    _ => Vec::new(),
+                },
                 writable: self.writable,
                 open_data: self.snapshot,
                 now: self.now,
@@ -886,6 +951,67 @@ mod tests {
         assert_eq!(case.decide().show, Set::Factory);
     }
 
+    /// A confirmed release with which three boots in a row crashed is left for what fits the data, and held; else it stays.
+    #[test]
+    fn a_confirmed_release_that_crashes_boot_after_boot_is_left() {
+        let phase = || {
+            Phase::Idle(Idle {
+                fallback: Some(installed(Set::A, "1.1.0")),
+                ..idle(installed(Set::B, "1.2.0"))
+            })
+        };
+        for (crashes, writable, schema, shown) in [
+            (2, true, 0, Set::B),
+            (3, true, 0, Set::A),
+            (5, true, 0, Set::A),
+            // What cannot be recorded would be decided anew at each boot.
+            (3, false, 0, Set::B),
+            // Slot a takes any schema here, the factory set none above 1.
+            (3, true, 2, Set::A),
+        ] {
+            let mut case = at_schema(phase(), schema, Link::To(Slot::B));
+            (case.crashes, case.writable) = (crashes, writable);
+            let decision = case.decide();
+            assert_eq!(decision.show, shown, "{crashes} {writable} {schema}");
+            assert_eq!(decision.hold.is_some(), shown == Set::A, "{decision:?}");
+            if shown == Set::A {
+                let Phase::Idle(idle) = decision.record.phase() else {
+                    panic!("not idle");
+                };
+                assert!(!idle.trouble.as_ref().unwrap().needs_person);
+                assert_eq!(idle.lost, None, "nothing is to be repaired");
+            } else if crashes >= 3 {
+                assert!(
+                    decision.notes[0].contains("it stays in use"),
+                    "{decision:?}"
+                );
+            }
+            // With nothing but a set that does not take the data.
+            case.a = Verdict::Empty;
+            let alone = case.decide().show;
+            let left = shown == Set::A && schema < 2;
+            assert_eq!(alone, if left { Set::Factory } else { Set::B });
+        }
+    }
+
+    /// What ended the boots of a trial is told with it.
+    #[test]
+    fn a_trial_that_crashed_says_so() {
+        let mut case = Case::new(trial(3, "an earlier boot"), Link::To(Slot::B));
+        case.crashes = 2;
+        let decision = case.decide();
+        let Phase::Reverting { cause, .. } = decision.record.phase() else {
+            panic!("no way back");
+        };
+        assert!(
+            cause
+                .message
+                .ends_with("3 boots: kernel panic; kernel panic"),
+            "{}",
+            cause.message
+        );
+    }
+
     #[test]
     fn a_newer_image_is_not_shadowed_and_an_override_changes_no_record() {
         let phase = Phase::Idle(idle(installed(Set::A, "1.1.0")));
@@ -1098,7 +1224,7 @@ mod tests {
                             Phase::Trial { lasted, boots, .. } => Some((lasted.clone(), *boots)),
                             _ => None,
                         };
-                        let hold = decision.hold.map(|(op, why)| (op.id, why));
+                        let hold = decision.hold;
                         let name = decision.record.phase().name();
                         ends.push((name, lasted, decision.show, hold, decision.notes));
                     }

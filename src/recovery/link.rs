@@ -7,6 +7,7 @@ use crate::system::host::FACTORY_BOOT;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use crate::model::boots::{Boot, Boots};
 use crate::model::kept::{Kept, KeptReason};
 use crate::model::operation::Operation;
 use crate::model::phase::Phase;
@@ -15,6 +16,7 @@ use crate::model::refusal::{Refusal, RefusalKind};
 use crate::model::slot::{Installed, Link, Set, Slot, Verdict};
 use crate::recovery::decide::{self, Decision, Observed};
 use crate::store::{BootNote, CommitPoint, Store};
+use crate::system::crash;
 use crate::system::host::Host;
 use crate::system::log::Log;
 use qx_release::error::{Error, ErrorKind, Result};
@@ -94,7 +96,12 @@ impl LinkStage<'_> {
         if !matches!(found.loaded, Loaded::Record(_)) {
             self.leave_data_unexplained();
         }
-        let decision = self.decide_durably(&found);
+        let mut boots = self.store.boots();
+        let another = self.end_of_the_boot_before(&mut boots);
+        let decision = self.decide_durably(&found, &boots);
+        if another {
+            self.begin_boot(boots, &decision);
+        }
         for note in &decision.notes {
             self.log.warning("recover", note.clone());
         }
@@ -190,8 +197,36 @@ impl LinkStage<'_> {
         }
     }
 
+    /// Finds out how the boot before ended, once a boot. Says whether this is another one than the last that was noted.
+    fn end_of_the_boot_before(&self, boots: &mut Boots) -> bool {
+        if !boots.is_new(&self.host.moment().boot_id) {
+            return false;
+        }
+        let crash = crash::of_the_boot_before(self.host, &mut boots.dumps);
+        if let Some(before) = boots.boots.last_mut() {
+            before.crash = crash;
+        }
+        true
+    }
+
+    fn begin_boot(&mut self, mut boots: Boots, decision: &Decision) {
+        let active = decision.record.idle_when_ended().active;
+        boots.begin(Boot {
+            boot_id: self.host.moment().boot_id,
+            time: self.now.clone(),
+            manifest: active.manifest.filter(|_| active.set == decision.show),
+            complete: false,
+            crash: None,
+        });
+        if self.writable
+            && let Err(e) = self.store.write_boots(&boots)
+        {
+            self.log.warning("recover", e.chain());
+        }
+    }
+
     /// `writable`: whether what is decided can be recorded.
-    fn decide(&self, found: &Found, writable: bool) -> Decision {
+    fn decide(&self, found: &Found, boots: &Boots, writable: bool) -> Decision {
         let (host, store) = (self.host, self.store);
         let verify = |slot: Slot| -> Verdict {
             let look = || match store.verify(slot) {
@@ -211,6 +246,7 @@ impl LinkStage<'_> {
             leaves: &|set| leaves(store, set),
             factory_boot: host.kernel_argument(FACTORY_BOOT),
             moment: &host.moment(),
+            crashes: &|active| boots.crashes(&host.moment().boot_id, active.manifest),
             writable,
             open_data: store.has_open_data(),
             now: &self.now,
@@ -218,8 +254,8 @@ impl LinkStage<'_> {
     }
 
     /// The record first: wherever the power goes, the next boot decides the same.
-    fn decide_durably(&mut self, found: &Found) -> Decision {
-        let decision = self.decide(found, self.writable);
+    fn decide_durably(&mut self, found: &Found, boots: &Boots) -> Decision {
+        let decision = self.decide(found, boots, self.writable);
         let known = matches!(&found.loaded, Loaded::Record(record) if **record == decision.record);
         if known || !self.writable {
             return decision;
@@ -236,7 +272,7 @@ impl LinkStage<'_> {
             (Err(e), _) => {
                 self.tell(e);
                 // What is left to be deleted is deleted all the same.
-                self.decide(found, false)
+                self.decide(found, boots, false)
             }
         }
     }
@@ -337,15 +373,15 @@ fn drop_leftovers(decision: &Decision, store: &Store) -> Result<()> {
 }
 
 fn hold(decision: &Decision, store: &Store, now: &str) -> Result<()> {
-    let Some((op, reason)) = &decision.hold else {
+    let Some((release, reason)) = &decision.hold else {
         return Ok(());
     };
-    let Some(manifest) = op.to.manifest else {
+    let Some(manifest) = release.manifest else {
         return Ok(());
     };
     store.refuse(Refusal {
         manifest,
-        version: op.to.version.clone(),
+        version: release.version.clone(),
         kind: RefusalKind::Held,
         reason: reason.clone(),
         at: now.to_owned(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::model::boots::Boot;
 use crate::model::config::{Config, Services};
 use crate::model::dataset::DataSet;
 use crate::model::fit::Fit;
@@ -83,6 +84,8 @@ pub struct Status {
     pub elsewhere: Vec<Elsewhere>,
     /// Releases that are not tried again by themselves.
     pub refused: Vec<Refusal>,
+    /// The last boots, the oldest first: whether each came to its end, and what ended it where that is known.
+    pub boots: Vec<Boot>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
     /// Whether the appliance cannot recover without manual intervention.
@@ -177,6 +180,8 @@ impl Status {
         news.extend(or_problem(withdrawn(&found.set, store), &mut problems));
         problems.extend(news);
         problems.extend(held.clone());
+        let boots = store.boots();
+        problems.extend(boots.problem(&host.moment().boot_id));
         let refused = or_problem(refused(store, &found.set), &mut problems);
         let refreshed = or_problem(store.refreshed(), &mut problems);
         let mut said = BTreeSet::new();
@@ -206,6 +211,7 @@ impl Status {
             refused,
             needs_person: trouble.is_some_and(|t| t.needs_person) || held.is_some(),
             busy: store.holder(),
+            boots: boots.boots,
             problems,
             advice: Vec::new(),
         };
@@ -378,14 +384,10 @@ fn problems(loaded: &Loaded, store: &Store, config: &Result<Config>) -> Vec<Stri
     if let Err(e) = config {
         problems.push(e.chain());
     }
-    match store.boot_failures() {
-        Ok(failures) => problems.extend(failures),
-        Err(e) => problems.push(e.chain()),
-    }
-    match store.boot_note() {
-        Ok(note) => problems.extend(note.into_iter().flat_map(|note| note.problems)),
-        Err(e) => problems.push(e.chain()),
-    }
+    let failures = or_problem(store.boot_failures(), &mut problems);
+    problems.extend(failures);
+    let note = or_problem(store.boot_note(), &mut problems);
+    problems.extend(note.into_iter().flat_map(|note| note.problems));
     match loaded {
         Loaded::Unreadable(why) => problems.push(format!("the update state is unreadable: {why}")),
         Loaded::Absent if !store.path("update").exists() => {

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_LIST, MAX_REASON, Store, checked};
+use crate::model::boots::{self, Boots};
 use crate::model::id::BootId;
 use crate::model::slot::{Set, Slot};
 use crate::model::watch::{self, Watched};
@@ -22,6 +23,7 @@ const MAX_REFRESHED: u64 = 1 << 16;
 const REFRESHED: &str = "update/refreshed";
 const WITHDRAWN: &str = "update/withdrawn.json";
 const WATCHED: &str = "update/watched.json";
+const BOOTS: &str = "update/boots.json";
 const BOOT_NOTE: &str = "/run/qx-update/boot.json";
 /// What `initramfs/qx-recover` says, which has no more than a shell: a line each, after the boot's id.
 const BOOT_FAILED: &str = "/run/qx-update/boot-failed";
@@ -119,6 +121,31 @@ impl Store {
     /// None is watched any more.
     pub fn forget_watched(&self) -> Result<()> {
         durable::remove(&self.path(WATCHED))
+    }
+
+    /// How the last boots went. A damaged note tells nothing.
+    pub fn boots(&self) -> Boots {
+        let boots = checked::read::<Boots>(&self.path(BOOTS), MAX_LIST)
+            .ok()
+            .flatten();
+        let boots = boots.filter(|boots| boots.format == boots::FORMAT);
+        boots.unwrap_or_default()
+    }
+
+    /// Notes how the last boots went.
+    pub fn write_boots(&self, boots: &Boots) -> Result<()> {
+        checked::write(&self.path(BOOTS), boots)
+    }
+
+    /// This boot has come to its end: its runlevel is complete.
+    pub fn complete_boot(&self) -> Result<()> {
+        let mut boots = self.boots();
+        let now = self.host.boot_id()?;
+        match boots.boots.last_mut() {
+            Some(boot) if boot.boot_id == now && !boot.complete => boot.complete = true,
+            _ => return Ok(()),
+        }
+        self.write_boots(&boots)
     }
 
     /// The notes that cannot be read, and why. No set depends on one of them, and each is written anew when there is news.

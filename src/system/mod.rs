@@ -1,5 +1,6 @@
 //! The machine underneath: paths and clock, processes, services, space, the log.
 
+pub mod crash;
 pub mod follower;
 pub mod group;
 pub mod host;
@@ -14,3 +15,5 @@ pub mod service;
 pub mod space;
 #[cfg(feature = "update")]
 pub mod verity;
+#[cfg(feature = "update")]
+pub mod watchdog;

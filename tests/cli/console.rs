@@ -1,5 +1,6 @@
 //! What a person at the console asks for by a word on the kernel command line, which `initramfs/qx-recover` carries out before any
 //! service starts: `rollback --at-boot`, `apply --at-boot`. No service is stopped or started; the boot's `confirm` proves it.
+//! And what the boot itself learns of those before it.
 
 use std::fs;
 
@@ -147,4 +148,136 @@ fn the_console_installs_a_release() {
         appliance.update(&["confirm"]).code(0);
         appliance.runs(runs);
     }
+}
+
+/// The kernel's last words, or a watchdog's, as the next boot finds them.
+fn crashed(appliance: &Appliance, by: &str, number: u32) {
+    let (file, text) = match by {
+        "panic" => (
+            format!("sys/fs/pstore/dmesg-ramoops-{number}"),
+            "Panic#1 Part1\n<0>[    7.1] Kernel panic - not syncing: Fatal exception\n<4>[    7.2] CPU: 0",
+        ),
+        // It was survived.
+        "oops" => (
+            format!("sys/fs/pstore/dmesg-ramoops-{number}"),
+            "Oops#1 Part1\n<4>[    7.1] BUG: unable to handle page fault",
+        ),
+        _ => ("sys/class/watchdog/watchdog0/bootstatus".to_owned(), "32\n"),
+    };
+    let file = appliance.root.join(file);
+    crate::common::create_dir(file.parent().unwrap()).unwrap();
+    fs::write(file, text).unwrap();
+}
+
+/// A confirmed release with which three boots in a row crash before they are complete is left, and held; `status` says what ended them.
+/// That the power went, or that something else was survived, is no crash.
+#[test]
+fn crashes_of_a_confirmed_release_are_told_from_power_cuts() {
+    for (by, left) in [
+        ("panic", true),
+        ("watchdog", true),
+        ("power", false),
+        ("oops", false),
+    ] {
+        let appliance = Appliance::new();
+        appliance.install("1.1.0");
+        appliance.install("1.2.0");
+        appliance.boot_id(2);
+        appliance.update(&["recover"]).code(0);
+        appliance.update(&["confirm"]).code(0);
+        assert_eq!(appliance.status()["problems"], json!([]), "{by}");
+        for boot in 3..=6 {
+            before_the_services(&appliance, boot);
+            assert_eq!(
+                appliance.link(),
+                if boot == 6 && left {
+                    "slots/a"
+                } else {
+                    "slots/b"
+                },
+                "{by} {boot}"
+            );
+            if by != "power" && boot < 6 {
+                crashed(&appliance, by, boot);
+            }
+        }
+        runlevel(&appliance);
+        let problems = appliance.status()["problems"].to_string();
+        let expected = match by {
+            "panic" => "Kernel panic - not syncing: Fatal exception",
+            "watchdog" => "the watchdog watchdog0 reset the machine",
+            _ => "no cause is known",
+        };
+        assert!(
+            problems.contains(expected) && problems.contains("the last 3 boots"),
+            "{by}: {problems}"
+        );
+        appliance.update(&["confirm"]).code(0);
+        appliance.runs(if left { "1.1.0" } else { "1.2.0" });
+        let status = appliance.status();
+        assert_eq!(
+            status["boots"].as_array().unwrap().last().unwrap()["complete"],
+            true
+        );
+        let held = &status["refused"][0];
+        match left {
+            true => assert_eq!(
+                (&held["version"], &held["kind"]),
+                (&json!("1.2.0"), &json!("held"))
+            ),
+            false => assert!(held.is_null(), "{status:#}"),
+        }
+        // The next boot has nothing to tell.
+        before_the_services(&appliance, 7);
+        let problems = appliance.status()["problems"].to_string();
+        assert!(!problems.contains("did not come to"), "{problems}");
+    }
+}
+
+/// A trial that crashes says so in the reason of its end.
+#[test]
+fn a_trial_that_panics_boot_after_boot() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.release(&appliance.recipe("1.2.0"));
+    appliance.power_off();
+    appliance.update(&["apply", "--at-boot"]).code(0);
+    for boot in 2..=5 {
+        before_the_services(&appliance, boot);
+        crashed(&appliance, "panic", boot);
+    }
+    assert_eq!(appliance.phase(), "reverting");
+    runlevel(&appliance);
+    appliance.update(&["confirm"]).code(8);
+    appliance.runs("1.1.0");
+    let reason = appliance.status()["last"]["reason"].to_string();
+    assert!(
+        reason.contains("3 boots")
+            && reason.contains("Kernel panic - not syncing: Fatal exception"),
+        "{reason}"
+    );
+}
+
+/// Where `confirm` is to kick a watchdog it does so in a trial only, and disarms it in the end.
+#[test]
+fn the_watchdog_is_kicked_by_confirm_in_a_trial() {
+    let appliance = Appliance::new();
+    appliance.edit_config(|config| config["watchdog"] = json!("/dev/watchdog"));
+    let device = appliance.root.join("dev/watchdog");
+    crate::common::create_dir(device.parent().unwrap()).unwrap();
+    fs::write(&device, "").unwrap();
+    appliance.install("1.1.0");
+    appliance.update(&["confirm"]).code(0);
+    assert_eq!(fs::read(&device).unwrap(), b"");
+    appliance.release(&appliance.recipe("1.2.0"));
+    appliance.power_off();
+    appliance.update(&["apply", "--at-boot"]).code(0);
+    appliance.services("start");
+    appliance.update(&["confirm"]).code(0);
+    let kicks = fs::read(&device).unwrap();
+    assert!(
+        kicks.starts_with(b"\0") && kicks.ends_with(b"V"),
+        "{kicks:?}"
+    );
+    appliance.runs("1.2.0");
 }

@@ -336,6 +336,7 @@ impl<'s> Run<'s> {
             },
             factory_boot: false,
             moment: &self.moment(),
+            crashes: &|_| Vec::new(),
             writable,
             open_data: self.has_open_data(),
             now: NOW,
@@ -363,7 +364,7 @@ impl<'s> Run<'s> {
         let before = self.world.record().cloned();
         if before.as_ref() != Some(&decision.record) {
             let held = match &decision.hold {
-                Some((op, _)) => self.refuse(&op.to, RefusalKind::Held),
+                Some((release, _)) => self.refuse(release, RefusalKind::Held),
                 None => Ok(()),
             };
             let saved = held.and_then(|()| self.save(&decision.record));

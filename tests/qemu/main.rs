@@ -10,6 +10,7 @@ mod built;
 mod console;
 #[path = "../counted.rs"]
 mod counted;
+mod crash;
 mod cut;
 mod data;
 mod release;
