@@ -219,6 +219,17 @@ fn trial_fault(observed: &Observed, op: &Operation, boots: u32) -> Option<Cause>
     None
 }
 
+fn decision(record: Result<Record>, show: Set, notes: Vec<String>) -> Result<Decision> {
+    let record = record?;
+    Ok(Decision {
+        drop_leftovers: matches!(record.phase(), Phase::Idle(_)),
+        record,
+        show,
+        hold: None,
+        notes,
+    })
+}
+
 /// The rows of `Idle`, also for phases that end there. `staged` is kept if the set that it was planned on stays.
 fn settle(
     observed: &Observed,
@@ -226,16 +237,6 @@ fn settle(
     idle: &Idle,
     staged: Option<&Operation>,
 ) -> Result<Decision> {
-    let decision = |record: Result<Record>, show: Set, notes: Vec<String>| {
-        let record = record?;
-        Ok(Decision {
-            drop_leftovers: matches!(record.phase(), Phase::Idle(_)),
-            record,
-            show,
-            hold: None,
-            notes,
-        })
-    };
     let fit = |set| (observed.fit)(set, &record.schemas);
     let stay = || match staged {
         Some(op) => record.staged_again(op.clone()),
@@ -260,11 +261,12 @@ fn settle(
         }
         // Another image; what was staged on the old one's ground is planned anew.
         let note = format!("the image now ships {}", observed.factory);
-        let trouble = match fit(Set::Factory) {
-            Fit::Never(why) => Some(unfit(&note, observed.factory, &why)),
-            // The data stage migrates it.
+        // What it only has to migrate the data stage migrates.
+        let never = match fit(Set::Factory) {
+            Fit::Never(why) => Some(why),
             Fit::Now | Fit::Migrated(_) => None,
         };
+        let trouble = never.map(|why| unfit(&note, observed.factory, &why));
         return decision(factory(trouble), Set::Factory, vec![note]);
     }
     let mut notes = Vec::new();
@@ -278,25 +280,35 @@ fn settle(
         };
         notes.push(format!("{what}, which stays in use for now: {why}"));
     }
-    let Err(why) = verify(observed, &idle.active) else {
-        return match leave_crashing(observed, record, idle) {
-            Ok(None) => decision(stay(), idle.active.set, notes),
-            Ok(Some((next, what))) => {
-                let hold = Some((idle.active.clone(), what.clone()));
-                notes.push(what);
-                let show = next.active.set;
-                let left = decision(record.settled(next), show, notes)?;
-                Ok(Decision { hold, ..left })
-            }
-            Err(what) => {
-                notes.push(what);
-                decision(stay(), idle.active.set, notes)
-            }
-        };
+    let (next, what, held) = match leave(observed, record, idle) {
+        Ok(left) => left,
+        Err(stays) => {
+            notes.extend(stays);
+            return decision(stay(), idle.active.set, notes);
+        }
     };
-    let (next, what) = fall_back(observed, record, idle, &why);
     let show = next.active.set;
-    decision(record.settled(next), show, vec![what])
+    Ok(Decision {
+        hold: held.map(|release| (release, what.clone())),
+        ..decision(record.settled(next), show, vec![what])?
+    })
+}
+
+/// What runs instead of a set that must not run on, and why, with the release that is held for it. An error: it stays in use, and what
+/// there is to say of that.
+fn leave(
+    observed: &Observed,
+    record: &Record,
+    idle: &Idle,
+) -> Result<(Idle, String, Option<Installed>), Option<String>> {
+    if let Err(why) = verify(observed, &idle.active) {
+        let (next, what) = fall_back(observed, record, idle, &why);
+        return Ok((next, what, None));
+    }
+    match leave_crashing(observed, record, idle) {
+        Ok(Some((next, what))) => Ok((next, what, Some(idle.active.clone()))),
+        stays => Err(stays.err()),
+    }
 }
 
 /// What runs instead of a release with which boot after boot crashes, and why; an error is why it stays in use all the same.
