@@ -142,4 +142,5 @@ fn a_watchdog_ends_the_boots_that_hang() {
     assert_eq!(status["last"]["result"], "back_to_previous", "{status:#}");
     let reason = status["refused"][0]["reason"].as_str().unwrap();
     assert!(reason.contains("3 boots"), "{reason}");
+    appliance.qx_update("apply", 5);
 }

@@ -103,39 +103,6 @@ fn the_kernel_goes_on_the_way_back() {
     assert!(refused.contains("quantix-controlplane"), "{refused}");
 }
 
-/// Intent: a release whose trial hangs every boot is given up after as many boots as the limit says.
-#[test]
-fn a_trial_that_hangs_every_boot_ends_at_the_limit() {
-    let (v1, hang) = (Release::named("v1"), Release::named("hang"));
-    let repository = Repository::with_v1("hang-repository", &[&hang]);
-    let mut appliance = Appliance::with_v1("hang").options(&["--repo", &repository.url]);
-    appliance.boot();
-    let _cut = appliance.spawn("qx-update apply");
-    wait_phase(&appliance, "trial");
-    appliance.kill();
-    for boot in 1..=3 {
-        appliance.start();
-        // The script that hangs is the control plane's own.
-        appliance.wait_for("the boot to hang", |a| {
-            let started = a.run("ps | grep -q '[s]leep 86400'");
-            (started.code == 0).then_some(())
-        });
-        let status = appliance.status();
-        assert_eq!(status["phase"], "trial", "{status:#}");
-        assert_eq!(status["operation"]["boots"], boot, "{status:#}");
-        assert_eq!(status["running"]["version"], hang.version, "{status:#}");
-        appliance.kill();
-    }
-    appliance.boot();
-    let status = appliance.settled();
-    appliance.assert_runs(&v1);
-    assert_eq!(status["last"]["result"], "back_to_previous", "{status:#}");
-    assert_eq!(status["refused"][0]["kind"], "held", "{status:#}");
-    let reason = status["refused"][0]["reason"].as_str().unwrap();
-    assert!(reason.contains("3 boots"), "{reason}");
-    appliance.qx_update("apply", 5);
-}
-
 /// Intent: an updater that is killed in a trial is taken up again by the next `apply`.
 #[test]
 fn an_updater_killed_in_the_trial_is_resumed_by_apply() {

@@ -3,6 +3,7 @@
 //!
 //! A test that fails says where it leaves the appliance's console and logs: `target/qemu-tests/NAME/`.
 
+mod adopt;
 mod base64;
 mod boot;
 mod broken;
