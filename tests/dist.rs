@@ -175,9 +175,9 @@ fn bash_completes_what_the_command_takes() {
 fn packages_go_in_and_out() {
     let place = temporary("qx-dist-");
     let bin = programs(place.path());
-    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/dist");
+    let out = place.path().join("out");
     let files = || {
-        succeeds(dist("build").arg(&bin));
+        succeeds(dist("build").arg(&bin).arg(&out));
         let mut files: Vec<PathBuf> = fs::read_dir(&out)
             .unwrap()
             .map(|entry| entry.unwrap().path())

@@ -161,20 +161,21 @@ mod tests {
         let good = (true, None);
         // One that was complete, and crashed a week later.
         let late = (true, Some("panic"));
-        let rows: [(&[(bool, Option<&str>)], usize); 8] = [
-            (&[], 0),
-            (&[panic], 1),
-            (&[good, panic, panic, panic], 3),
-            (&[panic, panic, power, panic], 1),
-            (&[panic, panic, panic, power], 0),
-            (&[panic, panic, good], 0),
-            (&[panic, late, panic, panic], 2),
-            (&[late], 0),
+        let rows = [
+            (vec![], 0),
+            (vec![panic], 1),
+            (vec![good, panic, panic, panic], 3),
+            (vec![panic, panic, power, panic], 1),
+            (vec![panic, panic, panic, power], 0),
+            (vec![panic, panic, good], 0),
+            (vec![panic, late, panic, panic], 2),
+            (vec![late], 0),
         ];
         for (all, crashes) in rows {
             let now = "now".into();
-            assert_eq!(boots(all).crashes(&now, release).len(), crashes, "{all:?}");
-            assert_eq!(boots(all).crashes(&now, None).len(), 0, "{all:?}");
+            let boots = boots(&all);
+            assert_eq!(boots.crashes(&now, release).len(), crashes, "{all:?}");
+            assert_eq!(boots.crashes(&now, None).len(), 0, "{all:?}");
         }
         // This boot itself has not ended.
         let now = "boot-1".into();

@@ -107,10 +107,10 @@ fn a_watchdog_ends_the_boots_that_hang() {
     let overlay = built::directory("watchdog-overlay");
     let etc = overlay.join("etc/qx-update");
     std::fs::create_dir_all(&etc).unwrap();
-    let config = std::fs::read(built::top().join("qemu/root/etc/qx-update/config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-    config["watchdog"] = "/dev/watchdog".into();
-    std::fs::write(etc.join("config.json"), config.to_string()).unwrap();
+    let config = built::top().join("qemu/root/etc/qx-update/config.json");
+    let config = std::fs::read_to_string(config).unwrap();
+    let watched = config.replacen('{', "{\n  \"watchdog\": \"/dev/watchdog\",", 1);
+    std::fs::write(etc.join("config.json"), watched).unwrap();
     built::other_image("watched", &["--overlay", overlay.to_str().unwrap()]);
     let initrd = initramfs("watchdog-initramfs", "softdog", "WATCHDOG=/dev/watchdog\n");
     // Only the boots that hang are armed, so it may be short.
