@@ -26,7 +26,7 @@ use crate::system::host::Host;
 use qx_release::digest::Digest;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
-use qx_release::manifest::{Check, Component, Data, Kind, Manifest, Mode, Probe};
+use qx_release::manifest::{Component, Data, Kind, Manifest, Mode, Probe};
 use qx_release::text;
 use qx_release::tree;
 
@@ -72,7 +72,7 @@ impl Survey {
         }
         survey.extra(store, &factory).doing(doing)?;
         survey.name(host, &factory);
-        survey.checks_that_fit(&factory);
+        survey.checks_that_fit();
         survey.data_as_it_is(record);
         Ok(survey)
     }
@@ -189,24 +189,19 @@ impl Survey {
         }
     }
 
-    /// Without the checks that ask for the factory set's own version, which is another.
-    fn checks_that_fit(&mut self, factory: &Manifest) {
-        let version = factory.version.to_string();
-        let asks_for_it = |check: &Check| match &check.probe {
-            Probe::Http {
-                json: Some(json), ..
-            } => json.equals.as_str() == Some(&version),
-            _ => false,
-        };
-        let left = |check: &Check| {
-            format!(
-                "it is not asked for {}: the answer names the version",
-                check.probe
-            )
-        };
-        self.plan
-            .extend(factory.health.iter().filter(|c| asks_for_it(c)).map(left));
-        self.manifest.health.retain(|check| !asks_for_it(check));
+    /// What the factory set's programs answer, such as a version, is not what others answer: that they answer is asked for.
+    fn checks_that_fit(&mut self) {
+        for check in &mut self.manifest.health {
+            let Probe::Http { url, json, .. } = &mut check.probe else {
+                continue;
+            };
+            if json.take().is_some() {
+                self.plan.push(format!(
+                    "what {} answers is not compared with what the factory set's programs answer",
+                    text::url(url)
+                ));
+            }
+        }
     }
 
     /// Whatever the factory set accepts: these programs run on the data as it is now.

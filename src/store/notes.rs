@@ -125,11 +125,13 @@ impl Store {
 
     /// How the last boots went. A damaged note tells nothing.
     pub fn boots(&self) -> Boots {
-        let boots = checked::read::<Boots>(&self.path(BOOTS), MAX_LIST)
-            .ok()
-            .flatten();
-        let boots = boots.filter(|boots| boots.format == boots::FORMAT);
+        let boots = self.noted_boots().ok().flatten();
         boots.unwrap_or_default()
+    }
+
+    fn noted_boots(&self) -> Result<Option<Boots>> {
+        let boots: Option<Boots> = checked::read(&self.path(BOOTS), MAX_LIST)?;
+        Ok(boots.filter(|boots| boots.format == boots::FORMAT))
     }
 
     /// Notes how the last boots went.
@@ -153,7 +155,8 @@ impl Store {
         let refreshed = (REFRESHED, self.refreshed().err());
         let withdrawn = (WITHDRAWN, self.withdrawn().err());
         let watched = (WATCHED, self.watched().err());
-        let notes = [refreshed, withdrawn, watched].into_iter();
+        let boots = (BOOTS, self.noted_boots().err());
+        let notes = [refreshed, withdrawn, watched, boots].into_iter();
         notes.filter_map(|(path, why)| Some((path, why?))).collect()
     }
 

@@ -142,7 +142,13 @@ fn find(device: &str) -> Result<PathBuf> {
     let vector = ["findfs".to_owned(), device.to_owned()];
     let doing = || format!("looking for the medium {device}");
     let mut found = None;
-    let ended = Program::new(&vector, FIND)
+    // What it remembers of an earlier look may be wrong by now.
+    let environment = [("BLKID_FILE".to_owned(), "/dev/null".to_owned())];
+    let program = Program {
+        environment: &environment,
+        ..Program::new(&vector, FIND)
+    };
+    let ended = program
         .run(&mut |stream, line| {
             if stream == Stream::Out {
                 found = Some(line.to_owned());

@@ -36,9 +36,17 @@ impl Stick {
     }
 
     fn plug_in(&mut self) {
-        self.device = ran(Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(&self.image));
+        // Two that look for a free device at once may find the same.
+        wait_until("a free loop device", || {
+            let mut losetup = Command::new("losetup");
+            let output = losetup
+                .args(["--find", "--show"])
+                .arg(&self.image)
+                .output()
+                .unwrap();
+            self.device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+            output.status.success()
+        });
     }
 
     fn pull_out(&mut self) {
