@@ -58,7 +58,7 @@ fn receipts(image: &Path) -> Vec<Value> {
 }
 
 /// Intent: `qx.rollback` on the kernel command line goes back from a confirmed release before any service starts, and once only,
-/// however long it stays there.
+/// however long it stays there. `qx.factory` is for the boot that has it.
 #[test]
 fn the_console_goes_back() {
     let (v1, v2) = (Release::named("v1"), Release::named("v2"));
@@ -79,6 +79,14 @@ fn the_console_goes_back() {
         assert_eq!(status["refused"][0]["kind"], "held", "{status:#}");
         appliance.power_off();
     }
+    // For one boot, and nothing is deleted.
+    appliance.set_options(&[&source[..], &["--append", "qx.factory"]].concat());
+    appliance.boot();
+    appliance.assert_runs(&Release::named("factory"));
+    appliance.power_off();
+    appliance.set_options(&source);
+    appliance.boot();
+    appliance.assert_runs(&v1);
 }
 
 /// Intent: `qx.apply=` installs a bundle from a stick before userland, with `/data` empty; the services start from it, `confirm` proves it,
