@@ -58,7 +58,7 @@ const SECTIONS: [(&str, &[&str]); 33] = [
     ("crates/qx-release/src/trust/versions.rs", &[RECORD]),
     ("src/status/mod.rs", &["`status --json`"]),
     ("src/doctor/mod.rs", &["`doctor --json`"]),
-    ("src/doctor/checks.rs", &["`status --json`"]),
+    ("src/proof/updater.rs", &["`status --json`"]),
     ("src/system/log.rs", &["The update log"]),
 ];
 const RECORD: &str = "The record: `update/state.0`, `update/state.1`";

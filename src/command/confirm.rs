@@ -17,9 +17,7 @@ impl Appliance {
         let _watchdog = self.watchdog();
         // Without the lock: others may work until then.
         wait_for_runlevel(&self.config.services, &self.host, &mut self.log);
-        if let Err(e) = self.store.complete_boot() {
-            self.log.warning("confirm", e.chain());
-        }
+        self.complete_boot("confirm");
         if self.factory_boot()
             && let Loaded::Record(record) = self.store.load()
             && running(&record).set != Set::Factory

@@ -140,10 +140,8 @@ impl Appliance {
         }
         let outcome = link::link_stage(&self.host, &self.store, &mut self.log)?;
         // Whoever runs a command has come so far.
-        if !self.at_boot
-            && let Err(e) = self.store.complete_boot()
-        {
-            self.log.warning(command, e.chain());
+        if !self.at_boot {
+            self.complete_boot(command);
         }
         if let Some(e) = outcome.obstacle {
             return Err(e).doing(|| format!("starting {command}"));
@@ -170,6 +168,13 @@ impl Appliance {
             record.schemas = crate::data::schemas(host, store, declared, &record.schemas, log);
         }
         Ok((lock, record))
+    }
+
+    /// This boot has come to its end. That it cannot be noted is no reason to do nothing.
+    fn complete_boot(&mut self, command: &str) {
+        if let Err(e) = self.store.complete_boot() {
+            self.log.warning(command, e.chain());
+        }
     }
 
     /// Deletes data that was kept long enough, or that the disk needs.

@@ -1,9 +1,5 @@
 //! What goes back on the medium that a release came on: a receipt, for whoever looks after appliances without a network.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
-
 use ed25519_compact::KeyPair;
 use serde::Serialize;
 
@@ -11,6 +7,7 @@ use super::Appliance;
 use crate::status::Status;
 use crate::store;
 use crate::system::medium::Medium;
+use qx_release::durable;
 use qx_release::error::{Context, Error, Exit, Result};
 use qx_release::text;
 
@@ -76,11 +73,12 @@ impl Appliance {
         let signature = self.sign(&receipt)?;
         let medium = Medium::open_to_write(&self.host, device).doing(doing)?;
         let directory = medium.place().join(DIRECTORY);
-        fs::create_dir_all(&directory).doing(doing)?;
+        durable::create_dir(&directory, 0o755)?;
         if let Some(signature) = signature {
-            write(&directory, &format!("{name}.sig"), &signature).doing(doing)?;
+            let place = directory.join(format!("{name}.sig"));
+            durable::write_with_mode(&place, &signature, 0o644)?;
         }
-        write(&directory, &name, &receipt).doing(doing)?;
+        durable::write_with_mode(&directory.join(&name), &receipt, 0o644)?;
         medium.close()?;
         Ok(name)
     }
@@ -100,7 +98,7 @@ impl Appliance {
         let name = match &self.config.machine.name {
             Some(name) => name.to_string(),
             None => {
-                // Before userland the kernel does not know the second one yet.
+                // Before userland the kernel does not know the name yet.
                 let files = ["/etc/machine-id", "/etc/hostname"];
                 let mut names = files.iter().filter_map(|file| self.first_line(file));
                 let uname = rustix::system::uname();
@@ -130,13 +128,4 @@ impl Appliance {
         })?;
         Ok(Some(pair.sk.sign(receipt, None).to_vec()))
     }
-}
-
-/// A file that is complete once it has its name. Modes and owners are not what sticks have.
-fn write(directory: &Path, name: &str, content: &[u8]) -> std::io::Result<()> {
-    let (new, place) = (directory.join(format!("{name}.new")), directory.join(name));
-    let mut file = File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, &place)
 }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use super::{Examined, Findings};
@@ -11,14 +9,12 @@ use crate::adoption;
 use crate::data;
 use crate::model::config::Config;
 use crate::model::slot::{Set, Slot, Verdict};
-use crate::proof::preflight;
+use crate::proof::{preflight, updater};
 use crate::repository::expiry;
 use crate::store::read_if_there;
 use crate::system::space::{self, Space};
 use qx_release::error::{Error, Result};
-use qx_release::json;
 use qx_release::manifest::{Component, Kind, Manifest, Service};
-use qx_scratch::Scratch;
 use qx_scratch::init_script;
 
 /// How long before its end something is told.
@@ -27,8 +23,6 @@ const SOON: Duration = Duration::from_secs(30 * 86_400);
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// What a file takes besides its bytes, at most.
 const PER_ENTRY: u64 = 8192;
-/// The qx-update that recovers: the image's.
-const FACTORY_PROGRAM: &str = "/usr/bin/qx-update";
 
 impl Examined<'_> {
     pub(super) fn examine(&self, findings: &mut Findings) {
@@ -345,18 +339,22 @@ impl Examined<'_> {
 
     /// The image's own copy recovers, whichever release runs: it must understand the record.
     fn factory_program(&self, findings: &mut Findings) {
-        let path = match self.host.path(FACTORY_PROGRAM) {
+        let path = match self.host.path(updater::FACTORY) {
             Ok(path) if path.is_file() => path,
             _ if !self.host.is_running_system() => return,
             _ => {
                 return findings.error(
                     "factory program",
-                    format!("there is no {FACTORY_PROGRAM} in the image: nothing recovers if a release breaks qx-update"),
+                    format!(
+                        "there is no {} in the image: nothing recovers if a release breaks qx-update",
+                        updater::FACTORY
+                    ),
                     "put it into the image",
                 );
             }
         };
-        match self.phase_by(&path) {
+        let told = updater::status_by(&path, self.host.root(), TIMEOUT);
+        match told.map(|told| told.phase) {
             Ok(phase) if phase == self.status.phase => {
                 findings.good(
                     "factory program",
@@ -378,25 +376,6 @@ impl Examined<'_> {
                 "install an image whose qx-update works",
             ),
         }
-    }
-
-    /// The phase, as another qx-update tells it.
-    fn phase_by(&self, program: &Path) -> Result<String> {
-        #[derive(serde::Deserialize)]
-        struct Told {
-            phase: String,
-        }
-        let scratch = Scratch::new()?;
-        let mut command = Command::new(program);
-        command
-            .arg("--root")
-            .arg(self.host.root())
-            .args(["status", "--json"]);
-        scratch.run(&mut command, TIMEOUT)?;
-        let told = read_if_there(&scratch.path("output"), 1 << 24)?.unwrap_or_default();
-        let told: Told = json::parse(&told)
-            .map_err(|why| Error::new(format!("running {}: {why}", program.display())))?;
-        Ok(told.phase)
     }
 }
 

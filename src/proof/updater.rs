@@ -2,26 +2,38 @@
 //! which recovers, must read what it writes: both are asked in a scratch directory, by commands that every version has.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use qx_release::error::{Context, Error, Result};
-use qx_release::text;
+use qx_release::{json, text};
 use qx_scratch::Scratch;
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::model::config::{self, Config};
 use crate::model::slot::Set;
-use crate::store::Store;
+use crate::store::{Store, read_if_there};
 use crate::system::host::Host;
 
 /// Where a release has its qx-update, if it brings one.
 const PROGRAM: &str = "bin/qx-update";
 /// The image's own, which every boot recovers with.
-const FACTORY: &str = "/usr/bin/qx-update";
+pub const FACTORY: &str = "/usr/bin/qx-update";
 /// How long it may think about a record without slots.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// A status is at most this long, in bytes.
+const MAX_STATUS: u64 = 1 << 24;
+
+/// What another qx-update says of a root (`status --json`).
+#[derive(Debug, Deserialize)]
+pub struct Told {
+    /// The phase.
+    pub phase: String,
+    product: Option<String>,
+    #[serde(default)]
+    problems: Vec<String>,
+}
 
 /// Whether the qx-update of a set that is about to be switched to, if it brings one, can take over, and be taken over from.
 ///
@@ -34,13 +46,13 @@ pub fn check(host: &Host, config: &Config, store: &Store, to: Set) -> Result<()>
     }
     let scratch = Scratch::new()?;
     let root = appliance(&scratch, host, config, store)?;
-    let reads = |program: &Path| status(&scratch, program, &root);
+    let reads = |program: &Path| status_by(program, &root, TIMEOUT);
     let told = reads(&new).doing(|| "trying the qx-update of the release")?;
     // Whoever names another file each time has none here.
-    if told["product"].is_null() && root.join("etc/qx-update/config.json").is_file() {
+    if told.product.is_none() && root.join("etc/qx-update/config.json").is_file() {
         return Err(refused(&new, "the configuration", &told));
     }
-    if told["phase"] == "unknown" {
+    if told.phase == "unknown" {
         return Err(refused(
             &new,
             "the record of the version that runs now",
@@ -48,14 +60,15 @@ pub fn check(host: &Host, config: &Config, store: &Store, to: Set) -> Result<()>
         ));
     }
     // Its slots are not there: it goes over to the factory set, and has to write that.
-    run(&scratch, &new, &root, &["recover"]).doing(|| "trying the qx-update of the release")?;
+    run(&scratch, &new, &root, &["recover"], TIMEOUT)
+        .doing(|| "trying the qx-update of the release")?;
     let written = reads(&new).doing(|| "trying the qx-update of the release")?;
     let factory = host.path(FACTORY)?;
     if !factory.is_file() {
         return Ok(());
     }
     let read = reads(&factory).doing(|| "trying the image's qx-update")?;
-    match read["phase"] != "unknown" && read["phase"] == written["phase"] {
+    match read.phase != "unknown" && read.phase == written.phase {
         true => Ok(()),
         false => Err(refused(
             &factory,
@@ -66,12 +79,7 @@ pub fn check(host: &Host, config: &Config, store: &Store, to: Set) -> Result<()>
 }
 
 /// A root with nothing in it but what this appliance's qx-update reads first.
-fn appliance(
-    scratch: &Scratch,
-    host: &Host,
-    config: &Config,
-    store: &Store,
-) -> Result<std::path::PathBuf> {
+fn appliance(scratch: &Scratch, host: &Host, config: &Config, store: &Store) -> Result<PathBuf> {
     let root = scratch.directory("root")?;
     let data = scratch.directory(&format!(
         "root/{}/update",
@@ -89,22 +97,28 @@ fn appliance(
     Ok(root)
 }
 
-/// What a qx-update says of that root.
-fn status(scratch: &Scratch, program: &Path, root: &Path) -> Result<Value> {
-    let said = run(scratch, program, root, &["status", "--json"])?;
-    serde_json::from_slice(&said).doing(|| format!("reading the status by {}", text::path(program)))
+/// What a qx-update says of a root.
+pub fn status_by(program: &Path, root: &Path, timeout: Duration) -> Result<Told> {
+    let scratch = Scratch::new()?;
+    run(&scratch, program, root, &["status", "--json"], timeout)?;
+    let said = read_if_there(&scratch.path("output"), MAX_STATUS)?.unwrap_or_default();
+    json::parse(&said).map_err(|why| Error::new(format!("running {}: {why}", text::path(program))))
 }
 
-fn run(scratch: &Scratch, program: &Path, root: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
+fn run(
+    scratch: &Scratch,
+    program: &Path,
+    root: &Path,
+    arguments: &[&str],
+    timeout: Duration,
+) -> Result<()> {
     let mut command = Command::new(program);
     command.arg("--root").arg(root).args(arguments).env_clear();
-    scratch.run(&mut command, TIMEOUT)?;
-    let output = scratch.path("output");
-    fs::read(&output).doing(|| format!("reading {}", text::path(&output)))
+    scratch.run(&mut command, timeout)
 }
 
-fn refused(program: &Path, what: &str, status: &Value) -> Error {
-    let problem = status["problems"][0].as_str();
+fn refused(program: &Path, what: &str, told: &Told) -> Error {
+    let problem = told.problems.first();
     let why = problem.map_or(String::new(), |why| format!(": {}", text::line(why)));
     Error::new(format!("{} cannot read {what}{why}", text::path(program)))
 }

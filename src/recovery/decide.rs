@@ -336,16 +336,21 @@ fn leave_crashing(
     if let Some(why) = (observed.fit)(chosen.set, &record.schemas).obstacle() {
         return Err(format!("{what}; it stays in use: {why}"));
     }
-    let what = format!("{what}; {chosen} runs instead");
-    let fallback = (chosen.set != Set::Factory).then(|| observed.factory.clone());
-    let next = Idle {
-        trouble: Some(Trouble {
-            what: what.clone(),
-            needs_person: false,
-        }),
-        ..Idle::on(chosen, fallback, observed.now)
+    let trouble = Trouble {
+        what: format!("{what}; {chosen} runs instead"),
+        needs_person: false,
     };
-    Ok(Some((next, what)))
+    let what = trouble.what.clone();
+    Ok(Some((in_trouble(observed, chosen, trouble), what)))
+}
+
+/// Idle on this set, with the factory set behind it, and something that a person should know.
+fn in_trouble(observed: &Observed, active: Installed, trouble: Trouble) -> Idle {
+    let fallback = (active.set != Set::Factory).then(|| observed.factory.clone());
+    Idle {
+        trouble: Some(trouble),
+        ..Idle::on(active, fallback, observed.now)
+    }
 }
 
 /// What runs instead of a set that is damaged, and why.
@@ -359,13 +364,12 @@ fn fall_back(observed: &Observed, record: &Record, idle: &Idle, why: &str) -> (I
         },
         Some(why) => unfit(&what, &chosen, &why),
     };
-    let fallback = (chosen.set != Set::Factory).then(|| observed.factory.clone());
+    let what = trouble.what.clone();
     let next = Idle {
-        trouble: Some(trouble.clone()),
         lost: Some(idle.active.clone()),
-        ..Idle::on(chosen, fallback, observed.now)
+        ..in_trouble(observed, chosen, trouble)
     };
-    (next, trouble.what)
+    (next, what)
 }
 
 /// A switch that ended before the data was touched and before the link moved.
@@ -433,14 +437,11 @@ fn rebuild(observed: &Observed, what: &str) -> Decision {
             (observed.factory.clone(), what, true)
         }
     };
-    let fallback = (active.set != Set::Factory).then(|| observed.factory.clone());
-    let idle = Idle {
-        trouble: Some(Trouble {
-            what: what.clone(),
-            needs_person,
-        }),
-        ..Idle::on(active, fallback, observed.now)
+    let trouble = Trouble {
+        what: what.clone(),
+        needs_person,
     };
+    let idle = in_trouble(observed, active, trouble);
     let schemas = match observed.open_data {
         true => BTreeMap::new(),
         false => (observed.leaves)(idle.active.set),

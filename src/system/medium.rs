@@ -81,12 +81,8 @@ impl Medium {
             Component::Normal(name) => Some(name),
             _ => None,
         });
-        let named: PathBuf = self
-            .place
-            .components()
-            .map(|c| c.as_os_str())
-            .chain(inside)
-            .collect();
+        let mut named = self.place.clone();
+        named.extend(inside);
         if named != self.place || self.place.join("metadata").is_dir() {
             return Ok(named);
         }
