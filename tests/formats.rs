@@ -11,7 +11,7 @@ const FORMATS: &str = include_str!("../docs/formats.md");
 const README: &str = include_str!("../README.md");
 
 /// Where the fields of a source file are described: headings of `docs/formats.md`.
-const SECTIONS: [(&str, &[&str]); 33] = [
+const SECTIONS: [(&str, &[&str]); 34] = [
     ("src/model/config.rs", &["`config.json`: the appliance"]),
     (
         "crates/qx-release/src/trust/limits.rs",
@@ -55,6 +55,7 @@ const SECTIONS: [(&str, &[&str]); 33] = [
     ("src/store/lock.rs", &["`status --json`"]),
     ("src/store/refusals.rs", &[RECORD]),
     ("src/store/notes.rs", &[RECORD]),
+    ("src/store/selection.rs", &[RECORD]),
     ("crates/qx-release/src/trust/versions.rs", &[RECORD]),
     ("src/status/mod.rs", &["`status --json`"]),
     ("src/doctor/mod.rs", &["`doctor --json`"]),

@@ -14,7 +14,7 @@ use crate::store::{Store, is_absent};
 use crate::system::host::Host;
 use qx_release::durable;
 use qx_release::error::{Context, Error, Result};
-use qx_release::manifest::{Component, Kind, Manifest, Service};
+use qx_release::manifest::{Kind, Manifest, Service};
 use qx_release::text;
 use qx_release::tree;
 use qx_scratch::{Scratch, init_script};
@@ -76,8 +76,7 @@ impl Vdc {
             None => vdc.describe(host, config, now).doing(doing)?,
         };
         for service in &manifest.services {
-            let factory = manifest.at(&service.runs).map(Component::in_image);
-            let factory = factory.unwrap_or_else(|| format!("/usr/{}", service.runs));
+            let factory = manifest.in_image(service);
             vdc.script(host, service, &factory).doing(doing)?;
         }
         Ok((vdc.factory.is_some() || !vdc.scripts.is_empty()).then_some(vdc))

@@ -28,7 +28,7 @@ use crate::model::phase::Phase;
 use crate::model::record::{Loaded, Record};
 use crate::model::slot::Installed;
 use crate::model::source::SourceAddress;
-use crate::proof::updater;
+use crate::proof::{preflight, updater};
 use crate::recovery::data as data_stage;
 use crate::recovery::link;
 use crate::store::{Lock, Store};
@@ -272,6 +272,16 @@ impl Appliance {
             return self
                 .switch_of(op)
                 .reject("stage", Failure::of_release(e), record);
+        }
+        let manager = Manager::new(
+            &self.config.services,
+            &self.host,
+            self.config.service_timeout(),
+        );
+        if manager.controls()
+            && let Some((manifest, _)) = self.store.manifest(op.to.set)?
+        {
+            preflight::interpreters(&self.store, op.to.set, &manifest)?;
         }
         if self.at_boot {
             let (from, to) = (op.from().set, op.to.clone());

@@ -162,6 +162,7 @@ impl Examined<'_> {
             let name = &service.name;
             match (service.state, &service.why) {
                 ("installed", _) => findings.good("services", format!("{name} runs {}", service.installed.display())),
+                ("done", _) => findings.good("services", format!("{name} has run to its end")),
                 (_, why) => findings.warning(
                     "services",
                     why.clone().unwrap_or_else(|| format!("service {name} does not run")),
@@ -197,8 +198,7 @@ impl Examined<'_> {
             let Some(script) = script(service) else {
                 continue;
             };
-            let copy = factory.at(&service.runs).map(Component::in_image);
-            let copy = copy.unwrap_or_else(|| format!("/usr/{}", service.runs));
+            let copy = factory.in_image(service);
             match init_script::check(&script, service, &copy) {
                 Ok(passed) => findings.good("init scripts", passed),
                 Err(e) => findings.failed(

@@ -22,7 +22,7 @@ pub fn changed_services(
         let before = |s: &&Service| s.name == service.name && s.runs == service.runs;
         !restarts(&service.name)
             && old.services.iter().any(|s| before(&s))
-            && same(old.at(&service.runs), new.at(&service.runs))
+            && same(old.holding(&service.runs), new.holding(&service.runs))
             && service
                 .uses
                 .iter()

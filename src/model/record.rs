@@ -316,6 +316,7 @@ mod tests {
             name: format!("s{number}").parse().unwrap(),
             runs: format!("bin/{}", "x".repeat(200)).parse().unwrap(),
             uses: vec![name.clone(); 5],
+            oneshot: false,
             order: i32::MIN,
             leaves: Vec::new(),
         };

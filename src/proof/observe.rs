@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::model::slot::Set;
-use crate::store::Store;
+use crate::store::{Selection, Store};
 use crate::system::proc::{FileId, Identity, Process};
 use crate::system::service::{Main, Manager};
 use qx_release::digest::Digest;
 use qx_release::manifest::{Manifest, Name, ProgramPath, Service};
+use qx_release::text;
 
 /// What OpenRC's supervisor is called. It starts what ends again, for ever.
 const SUPERVISOR: &str = "supervise-daemon";
@@ -17,6 +18,7 @@ const SUPERVISOR: &str = "supervise-daemon";
 pub struct Census<'a> {
     store: &'a Store,
     manager: &'a Manager<'a>,
+    selection: Selection,
     processes: Vec<Process>,
     services: Vec<Whose>,
 }
@@ -44,7 +46,7 @@ pub struct Seen {
     pub state: State,
     /// The process that tells so.
     pub process: Option<Identity>,
-    /// One sentence, unless the installed file runs.
+    /// One sentence, unless it does what it should.
     pub why: Option<String>,
 }
 
@@ -53,6 +55,8 @@ pub struct Seen {
 pub enum State {
     /// The installed file, or one with its bytes.
     Installed,
+    /// Nothing any more: it has done its work, says the service manager.
+    Done,
     /// Another file.
     Other,
     /// Nothing.
@@ -70,6 +74,7 @@ impl<'a> Census<'a> {
         let mut census = Census {
             store,
             manager,
+            selection: store.selection(),
             processes: manager.host().proc().processes(),
             services: Vec::new(),
         };
@@ -93,8 +98,66 @@ impl<'a> Census<'a> {
                 census.add(name.clone());
             }
         }
+        census.recognise_scripts(&leaves);
         census.assign(&leaves);
         census
+    }
+
+    /// A process that runs a script of a set executes its interpreter; what it runs is the script.
+    fn recognise_scripts(&mut self, leaves: &[Vec<&ProgramPath>]) {
+        for at in 0..self.processes.len() {
+            let process = self.processes[at].identity;
+            let left = |path: &Path| {
+                let mut leaves = leaves.iter().flatten();
+                leaves.any(|program| self.store.is_program(path, program))
+            };
+            let ours = |path: &Path| {
+                let runs = |whose: &Whose| whose.places.iter().any(|place| place == path);
+                self.services.iter().any(runs) || left(path)
+            };
+            let Some(path) = self.script(process, &ours) else {
+                continue;
+            };
+            let process = &mut self.processes[at];
+            process.file = FileId::of(&path).ok();
+            process.path = Some(path);
+            process.is_script = true;
+        }
+    }
+
+    fn script(&self, process: Identity, among: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
+        let led = |path: &Path| self.selection.led(path, process);
+        (self.manager.host().proc()).script(process, &led, among)
+    }
+
+    /// What a process runs, for people.
+    pub fn name(&self, pid: u32) -> String {
+        match self.process(pid) {
+            Some(Process {
+                is_script: true,
+                path: Some(path),
+                ..
+            }) => text::path(path),
+            _ => self.manager.host().proc().executable_name(pid),
+        }
+    }
+
+    /// The file that a process runs.
+    pub fn file(&self, pid: u32) -> Option<FileId> {
+        self.process(pid)?.file
+    }
+
+    /// Whether a process still is what it was here: the same one, which runs the same file.
+    pub fn goes_on(&self, process: Identity) -> bool {
+        let proc = self.manager.host().proc();
+        let Some(was) = self.process(process.pid) else {
+            return false;
+        };
+        let runs = match (was.is_script, &was.path) {
+            (true, Some(path)) => self.script(process, &|found| found == path).is_some(),
+            _ => proc.file(process.pid) == was.file,
+        };
+        runs && proc.lives(process)
     }
 
     fn add(&mut self, name: Name) -> usize {
@@ -316,22 +379,32 @@ impl<'a> Census<'a> {
             process: None,
             why: Some(why),
         };
-        let Some(component) = manifest.at(&service.runs) else {
+        if service.oneshot {
+            return match self.manager.runs(&service.name) {
+                Ok(()) => Seen {
+                    state: State::Done,
+                    process: None,
+                    why: None,
+                },
+                Err(_) => stopped(format!(
+                    "service {} has not run to its end: it was not started, or failed",
+                    service.name
+                )),
+            };
+        }
+        let Some(installed) = self.store.program(set, manifest, service.runs.as_str()) else {
             return stopped(format!(
                 "service {} runs {}, which is not installed",
                 service.name, service.runs
             ));
         };
         let proc = self.manager.host().proc();
-        let installed = match self.store.component(set, component) {
-            Ok(installed) => installed,
-            Err(e) => return stopped(e.chain()),
-        };
         let own = self.own(&service.name).unwrap_or_default();
         let wanted = FileId::of(&installed).ok();
-        let exact = |p: &&Identity| wanted.is_some() && proc.file(p.pid) == wanted;
+        let exact = |p: &&Identity| wanted.is_some() && self.file(p.pid) == wanted;
         // An unchanged file may be installed twice.
-        let same = |p: &&Identity| digest_of(&proc.executable(p.pid)) == Some(component.sha256);
+        let digest = digest_of(&installed);
+        let same = |p: &&Identity| digest.is_some() && self.digest(p.pid) == digest;
         if let Some(process) = own.iter().find(exact).or_else(|| own.iter().find(same)) {
             return Seen {
                 state: State::Installed,
@@ -351,7 +424,7 @@ impl<'a> Census<'a> {
                 why: Some(format!(
                     "service {} runs {} (process {}), not the installed {}",
                     service.name,
-                    proc.executable_name(process.pid),
+                    self.name(process.pid),
                     process.pid,
                     installed.display()
                 )),
@@ -369,15 +442,26 @@ impl<'a> Census<'a> {
         }
     }
 
+    /// The digest of the file that a process runs.
+    fn digest(&self, pid: u32) -> Option<Digest> {
+        match self.process(pid)? {
+            Process {
+                is_script: true,
+                path: Some(path),
+                ..
+            } => digest_of(path),
+            _ => digest_of(&self.manager.host().proc().executable(pid)),
+        }
+    }
+
     /// A process that runs a file of the same name elsewhere: usually the reason why nothing runs the installed one.
     fn namesake(&self, path: &Path) -> String {
-        let proc = self.manager.host().proc();
         let found = self.processes.iter().find_map(|process| {
             let runs = process.path.as_ref()?;
             let same = runs.file_name() == path.file_name()
                 && runs.starts_with(self.manager.host().root());
             (same && self.owner(process.pid()).is_none()).then(|| {
-                let name = proc.executable_name(process.pid());
+                let name = self.name(process.pid());
                 format!("; process {} runs {name}", process.pid())
             })
         });
@@ -408,8 +492,8 @@ impl<'a> Census<'a> {
 
 /// Where the program of a service lies in one set or another, as the kernel calls it: without links.
 fn places(service: &Service, manifests: &[&Manifest], store: &Store) -> Vec<PathBuf> {
-    let components = manifests.iter().filter_map(|m| m.at(&service.runs));
-    let places = components.flat_map(|component| store.places(component));
+    let components = manifests.iter().filter_map(|m| m.holding(&service.runs));
+    let places = components.flat_map(|component| store.places(component, &service.runs));
     let mut places: Vec<PathBuf> = places
         .filter_map(|path| {
             let directory = std::fs::canonicalize(path.parent()?).ok()?;
@@ -421,8 +505,7 @@ fn places(service: &Service, manifests: &[&Manifest], store: &Store) -> Vec<Path
     places
 }
 
-/// The digest of the file that a process executes.
-fn digest_of(executable: &Path) -> Option<Digest> {
-    let file = std::fs::File::open(executable).ok()?;
+fn digest_of(path: &Path) -> Option<Digest> {
+    let file = std::fs::File::open(path).ok()?;
     Some(Digest::of_reader(file).ok()?.0)
 }

@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::model::config::{Config, Services};
 use crate::model::dataset::Method;
+use crate::model::slot::Set;
 use crate::proof::observe::Census;
 use crate::store::{self, Store};
 use crate::system::host::Host;
@@ -17,6 +18,7 @@ use crate::system::service::{Main, Manager};
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
 use qx_release::manifest::{Manifest, Name};
+use qx_release::script::Script;
 use qx_release::text;
 
 /// File systems that do not survive a reboot (statfs(2)).
@@ -166,6 +168,28 @@ fn depth(path: &Path) -> u64 {
         level = next;
     }
     depth
+}
+
+/// What the scripts of a staged set are run by is there: services would be stopped for nothing. An interpreter that comes with
+/// the set itself is reached through the link, and is looked for by the proof.
+pub fn interpreters(store: &Store, set: Set, manifest: &Manifest) -> Result<()> {
+    for service in &manifest.services {
+        let program = store.program(set, manifest, service.runs.as_str());
+        let Some(script) = program.and_then(|path| Script::read(&path)) else {
+            continue;
+        };
+        let mut needed = [Some(&script.interpreter), script.named.as_ref()]
+            .into_iter()
+            .flatten();
+        let of_the_set = |path: &str| Path::new(path).starts_with(store.path(""));
+        if let Some(missing) = needed.find(|path| !of_the_set(path) && !is_program(path)) {
+            return Err(Error::new(format!(
+                "planning to start service {}: {} is run by {missing}, which this image does not have: install it in the image",
+                service.name, service.runs
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The service manager's commands are there.

@@ -2,6 +2,7 @@
 //! so for as long as the release asks.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::model::operation::FailedCheck;
@@ -53,11 +54,12 @@ impl Expectation<'_> {
 }
 
 /// A service that was seen to run the installed file.
-#[derive(Debug)]
-struct Proved {
+struct Proved<'a> {
     name: Name,
-    process: Identity,
-    file: Option<FileId>,
+    /// None of a service that has run to its end.
+    process: Option<Identity>,
+    /// When it was seen.
+    census: Rc<Census<'a>>,
 }
 
 /// Proves the expectation, or says in one sentence why it does not hold. Returns what the proof does not cover: what was not
@@ -144,12 +146,12 @@ pub fn baseline(
 }
 
 /// Step one: each service's process executes the file that was installed. Returns the processes.
-fn run_the_files(
+fn run_the_files<'c>(
     expected: &Expectation,
-    store: &Store,
-    manager: &Manager,
+    store: &'c Store,
+    manager: &'c Manager<'c>,
     log: &mut Log,
-) -> Result<Vec<Proved>, String> {
+) -> Result<Vec<Proved<'c>>, String> {
     let slowest = expected
         .manifest
         .health
@@ -158,10 +160,9 @@ fn run_the_files(
         .max()
         .unwrap_or(0);
     let deadline = Instant::now() + APPEAR.max(Duration::from_secs(slowest));
-    let proc = manager.host().proc();
     let mut proved: Vec<Proved> = Vec::new();
     loop {
-        let census = expected.census(store, manager);
+        let census = Rc::new(expected.census(store, manager));
         let mut missing = None;
         for service in &expected.services {
             if proved.iter().any(|p| p.name == service.name) {
@@ -169,17 +170,19 @@ fn run_the_files(
             }
             match census.look(service, expected.set, expected.manifest) {
                 Seen {
-                    process: Some(process),
-                    state: State::Installed,
+                    process,
+                    state: State::Installed | State::Done,
                     ..
                 } => {
-                    let name = proc.executable_name(process.pid);
-                    let what = format!("{} runs {name} (process {})", service.name, process.pid);
-                    log.info("prove", what);
+                    let what = match process.map(|process| process.pid) {
+                        Some(pid) => format!("runs {} (process {pid})", census.name(pid)),
+                        None => "has run to its end, says the service manager".to_owned(),
+                    };
+                    log.info("prove", format!("{} {what}", service.name));
                     proved.push(Proved {
                         name: service.name.clone(),
                         process,
-                        file: proc.file(process.pid),
+                        census: census.clone(),
                     });
                 }
                 seen if missing.is_none() => missing = Some((&service.name, seen)),
@@ -483,18 +486,17 @@ fn still_runs(
     manager: &Manager,
     start: Instant,
 ) -> Result<(), String> {
-    let proc = manager.host().proc();
     let Proved {
         name,
         process,
-        file,
+        census,
     } = proved;
-    let lives = proc.lives(*process);
-    if lives && proc.file(process.pid) == *file {
+    let Some(process) = process.filter(|process| !census.goes_on(*process)) else {
         return Ok(());
-    }
+    };
     let (pid, after) = (process.pid, start.elapsed().as_secs());
-    if lives {
+    let proc = manager.host().proc();
+    if proc.lives(process) {
         return Err(format!(
             "service {name} became another program {after} s into its trial: process {pid} now runs {}",
             proc.executable_name(pid)
@@ -630,7 +632,8 @@ mod tests {
             &manifest,
             vec![(FileId::of(&old_path).unwrap(), old_path.clone())],
         );
-        let why = run_the_files(&expected, &store, &manager, &mut log()).unwrap_err();
+        let why = run_the_files(&expected, &store, &manager, &mut log());
+        let why = why.map(drop).unwrap_err();
         assert!(
             why.contains("still runs the old") && why.contains("usr/bin/node"),
             "{why}"

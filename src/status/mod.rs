@@ -129,7 +129,8 @@ pub struct DataSetState {
 pub struct ServiceState {
     /// As the service manager knows it.
     pub name: Name,
-    /// `installed`: its process runs the installed file; `other`: another file; `stopped`: no process.
+    /// `installed`: its process runs the installed file; `done`: it has run to its end, as it should; `other`: another file;
+    /// `stopped`: no process.
     pub state: &'static str,
     /// Its process.
     pub pid: Option<u32>,
@@ -137,7 +138,7 @@ pub struct ServiceState {
     pub runs: Option<String>,
     /// The file that it should run.
     pub installed: PathBuf,
-    /// What is wrong, in one sentence; absent with `installed`.
+    /// What is wrong, in one sentence; absent with `installed` and `done`.
     pub why: Option<String>,
 }
 
@@ -546,23 +547,21 @@ fn look_at_services(
     };
     let running = found.set.set;
     let census = Census::take(&[manifest], &[], store, &manager);
-    let proc = host.proc();
-    let name = |process: Identity| proc.executable_name(process.pid);
+    let name = |process: Identity| census.name(process.pid);
     let services = manifest.services.iter().filter_map(|service| {
-        let component = manifest.at(&service.runs)?;
+        let installed = store.program(running, manifest, service.runs.as_str())?;
         let seen = census.look(service, running, manifest);
         Some(ServiceState {
             name: service.name.clone(),
             state: match seen.state {
                 State::Installed => "installed",
+                State::Done => "done",
                 State::Other => "other",
                 State::Stopped => "stopped",
             },
             pid: seen.process.map(|process| process.pid),
             runs: seen.process.map(name),
-            installed: store
-                .component(running, component)
-                .unwrap_or_else(|_| component.install_path.as_str().into()),
+            installed,
             why: seen.why,
         })
     });

@@ -84,6 +84,7 @@ impl Page {
     fn service(&mut self, service: &ServiceState) {
         let told = match (service.state, service.pid, &service.runs) {
             ("installed", Some(pid), Some(path)) => format!("process {pid} runs {path}"),
+            ("done", ..) => "has run to its end".to_owned(),
             (_, Some(pid), Some(path)) => {
                 format!(
                     "process {pid} runs {path}, NOT {}",

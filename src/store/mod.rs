@@ -10,9 +10,10 @@ mod lock;
 mod notes;
 mod refusals;
 mod seals;
+mod selection;
 pub mod sets;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -35,6 +36,7 @@ pub use link::CommitPoint;
 pub use lock::{Holder, Lock};
 pub use notes::{BootNote, Freshness, Refreshed, WithdrawnNote};
 pub use seals::Verified;
+pub use selection::Selection;
 
 /// The content of a path that a release removed: executable, so that init scripts do not use the factory's file, but it
 /// starts nothing.
@@ -51,6 +53,8 @@ pub struct Store {
     data: PathBuf,
     factory: PathBuf,
     sequence: Cell<u64>,
+    /// What became of the link, once this process has changed it.
+    changes: RefCell<Option<selection::Changes>>,
 }
 
 impl Store {
@@ -64,6 +68,7 @@ impl Store {
             factory: host.path(factory)?,
             host: host.clone(),
             sequence: Cell::new(0),
+            changes: RefCell::new(None),
         };
         // Components, and data that is kept, may have links of their own: they lie deeper.
         for (below, depth) in [("slots", 3), ("update", 4), ("copies", 1)] {
@@ -116,12 +121,13 @@ impl Store {
         }
     }
 
-    /// Everywhere that a component is or was installed, whichever set has it.
-    pub fn places(&self, component: &Component) -> Vec<PathBuf> {
+    /// Everywhere that a program of a component is or was installed, whichever set has it.
+    pub fn places(&self, component: &Component, program: &RelPath) -> Vec<PathBuf> {
         let sets = [Set::Factory, Set::A, Set::B].into_iter();
         let kept = self.kept().into_iter();
         sets.filter_map(|set| self.component(set, component).ok())
             .chain(kept.map(|directory| directory.join(&component.install_path)))
+            .map(|installed| inside(installed, component, program))
             .collect()
     }
 
@@ -145,14 +151,9 @@ impl Store {
     /// Where a set has a program that its manifest names by its path in the set.
     pub fn program(&self, set: Set, manifest: &Manifest, program: &str) -> Option<PathBuf> {
         let path: RelPath = program.parse().ok()?;
-        manifest.components.iter().find_map(|component| {
-            let below = path.below(&component.install_path)?;
-            let installed = self.component(set, component).ok()?;
-            Some(match below {
-                "" => installed,
-                _ => installed.join(below),
-            })
-        })
+        let component = manifest.holding(&path)?;
+        let installed = self.component(set, component).ok()?;
+        Some(inside(installed, component, &path))
     }
 
     /// Makes the directories and checks that nobody else can write to them.
@@ -294,9 +295,12 @@ impl Store {
     pub fn give(&self, slot: Slot) -> Result<()> {
         let (next, place) = (self.next(slot), self.slot(slot));
         match durable::is_there(&place)? {
-            true => durable::exchange(&next, &place),
-            false => durable::rename(&next, &place),
+            true => durable::exchange(&next, &place)?,
+            false => durable::rename(&next, &place)?,
         }
+        // Where it cannot be noted, this process knows.
+        let _ = self.note_content(slot);
+        Ok(())
     }
 
     /// Deletes what an operation was staging, and what slots held before. What a process still uses is kept beside the slots
@@ -353,9 +357,23 @@ impl Store {
                 let proc = self.host.proc();
                 let mut users = proc.users(&real);
                 users.extend(proc.mounted(&real));
+                users.extend(self.scripts(&real));
                 users
             }
         }
+    }
+
+    /// The processes that run a script in these directories: nothing else of it need be open.
+    fn scripts(&self, directories: &[PathBuf]) -> Vec<Use> {
+        let (proc, selection) = (self.host.proc(), self.selection());
+        let inside = |path: &Path| directories.iter().any(|dir| path.starts_with(dir));
+        let scripts = proc.processes().into_iter().filter_map(|process| {
+            let process = process.identity;
+            let led = |path: &Path| selection.led(path, process);
+            let path = proc.script(process, &led, &inside)?;
+            Some(Use { process, path })
+        });
+        scripts.collect()
     }
 
     fn in_use(&self, directory: &Path) -> bool {
@@ -393,6 +411,14 @@ impl Store {
             Ok(None) => (Installed::unknown_factory(), None),
             Err(e) => (Installed::unknown_factory(), Some(e.chain())),
         }
+    }
+}
+
+/// Where a program of a component is that is installed there.
+fn inside(installed: PathBuf, component: &Component, program: &RelPath) -> PathBuf {
+    match program.below(&component.install_path) {
+        None | Some("") => installed,
+        Some(rest) => installed.join(rest),
     }
 }
 

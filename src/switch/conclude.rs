@@ -233,7 +233,7 @@ impl Switch<'_> {
             Err(e) if saved => Err(e),
             _ => self.take_back(record),
         };
-        if !selected && let Err(e) = self.store.select(chosen.set) {
+        if !selected && let Err(e) = self.select(chosen.set) {
             // Better the services of a set that is not proved than none; but none on data that is not theirs.
             self.log.error("revert", e.chain());
             if saved {

@@ -206,7 +206,7 @@ impl<'a> Switch<'a> {
         let appliance = |e: Error| Cause::new(CauseKind::Appliance, e.chain());
         let boot_id = self.host.boot_id().map_err(appliance)?;
         self.change_data(reached)?;
-        self.store.select(self.op.to.set).map_err(appliance)?;
+        self.select(self.op.to.set).map_err(appliance)?;
         self.log.info(
             "switch",
             format!("the priority link selects {}", self.op.to),
@@ -217,6 +217,18 @@ impl<'a> Switch<'a> {
         let trial = begun.map_err(appliance)?;
         self.store.save(&trial).map_err(appliance)?;
         *reached = trial;
+        Ok(())
+    }
+
+    /// The link leads to a set, and what is started from now on is known to come from there.
+    fn select(&mut self, set: Set) -> Result<()> {
+        let before = self.store.selected();
+        self.store.select(set)?;
+        if self.store.selected() != before
+            && let Err(e) = self.store.note_selection(&before)
+        {
+            self.log.warning("switch", e.chain());
+        }
         Ok(())
     }
 
@@ -243,7 +255,7 @@ impl<'a> Switch<'a> {
         let reverting = reached.begin_revert(self.op.clone(), cause.clone())?;
         self.store.save(&reverting)?;
         let restored = self.take_back(&reverting)?;
-        self.store.select(self.op.from().set)?;
+        self.select(self.op.from().set)?;
         Ok(restored)
     }
 }

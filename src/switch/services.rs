@@ -93,7 +93,7 @@ impl<'a> Switch<'a> {
                         "planning {}: process {} ({}) still uses {}, whose space is needed: end it, or free space",
                         self.op.to,
                         process.pid,
-                        self.host.proc().executable_name(process.pid),
+                        census.name(process.pid),
                         text::path(path)
                     );
                     return Err(Error::with(ErrorKind::NoSpace, what));
@@ -235,7 +235,7 @@ impl<'a> Switch<'a> {
                 let Some(process) = own.first() else {
                     continue;
                 };
-                let (pid, runs) = (process.pid, self.host.proc().executable_name(process.pid));
+                let (pid, runs) = (process.pid, census.name(process.pid));
                 let what = format!(
                     "stopping services: {name} is still running, or was restarted: process {pid} ({runs})"
                 );
@@ -263,10 +263,9 @@ impl<'a> Switch<'a> {
         if other.set == set {
             programs.clear();
         }
-        let old = |own: &[Identity]| {
-            let file = |process: &Identity| self.host.proc().file(process.pid);
+        let old = |census: &Census, own: &[Identity]| {
             own.iter()
-                .filter_map(file)
+                .filter_map(|process| census.file(process.pid))
                 .any(|file| programs.iter().any(|(_, old, _)| *old == file))
         };
         // Twice: a manager starts nothing where it finds the old program, which somebody may have started at that instant.
@@ -275,8 +274,9 @@ impl<'a> Switch<'a> {
                 if self.is_gone(name, mine, other) {
                     continue;
                 }
-                let own = self.census(&manager).own(name);
-                let is_old = own.as_deref().is_some_and(old);
+                let census = self.census(&manager);
+                let own = census.own(name);
+                let is_old = own.as_deref().is_some_and(|own| old(&census, own));
                 if let Some(own) = own.clone().filter(|_| is_old)
                     && let Err(e) = manager.stop(name, own, self.log)
                 {
@@ -304,13 +304,15 @@ impl<'a> Switch<'a> {
         if mine.has(name) {
             return false;
         }
-        let of_other = other.manifest.as_ref().and_then(|m| m.at(&service.runs));
-        let places = [manifest.at(&service.runs), of_other].into_iter().flatten();
-        let in_image = |component| self.store.component(Set::Factory, component);
-        let there = places
-            .filter_map(|c| in_image(c).ok())
+        let program = service.runs.as_str();
+        let in_image = |manifest| self.store.program(Set::Factory, manifest, program);
+        let there = [Some(manifest), other.manifest.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(in_image)
             .any(|path| path.exists());
-        manifest.removed.contains(&service.runs) || !there
+        let mut removed = manifest.removed.iter();
+        removed.any(|path| service.runs.below(path).is_some()) || !there
     }
 
     /// Whether a service is restarted because of its files.
@@ -332,8 +334,8 @@ impl<'a> Switch<'a> {
             .into_iter()
             .filter(|s| !others.iter().any(|other| other.runs == s.runs));
         own.filter_map(|service| {
-            let component = manifest.at(&service.runs)?;
-            let path = self.store.component(side.set, component).ok()?;
+            let program = service.runs.as_str();
+            let path = self.store.program(side.set, manifest, program)?;
             Some((service.name.clone(), FileId::of(&path).ok()?, path))
         })
         .collect()

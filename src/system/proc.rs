@@ -1,6 +1,7 @@
 //! What the kernel tells of processes, through `/proc` (proc(5)). Names, paths and environments in it are what processes
 //! chose for themselves: bytes, and possibly hostile ones. Where `/proc` is can be chosen, so that tests can show such things.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,9 +9,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
+use serde::{Deserialize, Serialize};
 
+use qx_release::script::Script;
 use qx_release::text;
 
 /// The variable that names the service in the environment of what is started for it.
@@ -52,6 +56,31 @@ impl Identity {
     pub fn key(self) -> (u32, u64) {
         (self.pid, self.started)
     }
+
+    /// Whether it certainly began after this tick.
+    pub fn began_after(self, tick: Tick) -> bool {
+        self.started > tick.0
+    }
+}
+
+/// A time since boot as the kernel tells when processes began, in hundredths of a second (`USER_HZ`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tick(u64);
+
+impl Tick {
+    /// The current one.
+    pub fn now() -> Tick {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let number = |number: i64| u64::try_from(number).unwrap_or_default();
+        Tick(number(now.tv_sec) * 100 + number(now.tv_nsec) / 10_000_000)
+    }
+
+    /// Waits until it is over: whatever begins then began certainly after it.
+    pub fn end(self) {
+        while Tick::now() == self {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// One process, as it was when it was looked at.
@@ -67,6 +96,8 @@ pub struct Process {
     pub file: Option<FileId>,
     /// The path of that file, as [`Proc::executable_path`] tells it.
     pub path: Option<PathBuf>,
+    /// Whether these are a script's, and what it executes is the interpreter.
+    pub is_script: bool,
     /// The service that it was started for, by its environment: what [`SERVICE`] holds.
     pub mark: Option<Vec<u8>>,
 }
@@ -200,6 +231,7 @@ impl Proc {
             session: stat.session,
             file: self.file(pid),
             path: self.executable_path(pid),
+            is_script: false,
             mark: self.mark(pid),
         })
     }
@@ -234,6 +266,57 @@ impl Proc {
         let arguments = read(&self.of(pid, "cmdline")).unwrap_or_default();
         let mut arguments = arguments.split(|b| *b == 0);
         arguments.any(|given| given == argument.as_bytes())
+    }
+
+    /// The script that a process runs, if it executes the interpreter that the script's first line names: it is the first of its
+    /// arguments that is no option. `led` says where a path led when the process began; of what is not `among` these files
+    /// nothing is asked, for another program's argument may be anything.
+    pub fn script(
+        &self,
+        process: Identity,
+        led: &dyn Fn(&Path) -> Option<PathBuf>,
+        among: &dyn Fn(&Path) -> bool,
+    ) -> Option<PathBuf> {
+        let arguments = read(&self.of(process.pid, "cmdline")).ok()?;
+        let arguments: Vec<&[u8]> = arguments.split(|b| *b == 0).skip(1).collect();
+        arguments.iter().enumerate().find_map(|(at, argument)| {
+            let mut path = PathBuf::from(OsStr::from_bytes(argument));
+            if argument.is_empty() || path.is_relative() && !argument.contains(&b'/') {
+                return None;
+            }
+            if path.is_relative() {
+                path = fs::read_link(self.of(process.pid, "cwd")).ok()?.join(path);
+            }
+            let path = led(&path).filter(|path| among(path))?;
+            let script = Script::read(&path)?;
+            let runs =
+                script.follows(&arguments[..at]) && self.interprets(process.pid, &script, led);
+            runs.then_some(path)
+        })
+    }
+
+    /// Whether a process executes what the first line of a script names.
+    fn interprets(
+        &self,
+        pid: u32,
+        script: &Script,
+        led: &dyn Fn(&Path) -> Option<PathBuf>,
+    ) -> bool {
+        let executed = self.file(pid);
+        let is = |path: &Path| {
+            executed.is_some() && led(path).and_then(|path| FileId::of(&path).ok()) == executed
+        };
+        let Some(name) = &script.named else {
+            return is(Path::new(&script.interpreter));
+        };
+        // Where `env` looks for it: in the process's own search path.
+        let environment = read(&self.of(pid, "environ")).unwrap_or_default();
+        let mut entries = environment.split(|b| *b == 0);
+        let search = entries.find_map(|entry| entry.strip_prefix(b"PATH="));
+        // Without one it is this (execvp(3)).
+        let search = search.unwrap_or(b"/bin:/usr/bin");
+        let mut places = search.split(|b| *b == b':');
+        places.any(|place| is(&Path::new(OsStr::from_bytes(place)).join(name)))
     }
 
     /// The processes whose environment has this entry, `NAME=VALUE`.

@@ -22,6 +22,7 @@ mod postgres;
 mod preflight;
 mod refused;
 mod rot;
+mod scripts;
 mod servers;
 mod services;
 mod sources;

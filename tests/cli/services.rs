@@ -15,7 +15,7 @@ use crate::common::{
 };
 
 /// Replaces text in the script that plays the service manager.
-fn edit_svc(appliance: &Appliance, from: &str, to: &str) {
+pub(super) fn edit_svc(appliance: &Appliance, from: &str, to: &str) {
     let svc = appliance.root.join("svc");
     let script = text(&svc);
     assert!(script.contains(from), "{script}");
@@ -51,16 +51,24 @@ fn killed_anybody(appliance: &Appliance) -> bool {
     text(&appliance.data().join("update/log/update.log")).contains("killing process")
 }
 
-fn service<'a>(status: &'a Value, name: &str) -> &'a Value {
+pub(super) fn service<'a>(status: &'a Value, name: &str) -> &'a Value {
     let services = status["services"].as_array().unwrap();
     services.iter().find(|s| s["name"] == name).unwrap()
 }
 
 /// A process that is no service's, in a process group of its own; ended when dropped.
-struct Bystander(Child);
+pub(super) struct Bystander(Child);
 
 impl Bystander {
-    fn start(command: &mut Command) -> Bystander {
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    pub(super) fn start(command: &mut Command) -> Bystander {
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -895,6 +895,12 @@ impl Recipe {
     }
 
     /// The tree's content.
+    /// The service's program is not one that is made for it.
+    pub fn without_program(mut self, service: &str) -> Recipe {
+        self.programs.remove(service);
+        self
+    }
+
     pub fn www(self, content: &str) -> Recipe {
         fs::write(self.dir.join("www/index.html"), content).unwrap();
         self

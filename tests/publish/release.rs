@@ -438,8 +438,16 @@ fn no_partial_or_unfit_set_is_published() {
                 p.file("src/controlplane", b"", 0o755);
             },
         ),
-        ("controlplane", "it is a script", |p, r| {
-            p.file("src/controlplane", b"#!/bin/sh\n", 0o755);
+        ("controlplane", "does not name its interpreter", |p, _| {
+            p.file("src/controlplane", b"#!sh\n", 0o755);
+        }),
+        ("dashboard", "No such file", |_, r| {
+            r["services"][0]["runs"] = json!("share/vdc/dashboard/bin/server");
+            r["components"][0]["tool"] = json!(true);
+        }),
+        ("dashboard", "not executable", |p, r| {
+            p.file("src/dashboard/server", b"#!/bin/sh\n", 0o644);
+            r["services"][0]["runs"] = json!("share/vdc/dashboard/server");
             r["components"][0]["tool"] = json!(true);
         }),
         ("controlplane", "not a regular file", |_, r| {
@@ -540,8 +548,11 @@ fn a_wrong_recipe_is_named_with_its_field() {
         ("overlap", |r| {
             r["components"][0]["install_path"] = json!("share/vdc/dashboard/x")
         }),
-        ("not a bin component", |r| {
+        ("neither a bin component", |r| {
             r["services"][0]["runs"] = json!("bin/other")
+        }),
+        ("nor inside a tree", |r| {
+            r["services"][0]["runs"] = json!("share/vdc/dashboard")
         }),
         ("no component of this release contains bin/other", |r| {
             r["migrate"]["run"] = json!(["bin/other", "{data:main}"])

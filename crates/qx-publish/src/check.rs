@@ -78,10 +78,7 @@ pub fn check(recipe: &Path, repo: Option<&Path>, now: SystemTime) -> Result<Repo
             );
             Error::with(ErrorKind::Usage, what)
         })?;
-        let source = recipe.components.iter();
-        let mut source = source.filter(|source| source.install_path == service.runs);
-        let factory = source.next().and_then(|source| source.factory_path.clone());
-        let factory = factory.unwrap_or_else(|| format!("/usr/{}", service.runs));
+        let factory = manifest.in_image(service);
         report.add(init_script::check(&script.file, service, &factory));
     }
     if let Some(migrations) = &checks.migrations {

@@ -20,6 +20,7 @@ use qx_release::manifest::{
     self, Capabilities, Check, Component, Data, Kind, Manifest, Migrate, Mode, Name, Probe,
     RelPath, Service, Watch,
 };
+use qx_release::script::{self, Script};
 
 /// The only recipe format there is.
 const FORMAT: u32 = 1;
@@ -241,18 +242,12 @@ impl Recipe {
         let file = source.program(&source.source, &self.arch)?;
         let path = &source.install_path;
         let leaves = |service: &Service| service.leaves.iter().any(|p| p.in_set() == Some(path));
-        let runs = self.services.iter().any(|s| s.runs == *path || leaves(s));
+        let runs = self.programs().any(|p| p == path.as_str()) || self.services.iter().any(leaves);
         let uses = self.services.iter().any(|s| s.uses.contains(&source.name));
-        let called = self.programs().any(|p| p == source.install_path.as_str());
-        if !(runs || uses || called || source.tool) {
+        if !(runs || uses || source.tool) {
             return Err(source.unfit(
                 "nothing uses it: no service runs or uses it, and no migration or health check runs it (mark a program for \
                  people or scripts with \"tool\": true)",
-            ));
-        }
-        if file == Program::Script && runs {
-            return Err(source.unfit(
-                "a service runs it, but it is a script: its process would run the interpreter, not this file",
             ));
         }
         if file == Program::Script && !source.capabilities.is_none() {
@@ -260,13 +255,13 @@ impl Recipe {
                 "it is a script, so it cannot have capabilities: its process runs the interpreter, not this file",
             ));
         }
-        if file == Program::Script && !(called || source.tool) {
+        if file == Program::Script && !(runs || source.tool) {
             return Err(source.unfit("it is a script, but is not marked \"tool\": true"));
         }
         Ok(())
     }
 
-    /// The first argument of everything that the release runs itself.
+    /// The programs that the release runs: its services', and the first argument of what else it calls.
     fn programs(&self) -> impl Iterator<Item = &str> {
         let checks = self.health.iter().filter_map(|check| match &check.probe {
             Probe::Exec { run } => Some(run),
@@ -274,7 +269,8 @@ impl Recipe {
         });
         let migrations = self.migrate.iter().flat_map(Migrate::vectors);
         let vectors = migrations.map(|(_, vector)| vector).chain(checks);
-        vectors.filter_map(|run| run.first().map(String::as_str))
+        let run = self.services.iter().map(|service| service.runs.as_str());
+        run.chain(vectors.filter_map(|run| run.first().map(String::as_str)))
     }
 }
 
@@ -297,9 +293,15 @@ impl Source {
         }
         let mut head = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(elf::HEAD as u64).read_to_end(&mut head))
+            .and_then(|file| file.take(script::HEAD as u64).read_to_end(&mut head))
             .doing(doing)?;
-        elf::program(&head, arch.as_str()).map_err(|why| unfit(&why))
+        let program = elf::program(&head, arch.as_str()).map_err(|why| unfit(&why))?;
+        if program == Program::Script && Script::parse(&head).is_none() {
+            return Err(unfit(
+                "it is a script, but its first line does not name its interpreter by an absolute path, in 255 characters",
+            ));
+        }
+        Ok(program)
     }
 
     /// Whether a program has its capabilities already, as one of an image must.

@@ -19,6 +19,7 @@ pub mod layout;
 pub mod manifest;
 pub mod offer;
 pub mod output;
+pub mod script;
 pub mod surroundings;
 pub mod text;
 pub mod tree;

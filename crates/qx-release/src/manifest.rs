@@ -94,8 +94,12 @@ impl Component {
 pub struct Service {
     /// As the appliance's service manager knows it.
     pub name: Name,
-    /// The `install_path` of the `bin` component that its process must be seen to run.
+    /// The program that its process must be seen to run: the `install_path` of a `bin` component, or a path inside a `tree`
+    /// component. A script is run by the interpreter that its first line names.
     pub runs: RelPath,
+    /// It does its work when it is started and ends: that it did is the service manager's word, for there is no process to see.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oneshot: bool,
     /// Names of further components whose change restarts it.
     #[serde(default)]
     pub uses: Vec<Name>,
@@ -456,6 +460,22 @@ impl Manifest {
     /// The component installed at this path.
     pub fn at(&self, path: &RelPath) -> Option<&Component> {
         self.components.iter().find(|c| c.install_path == *path)
+    }
+
+    /// The component that is installed at this path, or a tree that has it inside.
+    pub fn holding(&self, path: &RelPath) -> Option<&Component> {
+        let holds = |c: &&Component| path.below(&c.install_path).is_some();
+        self.components.iter().find(holds)
+    }
+
+    /// Where the program of a service is in the image, by an absolute path.
+    pub fn in_image(&self, service: &Service) -> String {
+        let held = self.holding(&service.runs);
+        match held.and_then(|held| Some((held, service.runs.below(&held.install_path)?))) {
+            Some((held, "")) => held.in_image(),
+            Some((held, rest)) => format!("{}/{rest}", held.in_image()),
+            None => format!("/usr/{}", service.runs),
+        }
     }
 
     /// The sum of all components' installed bytes.

@@ -78,10 +78,13 @@ impl Manifest {
 
     fn check_service(&self, service: &Service) -> Result<(), String> {
         let wrong = |what: String| Err(format!("services: {} {what}", service.name));
-        let bin = self.at(&service.runs).filter(|c| c.kind == Kind::Bin);
-        if bin.is_none() {
+        // What holds a program without being it is a tree.
+        if self
+            .holding(&service.runs)
+            .is_none_or(|held| (held.kind == Kind::Tree) == (held.install_path == service.runs))
+        {
             return wrong(format!(
-                "runs {}, which is not a bin component of this release",
+                "runs {}, which is neither a bin component of this release nor inside a tree",
                 service.runs
             ));
         }
