@@ -27,6 +27,7 @@ mod servers;
 mod services;
 mod sources;
 mod sqlite;
+mod supervised;
 mod surroundings;
 mod text;
 mod truth;

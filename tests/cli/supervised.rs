@@ -1,0 +1,185 @@
+//! Service managers other than OpenRC: the recipes of docs/integration.md, as they stand there, with the real programs.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::services::service;
+use crate::common::{
+    Appliance, Outcome, SERVICES, UPDATE, create_dir, kill, path, processes, text, wait_until,
+    write_executable,
+};
+
+/// The code blocks of a section, by their language.
+fn recipe(manager: &str, language: &str) -> String {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/integration.md");
+    let docs = text(&docs);
+    let begin = docs.find(&format!("\n### {manager}\n")).expect(manager);
+    let section = &docs[begin + 5..];
+    let section = section.split("\n##").next().unwrap();
+    let block = section.split(&format!("```{language}\n")).nth(1);
+    let block = block.unwrap_or_else(|| panic!("{manager} has no {language}"));
+    block.split("```").next().unwrap().to_owned()
+}
+
+/// The places of an appliance, as this machine sees them.
+fn placed(appliance: &Appliance, text: &str) -> String {
+    let mut text = text.to_owned();
+    for place in ["/data/bin/", "/usr/bin/", "/run/", "/etc/service/"] {
+        text = text.replace(place, &format!("{}{place}", path(&appliance.root)));
+    }
+    text
+}
+
+fn configure(appliance: &Appliance, manager: &str) {
+    let services = recipe(manager, "json");
+    let mut services: Value = serde_json::from_str(&format!("{{{services}}}")).unwrap();
+    let mut services = services["services"].take();
+    for command in ["start", "stop", "status"] {
+        for word in services[command].as_array_mut().unwrap() {
+            *word = placed(appliance, word.as_str().unwrap()).into();
+        }
+    }
+    appliance.edit_config(|config| config["services"] = services);
+}
+
+/// A directory for each service, with its `run`.
+fn service_directories(appliance: &Appliance) {
+    let script = recipe("runit", "sh");
+    for service in SERVICES {
+        let place = appliance.root.join("etc/service").join(service);
+        create_dir(&place).unwrap();
+        let port = appliance.port(service);
+        let script = script
+            .replace("my-daemon", &format!("qx-{service}"))
+            .replace("exec \"$program\"", &format!("exec \"$program\" {port}"));
+        write_executable(&place.join("run"), placed(appliance, &script));
+    }
+}
+
+/// Whatever starts services again; with what it started it is ended when dropped.
+struct Supervisor {
+    child: Child,
+    end: Signal,
+}
+
+impl Supervisor {
+    fn start(command: &mut Command, end: Signal) -> Supervisor {
+        let command = command.stdin(Stdio::null()).process_group(0);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null());
+        Supervisor {
+            child: child.spawn().unwrap(),
+            end,
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        kill(self.child.id(), self.end);
+        self.child.wait().unwrap();
+    }
+}
+
+/// An update, one that crashes, and the way back to the image, with each service seen to run what it should.
+fn walk<'a>(appliance: &'a Appliance, update: &dyn Fn(&[&str]) -> Outcome<'a>) {
+    let runs = |version: &str| {
+        let status: Value = serde_json::from_str(&update(&["status", "--json"]).stdout).unwrap();
+        for name in SERVICES {
+            let service = service(&status, name);
+            assert_eq!(service["state"], "installed", "{status:#}");
+        }
+        assert_eq!(status["advice"][0], "nothing to do", "{status:#}");
+        assert_eq!(appliance.answers(), [version, version]);
+    };
+    wait_until("the services run", || appliance.answers() == ["1.0.0"; 2]);
+    update(&["recover"]).code(0);
+    runs("1.0.0");
+    appliance.publish_release("1.1.0");
+    update(&["apply"]).code(0).says(&["proved"]);
+    runs("1.1.0");
+    appliance.release(&appliance.recipe("1.2.0").behaviour("node", "crash"));
+    update(&["apply"]).code(8).error_says(&["node"]);
+    let status: Value = serde_json::from_str(&update(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(status["running"]["version"], "1.1.0");
+    assert_eq!(appliance.answers(), ["1.1.0"; 2]);
+    update(&["rollback", "--to", "factory"]).code(0);
+    runs("1.0.0");
+}
+
+/// Intent: an appliance whose services runit supervises is updated by the recipe that the documentation has.
+#[test]
+fn runit() {
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    configure(&appliance, "runit");
+    service_directories(&appliance);
+    let place = appliance.root.join("etc/service");
+    let _supervisor = Supervisor::start(Command::new("runsvdir").arg(&place), Signal::HUP);
+    walk(&appliance, &|arguments| appliance.update(arguments));
+}
+
+/// Intent: the same with s6, which writes no pidfile.
+#[test]
+fn s6() {
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    configure(&appliance, "s6");
+    service_directories(&appliance);
+    let place = appliance.root.join("etc/service");
+    let _supervisor = Supervisor::start(Command::new("s6-svscan").arg(&place), Signal::TERM);
+    walk(&appliance, &|arguments| appliance.update(arguments));
+}
+
+/// Intent: the same with lines in the inittab of busybox. It is the first process of a namespace, and the updater is in that as
+/// well.
+#[test]
+fn busybox_init() {
+    const BOOT: &str = "cp -a /etc $0 && mount --bind $0 /etc && cp $1 /etc/inittab && mount -t proc proc /proc && \
+                        exec busybox init";
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    configure(&appliance, "busybox init");
+    let script = recipe("busybox init", "sh");
+    let respawn = appliance.root.join("usr/libexec/respawn");
+    create_dir(respawn.parent().unwrap()).unwrap();
+    let script = placed(&appliance, &script)
+        .replace("bin/$1", "bin/qx-$1")
+        .replace("exec \"$program\"", "exec \"$program\" \"$2\"");
+    write_executable(&respawn, script);
+    let lines = SERVICES.map(|service| {
+        let port = appliance.port(service);
+        format!("::respawn:{} {service} {port}\n", respawn.display())
+    });
+    let table = appliance.temp().join("inittab");
+    fs::write(&table, lines.concat()).unwrap();
+    let mut command = Command::new("unshare");
+    command.args([
+        "--pid",
+        "--mount",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        BOOT,
+    ]);
+    command.arg(appliance.temp().join("etc")).arg(&table);
+    let supervisor = Supervisor::start(command.env("CONSOLE", "/dev/null"), Signal::KILL);
+    let children = format!("/proc/{0}/task/{0}/children", supervisor.child.id());
+    let init = || fs::read_to_string(&children).unwrap().trim().to_owned();
+    wait_until("init runs", || {
+        let init = init().parse::<u32>();
+        init.is_ok_and(|init| processes(|exe| exe.ends_with("busybox")).contains_key(&init))
+    });
+    let init = init();
+    walk(&appliance, &|arguments| {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &init, "--pid", "--mount", UPDATE, "--root"]);
+        command.arg(&appliance.root).args(arguments);
+        appliance.spawn(command).wait()
+    });
+}
