@@ -14,6 +14,7 @@ mod counted;
 mod crash;
 mod cut;
 mod data;
+mod kinds;
 mod release;
 mod soak;
 mod update;

@@ -71,21 +71,19 @@ impl Release {
         let recipe = read_json(file);
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        // What lies inside of a tree is told by its path only.
         let digest = |install_path: &Value| {
             let components = list(&recipe["components"]);
             let component = components
                 .iter()
-                .find(|c| c["install_path"] == *install_path);
-            let source = file
-                .parent()
-                .unwrap()
-                .join(text(&component.unwrap()["source"]));
+                .find(|c| c["install_path"] == *install_path)?;
+            let source = file.parent().unwrap().join(text(&component["source"]));
             let bytes = File::open(&source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-            Digest::of_reader(bytes).unwrap().0.to_string()
+            Some(Digest::of_reader(bytes).unwrap().0.to_string())
         };
         let mut programs: Vec<(String, String)> = list(&recipe["services"])
             .iter()
-            .map(|service| (text(&service["name"]), digest(&service["runs"])))
+            .filter_map(|service| Some((text(&service["name"]), digest(&service["runs"])?)))
             .collect();
         programs.sort();
         let answers = list(&recipe["health"])
