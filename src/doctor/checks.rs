@@ -9,12 +9,17 @@ use crate::adoption;
 use crate::data;
 use crate::model::config::Config;
 use crate::model::slot::{Set, Slot, Verdict};
+use crate::proof::observe::Census;
+use crate::proof::updater::Told;
 use crate::proof::{preflight, updater};
 use crate::repository::expiry;
-use crate::store::read_if_there;
+use crate::store::{BootNote, read_if_there};
+use crate::switch::inhibit;
+use crate::system::service::Manager;
 use crate::system::space::{self, Space};
 use qx_release::error::{Error, Result};
-use qx_release::manifest::{Component, Kind, Manifest, Service};
+use qx_release::manifest::{Component, Kind, Manifest, Name, Service};
+use qx_release::text;
 use qx_scratch::init_script;
 
 /// How long before its end something is told.
@@ -31,7 +36,9 @@ impl Examined<'_> {
         self.sets(findings);
         self.state(findings);
         self.recovery(findings);
+        self.inhibitors(findings);
         self.services(findings);
+        self.processes(findings);
         self.init_scripts(findings);
         self.names(findings);
         self.trust(findings);
@@ -140,6 +147,41 @@ impl Examined<'_> {
         }
         if status.problems.is_empty() && status.operation.is_none() {
             findings.good("state", format!("{} runs", status.running));
+        }
+    }
+
+    /// It can be told whose process is whose.
+    fn processes(&self, findings: &mut Findings) {
+        let (Ok(config), Some(manifest)) = (self.config, &self.running) else {
+            return;
+        };
+        let manager = Manager::new(&config.services, self.host, config.service_timeout());
+        if !manager.controls() {
+            return;
+        }
+        let census = Census::take(&[manifest], &[], self.store, &manager);
+        let alike: Vec<&str> = census.alike().into_iter().map(Name::as_str).collect();
+        if !alike.is_empty() {
+            findings.warning(
+                "services",
+                format!("{} run one program, and nothing tells whose process is whose", alike.join(" and ")),
+                "give each a pidfile in its init script, or a control group (rc_cgroup_mode in rc.conf)",
+            );
+        }
+    }
+
+    /// Nobody is in the middle of something.
+    fn inhibitors(&self, findings: &mut Findings) {
+        let Ok(config) = self.config else {
+            return;
+        };
+        match inhibit::holder(&config.inhibit, self.host) {
+            Some(who) => findings.warning(
+                "inhibit",
+                format!("{who}: an update is refused until it lets go"),
+                "see whether it is stuck; `qx-update apply --wait` waits for it, `--force` does not ask",
+            ),
+            None => findings.good("inhibit", "no lock is held"),
         }
     }
 
@@ -354,6 +396,25 @@ impl Examined<'_> {
             }
         };
         let told = updater::status_by(&path, self.host.root(), TIMEOUT);
+        if let (
+            Ok(Told {
+                qx_update: Some(mine),
+                ..
+            }),
+            Ok(Some(BootNote { by: Some(by), .. })),
+        ) = (&told, self.store.boot_note())
+            && *mine != by
+        {
+            findings.warning(
+                "recovery",
+                format!(
+                    "`recover` in this boot was that of qx-update {}, and the image has {}",
+                    text::name(&by),
+                    text::name(mine)
+                ),
+                "build the initramfs anew (initramfs/README.md)",
+            );
+        }
         match told.map(|told| told.phase) {
             Ok(phase) if phase == self.status.phase => {
                 findings.good(

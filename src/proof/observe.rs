@@ -356,6 +356,21 @@ impl<'a> Census<'a> {
         tells.then(|| self.identities(&whose.own))
     }
 
+    /// Services of one program of which nothing tells whose process is whose.
+    pub fn alike(&self) -> Vec<&Name> {
+        let unknown = |whose: &&Whose| !whose.known && !whose.own.is_empty();
+        let shares = |whose: &&Whose| {
+            let others = self
+                .services
+                .iter()
+                .filter(|other| other.name != whose.name);
+            let mut programs = others.flat_map(|other| &other.programs);
+            programs.any(|program| whose.programs.contains(program))
+        };
+        let alike = self.services.iter().filter(unknown).filter(shares);
+        alike.map(|whose| &whose.name).collect()
+    }
+
     /// The service whose own process this is.
     pub fn owner(&self, pid: u32) -> Option<&Name> {
         let whose = self.services.iter().find(|whose| whose.own.contains(&pid));

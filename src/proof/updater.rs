@@ -28,6 +28,8 @@ const MAX_STATUS: u64 = 1 << 24;
 /// What another qx-update says of a root (`status --json`).
 #[derive(Debug, Deserialize)]
 pub struct Told {
+    /// Its version, if it says so.
+    pub qx_update: Option<String>,
     /// The phase.
     pub phase: String,
     product: Option<String>,

@@ -313,6 +313,7 @@ impl LinkStage<'_> {
         let note = BootNote {
             boot_id: self.host.moment().boot_id,
             time: self.now.clone(),
+            by: Some(env!("CARGO_PKG_VERSION").to_owned()),
             show,
             hidden,
             problems: self.problems.clone(),

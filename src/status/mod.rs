@@ -43,6 +43,8 @@ pub struct Status {
     pub format: u32,
     /// When this was observed (RFC 3339).
     pub time: String,
+    /// The version of qx-update that says so.
+    pub qx_update: &'static str,
     /// The appliance's product and channel, if the configuration can be read.
     pub product: Option<Name>,
     /// See `product`.
@@ -189,6 +191,7 @@ impl Status {
         problems.retain(|problem| said.insert(problem.clone()));
         let mut status = Status {
             format: 1,
+            qx_update: env!("CARGO_PKG_VERSION"),
             time: host.timestamp(),
             product: config.as_ref().ok().map(|c| c.product.clone()),
             channel: config.as_ref().ok().map(|c| c.channel.clone()),

@@ -35,6 +35,9 @@ pub struct BootNote {
     pub boot_id: BootId,
     /// When (RFC 3339).
     pub time: String,
+    /// The version of qx-update that did it; unknown of one that did not say so.
+    #[serde(default)]
+    pub by: Option<String>,
     /// What was to be used.
     pub show: Set,
     /// The slot that is hidden until the next boot, because the links could not be changed.

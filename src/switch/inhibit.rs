@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags};
@@ -87,28 +88,41 @@ impl Inhibitors<'_> {
     }
 }
 
+/// Who holds the lock, if anybody can be seen to. It is not tried: whoever wants it at this moment would be refused.
+pub fn holder(by: &Inhibit, host: &Host) -> Option<String> {
+    let file = host.path(by.lock.as_ref()?).ok()?;
+    let opened = open(&file).ok()?;
+    let pid = host.proc().lock_holder(&opened)?;
+    Some(held(host, Some(pid), &file))
+}
+
+/// A pipe's other end is not waited for.
+fn open(file: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    OpenOptions::new().read(true).custom_flags(flags).open(file)
+}
+
+fn held(host: &Host, pid: Option<u32>, file: &Path) -> String {
+    let who = match pid {
+        Some(pid) => format!("process {pid} ({})", host.proc().executable_name(pid)),
+        None => "another process".to_owned(),
+    };
+    format!("{who} holds the lock {}", file.display())
+}
+
 /// Takes the lock; nothing if there is no such file, so that nobody holds it. Else who holds it.
 fn lock(host: &Host, path: &str) -> Result<Result<Option<File>, String>> {
     let file = host.path(path)?;
     let locking = || format!("locking inhibit.lock {}", file.display());
-    // A pipe's other end is not waited for.
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open(&file);
-    let opened = match opened {
+    let opened = match open(&file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Ok(None)),
         opened => opened.doing(locking)?,
     };
     match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Ok(Some(opened))),
         Err(Errno::WOULDBLOCK) => {
-            let proc = host.proc();
-            let who = match proc.lock_holder(&opened) {
-                Some(pid) => format!("process {pid} ({})", proc.executable_name(pid)),
-                None => "another process".to_owned(),
-            };
-            Ok(Err(format!("{who} holds the lock {}", file.display())))
+            let holder = host.proc().lock_holder(&opened);
+            Ok(Err(held(host, holder, &file)))
         }
         Err(e) => Err(e).doing(locking),
     }

@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::{Appliance, Mounted, UPDATE, copy_executable, create_dir, path, write_script};
+use super::services::{Bystander, edit_svc};
+use crate::common::{
+    Appliance, Mounted, UPDATE, copy_executable, create_dir, json_file, path, wait_until,
+    write_script,
+};
 
 /// A sound one, with a release of its own and init scripts that look through the link.
 fn sound() -> Appliance {
@@ -340,6 +345,60 @@ fn broken_appliances() {
     }
 }
 
+/// Intent: who inhibits updates is named, without a try for the lock; so is an initramfs of another version than the image's; and
+/// services of one program that cannot be told from each other.
+#[test]
+fn who_holds_it_and_what_cannot_be_told() {
+    let appliance = sound();
+    let lock = appliance.root.join("run/busy");
+    fs::write(&lock, "").unwrap();
+    appliance.edit_config(|config| config["inhibit"] = json!({"lock": "/run/busy"}));
+    assert_eq!(found(&appliance).1, [Value::Null; 0]);
+    let mut holder = Command::new("flock");
+    let holder = Bystander::start(holder.arg("--no-fork").arg(&lock).args(["sleep", "1000"]));
+    let told = |check: &str, words: &[&str]| {
+        let (_, bad) = found(&appliance);
+        bad.iter().any(|finding| {
+            let what = finding["what"].as_str().unwrap();
+            finding["check"] == check && words.iter().all(|word| what.contains(word))
+        })
+    };
+    let one = |check: &str, words: &[&str]| {
+        wait_until("it is found", || told(check, words));
+    };
+    one("inhibit", &[&holder.id().to_string(), "sleep", "run/busy"]);
+    drop(holder);
+    wait_until("nobody holds it", || found(&appliance).0 == 0);
+
+    let note = appliance.root.join("run/qx-update/boot.json");
+    let mut old = json_file(&note);
+    let good = old.clone();
+    old["by"] = json!("0.0.1");
+    old.as_object_mut().unwrap().remove("sha256");
+    fs::write(&note, old.to_string()).unwrap();
+    one("recovery", &["qx-update 0.0.1", "the image has"]);
+    fs::write(&note, good.to_string()).unwrap();
+
+    // Both run the node's program, and neither has a pidfile.
+    edit_svc(&appliance, "bin/qx-$2", "bin/qx-node");
+    appliance.edit_config(|config| {
+        config["services"]
+            .as_object_mut()
+            .unwrap()
+            .remove("pidfile");
+    });
+    let recipe = appliance.recipe("1.2.0").edit(|json| {
+        json["components"][1]["tool"] = json!(true);
+        json["services"][1]["runs"] = json!("bin/qx-node");
+    });
+    appliance.release(&recipe);
+    appliance.update(&["apply"]).code(0);
+    // Started without the mark that the updater gives.
+    appliance.services("stop");
+    appliance.services("start");
+    one("services", &["node and console", "one program"]);
+}
+
 /// Too little room for another release, and a date that cannot be, are told before an update meets them.
 #[test]
 fn what_is_to_come() {
@@ -350,7 +409,7 @@ fn what_is_to_come() {
     assert_eq!(found(&appliance).0, 0, "{:#?}", found(&appliance));
     // All but a few blocks.
     let fill = "dd if=/dev/zero of=\"$0/full\" bs=4k 2>/dev/null; sync; df -k \"$0\"";
-    let filled = std::process::Command::new("sh")
+    let filled = Command::new("sh")
         .args(["-c", fill])
         .arg(appliance.data())
         .output();
