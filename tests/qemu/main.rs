@@ -18,4 +18,5 @@ mod kinds;
 mod release;
 mod soak;
 mod update;
+mod updater;
 mod vm;
