@@ -6,20 +6,21 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::services::service;
+use super::services::{edit_svc, service};
+use crate::common::signer::sha256;
 use crate::common::{
     Appliance, Outcome, SERVICES, UPDATE, create_dir, kill, path, processes, text, wait_until,
     write_executable,
 };
 
-/// The code blocks of a section, by their language.
+/// The code block of a section in this language.
 fn recipe(manager: &str, language: &str) -> String {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/integration.md");
     let docs = text(&docs);
-    let begin = docs.find(&format!("\n### {manager}\n")).expect(manager);
-    let section = &docs[begin + 5..];
+    let begin = docs.find(&format!("# {manager}\n")).expect(manager);
+    let section = &docs[begin..];
     let section = section.split("\n##").next().unwrap();
     let block = section.split(&format!("```{language}\n")).nth(1);
     let block = block.unwrap_or_else(|| panic!("{manager} has no {language}"));
@@ -182,4 +183,78 @@ fn busybox_init() {
         command.arg(&appliance.root).args(arguments);
         appliance.spawn(command).wait()
     });
+}
+
+/// Plays podman: an image is known by the digest of its archive, and a container is a process.
+const PODMAN: &str = r#"#!/bin/sh
+place=${0%/*}/out/podman
+mkdir -p "$place"
+case $1 in
+load) cp "$4" "$place/image-$(sha256sum <"$4" | cut -c 1-64)" ;;
+run)
+	[ -e "$place/image-$6" ] || exit 125
+	sleep 86400 </dev/null >/dev/null 2>&1 &
+	echo $! >"$place/pid"
+	echo "$6" >"$place/$5" ;;
+rm)
+	kill "$(cat "$place/pid")"
+	rm "$place/pid" "$place/$3" ;;
+inspect)
+	kill -0 "$(cat "$place/pid")" 2>/dev/null && running=true || running=false
+	echo "$(cat "$place/$4") $running" ;;
+esac
+"#;
+
+/// Intent: a container whose image is a component is loaded and started by its release, proved by the image's digest, and gone back
+/// from; the recipe is what the documentation has.
+#[test]
+fn a_container() {
+    let appliance = Appliance::new();
+    let podman = appliance.root.join("podman");
+    write_executable(&podman, PODMAN);
+    let script = recipe("Containers", "sh").replace("podman ", &format!("{} ", path(&podman)));
+    let release = |version: &str, id: Option<&str>| {
+        let recipe = appliance.recipe(version).edit(|json| {
+            let components = json["components"].as_array_mut().unwrap();
+            components.push(json!({"name": "app", "kind": "bin", "install_path": "bin/app", "source": "app"}));
+            components.push(
+                json!({"name": "app-image", "kind": "tree", "install_path": "share/app-image", "source": "app-image"}),
+            );
+            let services = json["services"].as_array_mut().unwrap();
+            services.push(json!({"name": "app", "runs": "bin/app", "uses": ["app-image"], "oneshot": true}));
+            let check = json!({"type": "exec", "run": ["bin/app", "status"], "stable_s": 1});
+            json["health"].as_array_mut().unwrap().push(check);
+        });
+        write_executable(&recipe.dir.join("app"), &script);
+        let image = recipe.dir.join("app-image");
+        create_dir(&image).unwrap();
+        fs::write(image.join("app.oci"), version).unwrap();
+        let digest = sha256(version.as_bytes());
+        fs::write(image.join("id"), id.unwrap_or(&digest)).unwrap();
+        recipe
+    };
+    edit_svc(
+        &appliance,
+        "case $1 in\nstart)\n",
+        "[ \"$2\" = app ] && {\n\tprogram=$root/data/bin/app\n\t[ -x \"$program\" ] || program=$root/usr/bin/app\n\
+         \texec \"$program\" \"$1\"\n}\ncase $1 in\nstart)\n",
+    );
+    appliance.services("stop");
+    appliance.factory(&release("1.0.0", None));
+    appliance.services("start");
+    appliance.service("start", "app");
+    appliance.update(&["recover"]).code(0);
+    let container = || fs::read_to_string(appliance.root.join("out/podman/app")).unwrap();
+    assert_eq!(container().trim(), sha256(b"1.0.0"));
+    appliance.release(&release("1.1.0", None));
+    appliance.update(&["apply"]).code(0).says(&["proved"]);
+    assert_eq!(container().trim(), sha256(b"1.1.0"));
+    // The archive has not the image that the release speaks of.
+    let other = sha256(b"nobody knows it");
+    appliance.release(&release("1.2.0", Some(&other)).quick_to_fail());
+    appliance.update(&["apply"]).code(8).error_says(&["app"]);
+    assert_eq!(container().trim(), sha256(b"1.1.0"));
+    appliance.service("stop", "app");
+    let status = appliance.status();
+    assert_eq!(service(&status, "app")["state"], "stopped", "{status:#}");
 }
