@@ -4,8 +4,9 @@ use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::system::host::Host;
@@ -21,6 +22,9 @@ const TYPES: [&CStr; 4] = [c"vfat", c"exfat", c"ext4", c"iso9660"];
 const BUNDLES: [&str; 2] = ["tar", "bundle"];
 /// How long a medium is looked for.
 const FIND: Duration = Duration::from_secs(30);
+/// How long it is waited for one that somebody else has, and how often it is tried.
+const BUSY: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A medium, mounted while this lives.
 #[derive(Debug)]
@@ -55,18 +59,28 @@ impl Medium {
         // What a process that was killed has left.
         while rustix::mount::unmount(&medium.place, UnmountFlags::DETACH).is_ok() {}
         let flags = how | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        let mut why = io::Error::other("no file system that is known");
-        for kind in TYPES {
-            match rustix::mount::mount(&found, &medium.place, kind, flags, None::<&CStr>) {
+        let until = Instant::now() + BUSY;
+        loop {
+            match try_mount(&found, &medium.place, flags) {
                 Ok(()) => return Ok(medium),
-                // Another kind, or one that this kernel does not have.
-                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NODEV) => {}
-                Err(e) => why = e.into(),
+                // Whoever looks what was plugged in, or is about to unmount it.
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                    std::thread::sleep(AGAIN);
+                }
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                    let why = "somebody else has it mounted, or works on it: unmount it first";
+                    return Err(Error::with(
+                        ErrorKind::Unavailable,
+                        format!("{}: {why}", doing()),
+                    ));
+                }
+                Err(e) => {
+                    return Err(e)
+                        .doing(doing)
+                        .map_err(|e| e.of(ErrorKind::Unavailable));
+                }
             }
         }
-        Err(why)
-            .doing(doing)
-            .map_err(|e| e.of(ErrorKind::Unavailable))
     }
 
     /// Where it is mounted.
@@ -131,6 +145,20 @@ impl Drop for Medium {
         let _ = rustix::mount::unmount(&self.place, UnmountFlags::DETACH);
         let _ = fs::remove_dir(&self.place);
     }
+}
+
+/// Mounts it as whatever it is.
+fn try_mount(device: &Path, place: &Path, flags: MountFlags) -> io::Result<()> {
+    let mut why = io::Error::other("no file system that is known");
+    for kind in TYPES {
+        match rustix::mount::mount(device, place, kind, flags, None::<&CStr>) {
+            Ok(()) => return Ok(()),
+            // Another kind, or one that this kernel does not have.
+            Err(Errno::INVAL | Errno::NODEV) => {}
+            Err(e) => why = e.into(),
+        }
+    }
+    Err(why)
 }
 
 /// The device that has a file system of that name.

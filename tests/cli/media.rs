@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -296,6 +297,30 @@ fn a_stick_that_says_nothing() {
             .update(&["check"])
             .refused(2, &["sources", "LABEL=NAME"]);
     }
+}
+
+/// Intent: a stick that somebody else has mounted to write on it is waited for a moment, for it is often about to be let go; who keeps
+/// it is told to unmount it.
+#[test]
+fn a_stick_that_somebody_else_has() {
+    let appliance = Appliance::new();
+    appliance.install("1.1.0");
+    appliance.publish_release("1.2.0");
+    let stick = Stick::new(&appliance);
+    let address = stick.address();
+    let checking = stick.mounted(&appliance, |place| {
+        bundle(&appliance, "1.2.0", &place.join("v.tar"));
+        let words = [&address[..], "somebody else has it", "unmount it"];
+        appliance
+            .update(&["check", "--from", &address])
+            .refused(1, &words);
+        let checking = appliance.start(&["check", "--from", &address]);
+        std::thread::sleep(Duration::from_secs(2));
+        checking
+    });
+    checking.wait().code(4);
+    appliance.update(&["apply", "--from", &address]).code(0);
+    stick.is_free();
 }
 
 /// Pulled out, or failing, at any time: nothing is lost, and the next try takes it.
