@@ -13,6 +13,7 @@ use crate::model::slot::Set;
 use crate::proof::observe::Census;
 use crate::store::{self, Store};
 use crate::system::host::Host;
+use crate::system::proc::PATH;
 use crate::system::process::{self, User};
 use crate::system::service::{Main, Manager};
 use qx_release::durable;
@@ -270,7 +271,7 @@ fn is_program(program: &str) -> bool {
     let runs = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
     match program.contains('/') {
         true => runs(Path::new(program)),
-        false => process::PATH
+        false => PATH
             .split(':')
             .any(|place| runs(&Path::new(place).join(program))),
     }

@@ -2,7 +2,7 @@
 //! no more than the path by which it was started, and that may lead elsewhere by now.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use qx_release::error::Result;
 const SELECTED: &str = "/run/qx-update/selected.json";
 /// The note is at most this long, in bytes.
 const MAX_NOTE: u64 = 1 << 16;
+const IMAGE: [&str; 4] = ["usr", "bin", "sbin", "opt"];
 /// So many changes of one boot are remembered.
 const MAX_CHANGES: usize = 100;
 
@@ -43,33 +44,49 @@ pub struct Selection {
     slots: PathBuf,
     /// The data directory by each of its names.
     data: Vec<PathBuf>,
+    /// Where images have programs, and nobody else has anything.
+    image: Vec<PathBuf>,
     now: Option<Slot>,
     changes: Vec<Change>,
 }
 
 impl Selection {
-    /// Where a path led when a process began, without links. `None`: nowhere.
+    /// Where a path led when a process began: without links, if it is one of the appliance's own programs. The file systems of others
+    /// are not touched: a path is an argument that anybody may have given, and what lies there may never answer. `None`: nowhere.
     pub fn led(&self, path: &Path, process: Identity) -> Option<PathBuf> {
-        let below = self
+        if path.components().any(|part| part == Component::ParentDir) {
+            return None;
+        }
+        let place = match self
             .data
             .iter()
-            .find_map(|data| path.strip_prefix(data).ok());
-        let current = below.and_then(|below| {
-            let through = ["bin", "share"].iter().any(|link| below.starts_with(link));
-            match through {
-                true => Some(below),
-                false => below.strip_prefix("current").ok(),
-            }
-        });
-        let place = match (current, self.at(process)) {
-            (Some(rest), Some(slot)) => self.slots.join(slot.name()).join(rest),
-            // What stands there instead of the links.
-            (Some(_), None) if self.changes.is_empty() => path.to_owned(),
-            (Some(_), None) => return None,
-            (None, _) => path.to_owned(),
+            .find_map(|data| path.strip_prefix(data).ok())
+        {
+            Some(below) => self.in_data(below, process)?,
+            None if self.image.iter().any(|image| path.starts_with(image)) => path.to_owned(),
+            None => return Some(path.to_owned()),
         };
         let directory = fs::canonicalize(place.parent()?).ok()?;
         Some(directory.join(place.file_name()?))
+    }
+
+    /// The same, of a path below the data directory.
+    fn in_data(&self, below: &Path, process: Identity) -> Option<PathBuf> {
+        let through = ["bin", "share"].iter().any(|link| below.starts_with(link));
+        let rest = match through {
+            true => Ok(below),
+            false => below.strip_prefix("current"),
+        };
+        match (rest, self.at(process)) {
+            (Ok(rest), Some(slot)) => Some(self.slots.join(slot.name()).join(rest)),
+            // What stands there instead of the links.
+            (Ok(_), None) if self.changes.is_empty() => Some(self.data[0].join(below)),
+            (Ok(_), None) => None,
+            (Err(_), _) => {
+                let ours = below.starts_with("slots");
+                ours.then(|| self.data[0].join(below))
+            }
+        }
     }
 
     /// The slot that was selected when a process began.
@@ -96,6 +113,7 @@ impl Store {
         Selection {
             slots: self.path("slots"),
             data: [self.data.clone()].into_iter().chain(real).collect(),
+            image: IMAGE.map(|place| self.host.root().join(place)).to_vec(),
             now: slot_of(&self.selected()),
             changes: self.changes().changes,
         }
@@ -226,5 +244,14 @@ mod tests {
         mine.give(Slot::A).unwrap();
         let expected = [None, some("b/bin/x"), None, None, some("b/bin/x")];
         assert_eq!(led(&store(), "bin/x"), expected);
+
+        // Others' places are not looked at, and what leaves a place is none of ours.
+        let process = host.proc().identity(begun[1].0.id()).unwrap();
+        let led = |path: &Path| mine.selection().led(path, process);
+        let strange = Path::new("/nowhere/at/all");
+        assert_eq!(led(strange).as_deref(), Some(strange));
+        for path in ["home/x", "bin/../../x", "current/../../x"] {
+            assert_eq!(led(&data.join(path)), None, "{path}");
+        }
     }
 }

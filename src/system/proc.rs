@@ -19,6 +19,8 @@ use qx_release::text;
 
 /// The variable that names the service in the environment of what is started for it.
 pub const SERVICE: &str = "QX_UPDATE_SERVICE";
+/// Where programs are looked for.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What the kernel appends to the path of a file that has no name any more.
 const DELETED: &[u8] = b" (deleted)";
 
@@ -309,14 +311,9 @@ impl Proc {
         let Some(name) = &script.named else {
             return is(Path::new(&script.interpreter));
         };
-        // Where `env` looks for it: in the process's own search path.
-        let environment = read(&self.of(pid, "environ")).unwrap_or_default();
-        let mut entries = environment.split(|b| *b == 0);
-        let search = entries.find_map(|entry| entry.strip_prefix(b"PATH="));
-        // Without one it is this (execvp(3)).
-        let search = search.unwrap_or(b"/bin:/usr/bin");
-        let mut places = search.split(|b| *b == b':');
-        places.any(|place| is(&Path::new(OsStr::from_bytes(place)).join(name)))
+        // Where `env` looks for it. The process may have another search path, with places in it that are not for us to look at.
+        PATH.split(':')
+            .any(|place| is(&Path::new(place).join(name)))
     }
 
     /// The processes whose environment has this entry, `NAME=VALUE`.

@@ -14,11 +14,10 @@ use rustix::process::{Pid, Signal};
 
 use crate::system::group::Group;
 use crate::system::host::Host;
+use crate::system::proc::PATH;
 use qx_release::error::{Context, Error, Result};
 use qx_release::text;
 
-/// Where programs without a path are looked for.
-pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The longest line of a program's output that is kept whole, in bytes.
 const MAX_LINE: usize = 4096;
 /// How much of an output is taken at a time, in bytes.

@@ -112,28 +112,27 @@ fn walk<'a>(appliance: &'a Appliance, update: &dyn Fn(&[&str]) -> Outcome<'a>) {
     runs("1.0.0");
 }
 
+/// An appliance whose services this program supervises, in a directory of them.
+fn supervised_by(manager: &str, program: &str, end: Signal) {
+    let appliance = Appliance::new();
+    appliance.services("stop");
+    configure(&appliance, manager);
+    service_directories(&appliance);
+    let place = appliance.root.join("etc/service");
+    let _supervisor = Supervisor::start(Command::new(program).arg(&place), end);
+    walk(&appliance, &|arguments| appliance.update(arguments));
+}
+
 /// Intent: an appliance whose services runit supervises is updated by the recipe that the documentation has.
 #[test]
 fn runit() {
-    let appliance = Appliance::new();
-    appliance.services("stop");
-    configure(&appliance, "runit");
-    service_directories(&appliance);
-    let place = appliance.root.join("etc/service");
-    let _supervisor = Supervisor::start(Command::new("runsvdir").arg(&place), Signal::HUP);
-    walk(&appliance, &|arguments| appliance.update(arguments));
+    supervised_by("runit", "runsvdir", Signal::HUP);
 }
 
 /// Intent: the same with s6, which writes no pidfile.
 #[test]
 fn s6() {
-    let appliance = Appliance::new();
-    appliance.services("stop");
-    configure(&appliance, "s6");
-    service_directories(&appliance);
-    let place = appliance.root.join("etc/service");
-    let _supervisor = Supervisor::start(Command::new("s6-svscan").arg(&place), Signal::TERM);
-    walk(&appliance, &|arguments| appliance.update(arguments));
+    supervised_by("s6", "s6-svscan", Signal::TERM);
 }
 
 /// Intent: the same with lines in the inittab of busybox. It is the first process of a namespace, and the updater is in that as

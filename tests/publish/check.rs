@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::desk::{Desk, RELEASE};
+use crate::common::text;
 
 const CHECK: &[&str] = &["check", "src/recipe.json", "--repo", "repo"];
 
@@ -120,6 +121,27 @@ fn an_init_script_that_starts_something_else() {
         told.contains("checks.init_scripts: deamon is not a service"),
         "{told}"
     );
+}
+
+/// Intent: the template that is installed for an appliance's services follows the rule, whatever kind of service it is made for.
+#[test]
+fn the_template_for_services() {
+    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist/openrc-service");
+    let template = text(&template);
+    for kind in ["supervised", "background", "forking", "oneshot"] {
+        let desk = desk("1.0.0", |_| {});
+        let script = template
+            .replace("program=bin/my-daemon", "program=bin/qx-daemon")
+            .replace("kind=supervised", &format!("kind={kind}"));
+        desk.write("src/init", &script);
+        desk.succeeds(CHECK);
+        // The image's own, whatever is installed.
+        desk.write("src/init", script.replace("command=/data/$program", ":"));
+        desk.fails(
+            RELEASE,
+            &["/data/bin/qx-daemon", "no update would ever run"],
+        );
+    }
 }
 
 /// The scripts that the demonstration's appliance has are right by this measure.

@@ -11,30 +11,20 @@ use crate::built;
 use crate::release::{Release, Repository};
 use crate::vm::Appliance;
 
-/// Each service, the program that it runs, and the rest of its init script.
-const KINDS: [(&str, &str, &str); 5] = [
+/// Each service, what kind it is of, the program that it runs, and what its init script has besides the template. (The appliance has no
+/// start-stop-daemon that waits for what goes into the background by itself.)
+const KINDS: [(&str, &str, &str, &str); 5] = [
+    ("supervised", "supervised", "bin/qx-supervised", ""),
+    ("background", "background", "bin/qx-background", ""),
     (
-        "supervised",
-        "bin/qx-supervised",
-        "supervisor=supervise-daemon\nrespawn_delay=1\nrespawn_max=0\npidfile=/run/$RC_SVCNAME.pid\n",
-    ),
-    (
-        "background",
-        "bin/qx-background",
-        "command_background=yes\npidfile=/run/$RC_SVCNAME.pid\n",
-    ),
-    (
+        "forking",
         "forking",
         "bin/syslogd",
         "start() { service_set_value pidfile /var/run/syslogd.pid; \"$command\" -O /var/log/kinds; }\n\
          stop() { kill \"$(cat /var/run/syslogd.pid)\"; }\n",
     ),
-    (
-        "inside",
-        "share/qx-app/bin/server",
-        "supervisor=supervise-daemon\npidfile=/run/$RC_SVCNAME.pid\n",
-    ),
-    ("setup", "bin/qx-setup", "start() { \"$command\"; }\n"),
+    ("inside", "supervised", "share/qx-app/bin/server", ""),
+    ("setup", "oneshot", "bin/qx-setup", ""),
 ];
 
 fn executable(path: &Path, content: impl AsRef<[u8]>) {
@@ -76,7 +66,7 @@ fn release(from: &str, version: &str, supervised: &str) -> Release {
             json!({"name": "app", "kind": "tree", "install_path": "share/qx-app", "source": "app"}),
         );
         let services = recipe["services"].as_array_mut().unwrap();
-        for (name, runs, _) in KINDS {
+        for (name, _, runs, _) in KINDS {
             services
                 .push(json!({"name": name, "runs": runs, "oneshot": name == "setup", "order": 40}));
         }
@@ -87,7 +77,7 @@ fn release(from: &str, version: &str, supervised: &str) -> Release {
 fn runs_from(appliance: &Appliance, place: &str) {
     let status = appliance.status();
     let services = status["services"].as_array().unwrap();
-    for (name, runs, _) in KINDS {
+    for (name, _, runs, _) in KINDS {
         let service = services.iter().find(|s| s["name"] == name);
         let service = service.unwrap_or_else(|| panic!("{name}: {status:#}"));
         let path = format!("{place}/{runs}");
@@ -124,10 +114,13 @@ fn services_of_every_kind() {
     let overlay = built::directory("kinds-overlay");
     let level = overlay.join("etc/runlevels/default");
     fs::create_dir_all(&level).unwrap();
-    for (name, runs, rest) in KINDS {
-        let script = format!(
-            "#!/sbin/openrc-run\ncommand=/usr/{runs}\n[ -x /data/{runs} ] && command=/data/{runs}\n{rest}"
-        );
+    let template = built::top().join("dist/openrc-service");
+    let template = fs::read_to_string(template).unwrap();
+    for (name, kind, runs, rest) in KINDS {
+        let script = template
+            .replace("program=bin/my-daemon", &format!("program={runs}"))
+            .replace("kind=supervised", &format!("kind={kind}"));
+        let script = script + rest;
         executable(&overlay.join("etc/init.d").join(name), script);
     }
     let directory = factory.recipe.parent().unwrap().to_str().unwrap();
