@@ -50,6 +50,16 @@ pub struct Seen {
     pub why: Option<String>,
 }
 
+impl Seen {
+    fn stopped(why: String) -> Seen {
+        Seen {
+            state: State::Stopped,
+            process: None,
+            why: Some(why),
+        }
+    }
+}
+
 /// What a service is seen to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -389,70 +399,73 @@ impl<'a> Census<'a> {
 
     /// What a service of a set is seen to run.
     pub fn look(&self, service: &Service, set: Set, manifest: &Manifest) -> Seen {
-        let stopped = |why: String| Seen {
-            state: State::Stopped,
-            process: None,
-            why: Some(why),
-        };
         if service.oneshot {
-            return match self.manager.runs(&service.name) {
-                Ok(()) => Seen {
-                    state: State::Done,
-                    process: None,
-                    why: None,
-                },
-                Err(_) => stopped(format!(
-                    "service {} has not run to its end: it was not started, or failed",
-                    service.name
-                )),
-            };
+            return self.has_run(&service.name);
         }
         let Some(installed) = self.store.program(set, manifest, service.runs.as_str()) else {
-            return stopped(format!(
+            return Seen::stopped(format!(
                 "service {} runs {}, which is not installed",
                 service.name, service.runs
             ));
         };
-        let proc = self.manager.host().proc();
         let own = self.own(&service.name).unwrap_or_default();
         let wanted = FileId::of(&installed).ok();
         let exact = |p: &&Identity| wanted.is_some() && self.file(p.pid) == wanted;
-        // An unchanged file may be installed twice.
-        let digest = digest_of(&installed);
-        let same = |p: &&Identity| digest.is_some() && self.digest(p.pid) == digest;
-        if let Some(process) = own.iter().find(exact).or_else(|| own.iter().find(same)) {
-            return Seen {
+        // An unchanged file may be installed twice. (That is asked only then: files are large.)
+        let same = |p: &&Identity| {
+            let digest = digest_of(&installed);
+            digest.is_some() && self.digest(p.pid) == digest
+        };
+        match own.iter().find(exact).or_else(|| own.iter().find(same)) {
+            Some(process) => Seen {
                 state: State::Installed,
                 process: Some(*process),
                 why: None,
-            };
+            },
+            None => self.runs_instead(&service.name, &own, &installed),
         }
-        let supervisor = |p: &&Identity| self.supervises(p.pid, &service.name);
+    }
+
+    /// A service that does its work when it is started: there is no process to look at.
+    fn has_run(&self, name: &Name) -> Seen {
+        match self.manager.runs(name) {
+            Ok(()) => Seen {
+                state: State::Done,
+                process: None,
+                why: None,
+            },
+            Err(_) => Seen::stopped(format!(
+                "service {name} has not run to its end: it was not started, or failed"
+            )),
+        }
+    }
+
+    /// What a service runs that does not run what is installed.
+    fn runs_instead(&self, name: &Name, own: &[Identity], installed: &Path) -> Seen {
+        let supervisor = |p: &&Identity| self.supervises(p.pid, name);
         // A supervisor's child is the service; a lone process is itself.
-        let foreign = self.whose(&service.name).and_then(|whose| whose.foreign);
-        let foreign = foreign.and_then(|pid| proc.identity(pid));
+        let foreign = self.whose(name).and_then(|whose| whose.foreign);
+        let foreign = foreign.and_then(|pid| self.manager.host().proc().identity(pid));
         let process = own.iter().find(|p| !supervisor(p)).or(foreign.as_ref());
         match (process, own.first()) {
             (Some(process), _) => Seen {
                 state: State::Other,
                 process: Some(*process),
                 why: Some(format!(
-                    "service {} runs {} (process {}), not the installed {}",
-                    service.name,
+                    "service {name} runs {} (process {}), not the installed {}",
                     self.name(process.pid),
                     process.pid,
                     installed.display()
                 )),
             },
-            (None, Some(supervisor)) => stopped(format!(
-                "service {}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no running child",
-                service.name, supervisor.pid
+            (None, Some(supervisor)) => Seen::stopped(format!(
+                "service {name}: its program exits whenever it is started: {SUPERVISOR} (process {}) has no running child",
+                supervisor.pid
             )),
-            (None, None) => stopped(format!(
-                "service {}: no process runs the installed {}{}",
-                service.name,
+            (None, None) => Seen::stopped(format!(
+                "service {name}: no process runs the installed {}{}",
                 installed.display(),
-                self.namesake(&installed)
+                self.namesake(installed)
             )),
         }
     }
