@@ -142,13 +142,9 @@ impl<'a> Census<'a> {
 
     /// What a process runs, for people.
     pub fn name(&self, pid: u32) -> String {
-        match self.process(pid) {
-            Some(Process {
-                is_script: true,
-                path: Some(path),
-                ..
-            }) => text::path(path),
-            _ => self.manager.host().proc().executable_name(pid),
+        match self.process(pid).and_then(Process::script) {
+            Some(script) => text::path(script),
+            None => self.manager.host().proc().executable_name(pid),
         }
     }
 
@@ -163,9 +159,9 @@ impl<'a> Census<'a> {
         let Some(was) = self.process(process.pid) else {
             return false;
         };
-        let runs = match (was.is_script, &was.path) {
-            (true, Some(path)) => self.script(process, &|found| found == path).is_some(),
-            _ => proc.file(process.pid) == was.file,
+        let runs = match was.script() {
+            Some(script) => self.script(process, &|found| found == script).is_some(),
+            None => proc.file(process.pid) == was.file,
         };
         runs && proc.lives(process)
     }
@@ -411,12 +407,15 @@ impl<'a> Census<'a> {
         let own = self.own(&service.name).unwrap_or_default();
         let wanted = FileId::of(&installed).ok();
         let exact = |p: &&Identity| wanted.is_some() && self.file(p.pid) == wanted;
-        // An unchanged file may be installed twice. (That is asked only then: files are large.)
-        let same = |p: &&Identity| {
-            let digest = digest_of(&installed);
-            digest.is_some() && self.digest(p.pid) == digest
+        // An unchanged file may be installed twice. Of a program inside of a tree the manifest has no digest.
+        let same = || {
+            let digest = match manifest.at(&service.runs) {
+                Some(component) => component.sha256,
+                None => digest_of(&installed)?,
+            };
+            own.iter().find(|p| self.digest(p.pid) == Some(digest))
         };
-        match own.iter().find(exact).or_else(|| own.iter().find(same)) {
+        match own.iter().find(exact).or_else(same) {
             Some(process) => Seen {
                 state: State::Installed,
                 process: Some(*process),
@@ -472,13 +471,9 @@ impl<'a> Census<'a> {
 
     /// The digest of the file that a process runs.
     fn digest(&self, pid: u32) -> Option<Digest> {
-        match self.process(pid)? {
-            Process {
-                is_script: true,
-                path: Some(path),
-                ..
-            } => digest_of(path),
-            _ => digest_of(&self.manager.host().proc().executable(pid)),
+        match self.process(pid)?.script() {
+            Some(script) => digest_of(script),
+            None => digest_of(&self.manager.host().proc().executable(pid)),
         }
     }
 

@@ -367,8 +367,7 @@ impl Store {
     fn scripts(&self, directories: &[PathBuf]) -> Vec<Use> {
         let (proc, selection) = (self.host.proc(), self.selection());
         let inside = |path: &Path| directories.iter().any(|dir| path.starts_with(dir));
-        let scripts = proc.processes().into_iter().filter_map(|process| {
-            let process = process.identity;
+        let scripts = proc.identities().into_iter().filter_map(|process| {
             let led = |path: &Path| selection.led(path, process);
             let path = proc.script(process, &led, &inside)?;
             Some(Use { process, path })

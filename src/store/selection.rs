@@ -18,6 +18,7 @@ use qx_release::error::Result;
 const SELECTED: &str = "/run/qx-update/selected.json";
 /// The note is at most this long, in bytes.
 const MAX_NOTE: u64 = 1 << 16;
+/// Where images have programs, and nobody else has anything.
 const IMAGE: [&str; 4] = ["usr", "bin", "sbin", "opt"];
 /// So many changes of one boot are remembered.
 const MAX_CHANGES: usize = 100;
@@ -44,7 +45,7 @@ pub struct Selection {
     slots: PathBuf,
     /// The data directory by each of its names.
     data: Vec<PathBuf>,
-    /// Where images have programs, and nobody else has anything.
+    /// [`IMAGE`], on this machine.
     image: Vec<PathBuf>,
     now: Option<Slot>,
     changes: Vec<Change>,

@@ -220,7 +220,8 @@ impl<'a> Switch<'a> {
         Ok(())
     }
 
-    /// The link leads to a set, and what is started from now on is known to come from there.
+    /// The link leads to a set, and what is started from now on is known to come from there. (An adoption changes the link, too, and
+    /// nothing of what runs; recovery does before anything runs.)
     fn select(&mut self, set: Set) -> Result<()> {
         let before = self.store.selected();
         self.store.select(set)?;

@@ -109,6 +109,11 @@ impl Process {
     pub fn pid(&self) -> u32 {
         self.identity.pid
     }
+
+    /// The script that it runs, if what it executes is that one's interpreter.
+    pub fn script(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.is_script)
+    }
 }
 
 /// What a process has of a directory.
@@ -211,6 +216,12 @@ impl Proc {
         entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .collect()
+    }
+
+    /// Those that live, and nothing more about them.
+    pub fn identities(&self) -> Vec<Identity> {
+        let all = self.all().into_iter();
+        all.filter_map(|pid| self.identity(pid)).collect()
     }
 
     /// All processes that live, the kernel's own threads excepted: those execute no file, and often are most of all.
@@ -391,7 +402,7 @@ impl Proc {
         let directories: Vec<(Vec<u8>, PathBuf)> = directories.iter().filter_map(lies).collect();
         let mut namespaces = Vec::new();
         let mut found = Vec::new();
-        for process in self.all().into_iter().filter_map(|pid| self.identity(pid)) {
+        for process in self.identities() {
             let namespace = fs::read_link(self.of(process.pid, "ns/mnt")).ok();
             if namespace.is_some() && namespaces.contains(&namespace) {
                 continue;
