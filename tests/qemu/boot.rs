@@ -1,12 +1,15 @@
 //! What a boot makes of a slot, an image or a data partition that is not what it was.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::built;
+use crate::disk::{Disk, Fault};
 use crate::release::{Release, Repository};
 use crate::vm::Appliance;
 
@@ -68,16 +71,22 @@ fn what_the_medium_damaged_cannot_be_read() {
 
 /// Flips a bit of a file where it lies on the disk of an appliance that is off.
 fn damage(appliance: &Appliance, file: &str) {
-    const BLOCK: u64 = 4096;
     let disk = appliance.disk();
-    let mut debugfs = Command::new("debugfs");
-    let blocks = debugfs.args(["-R", &format!("blocks /{file}")]).arg(&disk);
-    let blocks = String::from_utf8(blocks.output().unwrap().stdout).unwrap();
-    let block: u64 = blocks.split_whitespace().nth(900).unwrap().parse().unwrap();
+    let at = block_of(&disk, file).start;
     let disk = File::options().read(true).write(true).open(disk).unwrap();
     let mut byte = [0];
-    disk.read_exact_at(&mut byte, block * BLOCK).unwrap();
-    disk.write_all_at(&[byte[0] ^ 1], block * BLOCK).unwrap();
+    disk.read_exact_at(&mut byte, at).unwrap();
+    disk.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// Where a block of a file lies on a disk.
+fn block_of(disk: &Path, file: &str) -> Range<u64> {
+    const BLOCK: u64 = 4096;
+    let mut debugfs = Command::new("debugfs");
+    let blocks = debugfs.args(["-R", &format!("blocks /{file}")]).arg(disk);
+    let blocks = String::from_utf8(blocks.output().unwrap().stdout).unwrap();
+    let block: u64 = blocks.split_whitespace().nth(900).unwrap().parse().unwrap();
+    block * BLOCK..(block + 1) * BLOCK
 }
 
 /// Intent: an image that is newer than the slot is not shadowed by it.
@@ -161,7 +170,7 @@ fn a_boot_that_cannot_be_put_right_says_why() {
 }
 
 /// Here no record can be read, which would say that all is settled.
-fn assert_says(appliance: &Appliance, why: &str) {
+pub fn assert_says(appliance: &Appliance, why: &str) {
     let status = appliance.status();
     assert!(problems(&status).contains(why), "{status:#}");
     let for_people = appliance.run("qx-update status");
@@ -170,19 +179,89 @@ fn assert_says(appliance: &Appliance, why: &str) {
 
 /// An initramfs whose recovery is a script.
 fn initramfs_with(appliance: &Appliance, name: &str, script: &str) -> String {
-    let beside = |end: &str| appliance.disk().with_file_name(format!("{name}{end}"));
-    let (program, conf, out) = (beside(".sh"), beside(".conf"), beside(".cpio"));
+    let program = appliance.disk().with_file_name(format!("{name}.sh"));
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    std::fs::write(&conf, "RECOVER_TIMEOUT_S=3\n").unwrap();
+    initramfs_of(
+        appliance,
+        name,
+        program.to_str().unwrap(),
+        "RECOVER_TIMEOUT_S=3\n",
+    )
+}
+
+/// An initramfs with this program, and this boot.conf.
+fn initramfs_of(appliance: &Appliance, name: &str, program: &str, text: &str) -> String {
+    let beside = |end: &str| appliance.disk().with_file_name(format!("{name}{end}"));
+    let (conf, out) = (beside(".conf"), beside(".cpio"));
+    std::fs::write(&conf, text).unwrap();
     let mut build = Command::new("sh");
     build.args([
         "-c",
         "exec initramfs/build --kernel qemu/build/debian/kernel/lib/modules/* \
          --busybox qemu/build/debian/root/bin/busybox --qx-update \"$0\" --conf \"$1\" --out \"$2\"",
     ]);
-    built::must_succeed(build.args([&program, &conf, &out]));
+    built::must_succeed(build.arg(program).args([&conf, &out]));
     out.to_str().unwrap().to_owned()
+}
+
+/// Intent: a dying disk, which takes nothing any more, or answers with errors, or not at all, stops no boot and hides no release that
+/// can still be read; the reason is on the console and in `status`. One that is well again takes the next update.
+#[test]
+fn a_dying_disk() {
+    const MIB: u64 = 1 << 20;
+    const FILE: &str = "slots/a/bin/qx-console";
+    let [factory, v1, v2] = ["factory", "v1", "v2"].map(Release::named);
+    let repository = Repository::with_v1("dying-disk-repository", &[&v2]);
+    let mut appliance = Appliance::with_v1("dying-disk");
+    let whole = 0..std::fs::metadata(appliance.disk()).unwrap().len();
+    let block = block_of(&appliance.disk(), FILE);
+    let disk = Disk::serve(&appliance.disk());
+    let built = built::program("qx-update-initramfs");
+    let limits = "MOUNT_TIMEOUT_S=10\nRECOVER_TIMEOUT_S=20\n";
+    let hasty = initramfs_of(&appliance, "hasty", built.to_str().unwrap(), limits);
+    let cases = [
+        (Fault::WritesFail, "", "ead-only", &v1),
+        (
+            Fault::ReadsFail(whole.clone()),
+            "",
+            "cannot mount the data partition /dev/vdb",
+            &factory,
+        ),
+        (
+            // The kernel itself looks at both ends for partitions, before anything else begins.
+            Fault::ReadsHang(MIB..whole.end - MIB),
+            &*hasty,
+            "the data partition /dev/vdb was not mounted within 10 seconds",
+            &factory,
+        ),
+        (
+            Fault::ReadsHang(block.clone()),
+            &*hasty,
+            "the recovery took longer than 20 seconds",
+            &factory,
+        ),
+        (Fault::ReadsFail(block), "", FILE, &factory),
+    ];
+    let options = ["--repo", &repository.url, "--data", &disk.url];
+    for (fault, initramfs, why, runs) in cases {
+        eprintln!("dying-disk: {fault:?}");
+        disk.has(fault);
+        appliance.set_options(&options);
+        if !initramfs.is_empty() {
+            appliance.set_options(&[&options[..], &["--initrd", initramfs]].concat());
+        }
+        appliance.boot();
+        appliance.assert_runs(runs);
+        assert_says(&appliance, why);
+        // It may not be able to end by itself.
+        appliance.kill();
+    }
+    disk.has(Fault::None);
+    appliance.set_options(&options);
+    appliance.boot();
+    appliance.qx_update("apply", 0);
+    appliance.assert_runs(&v2);
 }
 
 /// Intent: a data partition that cannot be written keeps a release that verifies; one that was damaged is hidden, and
@@ -275,7 +354,7 @@ fn an_unreadable_state() {
 }
 
 /// Flips one bit in the middle of a program of the active slot, and says in which file.
-fn flip_a_bit(appliance: &Appliance) -> String {
+pub fn flip_a_bit(appliance: &Appliance) -> String {
     let slot = appliance.ok("readlink /data/current");
     let file = format!("{slot}/bin/qx-console");
     // A running file cannot be opened for writing.
@@ -289,7 +368,8 @@ fn flip_a_bit(appliance: &Appliance) -> String {
     file
 }
 
-fn assert_told(appliance: &Appliance, file: &str) {
+/// `status` names the damaged file.
+pub fn assert_told(appliance: &Appliance, file: &str) {
     let status = appliance.settled();
     assert!(problems(&status).contains(file), "{status:#}");
     let for_people = appliance.qx_update("status", 0);

@@ -14,6 +14,8 @@ mod counted;
 mod crash;
 mod cut;
 mod data;
+mod disk;
+mod hooks;
 mod kinds;
 mod release;
 mod soak;
