@@ -1240,18 +1240,6 @@ fn a_source_that_cannot_be_one_is_named() {
     }
 }
 
-/// A build without TLS says that this is why it does not read an https source, instead of reading it without protection
-/// or naming a network error.
-#[cfg(not(feature = "https"))]
-#[test]
-fn without_tls_an_https_source_is_one_error() {
-    let error = Source::open("https://localhost/", &options())
-        .err()
-        .unwrap();
-    assert!(error.chain().contains("has no TLS"), "{}", error.chain());
-}
-
-#[cfg(feature = "https")]
 mod tls {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -639,3 +639,18 @@ fn wrong_length(what: &dyn std::fmt::Display, found: u64, length: u64) -> Error 
     let why = format!("fetching {what}: it is {found} bytes long instead of {length}");
     Error::with(ErrorKind::Untrusted, why)
 }
+
+#[cfg(all(test, not(feature = "https")))]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    /// Intent: the error says that this is why, instead of a network's error, or of a source that is read without protection.
+    #[test]
+    fn without_tls_an_https_source_is_one_error() {
+        let options = Options::new(Clock::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH));
+        let error = Source::open("https://localhost/", &options).err().unwrap();
+        assert!(error.chain().contains("has no TLS"), "{}", error.chain());
+    }
+}

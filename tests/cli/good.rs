@@ -490,7 +490,6 @@ fn recovery_repairs_the_links() {
 }
 
 /// A release over HTTP, and one over HTTPS with a certificate authority of one's own.
-#[cfg(feature = "https")]
 #[test]
 fn over_http_and_https() {
     let appliance = Appliance::new();

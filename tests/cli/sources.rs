@@ -288,7 +288,6 @@ fn through_a_proxy() {
 }
 
 /// TLS is between the appliance and the server, and the proxy's password is the proxy's.
-#[cfg(feature = "https")]
 #[test]
 fn through_a_proxy_that_wants_a_password_to_a_server_that_wants_a_token() {
     let appliance = Appliance::new();

@@ -80,7 +80,6 @@ impl Server {
     }
 
     /// Serves it over TLS, for the name `localhost`; the certificate and its key are DER.
-    #[cfg(feature = "https")]
     pub fn tls(dir: &Path, certificate: Vec<u8>, key: Vec<u8>) -> Server {
         use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(

@@ -319,9 +319,9 @@ impl Walk {
         output
     }
 
-    /// Boots to the end; now and then the power goes again on the way there.
+    /// Boots to the end; mostly the power goes again on the way there, and again.
     fn boots(&mut self) {
-        while !self.random.one_in(5) {
+        while !self.random.one_in(7) {
             let after = self.in_a_boot();
             self.note(&format!("the power goes {after:.1?} after it came"));
             self.appliance.cut_the_boot(after);
