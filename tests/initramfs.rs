@@ -172,3 +172,128 @@ fn the_recovery_is_added_to_the_init_of_alpine() {
         "{derived:?}"
     );
 }
+
+/// Runs qx-recover on a root of its own, with these words on the kernel command line. What the programs of that root were called with is
+/// told, and after it what the boot leaves for `status`; `ends` are lines of a shell that exits as they do, such as `rollback*) exit 1 ;;`.
+fn recovers(words: &str, ends: &str) -> (Vec<String>, String) {
+    const SCENE: &str = r#"
+        set -eu
+        mount -t tmpfs tmpfs "$0"
+        cd "$0"
+        mkdir upper work root
+        mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay root
+        mount --rbind /dev root/dev
+        mount --rbind /proc root/proc
+        echo "quiet $WORDS panic=1" >cmdline
+        mount --bind cmdline root/proc/cmdline
+        mount -t tmpfs tmpfs root/run
+        mkdir -p root/usr/lib/qx-update
+        for program in bin/qx-update lib/qx-update/qx-update-initramfs; do
+            printf '#!/bin/sh\necho "$*" >>/called\ncase $* in %s esac\n' "$ENDS" >root/usr/$program
+            chmod 755 root/usr/$program
+        done
+        cp "$RECOVER" root/usr/lib/qx-update/qx-recover
+        # What a person types.
+        mkfifo typed
+        mount --bind typed root/dev/console
+        case $WORDS in *qx.rescue*) echo 'echo a shell >>/called; exit' >typed & ;; esac
+        chroot root /bin/sh /usr/lib/qx-update/qx-recover / >&2
+        cat root/called
+        echo ==
+        cat root/run/qx-update/boot-failed 2>/dev/null || :
+    "#;
+    let scratch = tempfile::tempdir().unwrap();
+    let ran = Command::new("unshare")
+        .args(["--mount", "sh", "-c", SCENE])
+        .arg(scratch.path())
+        .env("WORDS", words)
+        .env("ENDS", ends)
+        .env("RECOVER", source("qx-recover"))
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{words}: {ran:?}");
+    let said = String::from_utf8(ran.stdout).unwrap();
+    let (called, told) = said.split_once("==\n").unwrap();
+    let called = called.lines().map(str::to_owned).collect();
+    (called, told.to_owned())
+}
+
+/// Words on the kernel command line are carried out in the order in which they stand, each whatever came of the one before it, after the
+/// recovery and not without it; what went wrong is left for `status`. A word that is none of them does nothing, and is told.
+#[test]
+fn words_are_carried_out_in_turn() {
+    const LINK: &str = "--root / recover --stage link";
+    const GONE_BACK: &str = "rollback --at-boot";
+    let applied = |source: &str| format!("apply --from {source} --at-boot");
+    for (words, ends, expected, told) in [
+        ("", "", vec![], ""),
+        ("qx.factory", "", vec![], ""),
+        (
+            "qx.rollback qx.apply=/a",
+            "",
+            vec![GONE_BACK.to_owned(), applied("/a")],
+            "",
+        ),
+        (
+            "qx.apply=/a qx.apply=/b qx.rollback=set-aside-data",
+            "",
+            vec![
+                applied("/a"),
+                applied("/b"),
+                "rollback --set-aside-data --at-boot".to_owned(),
+            ],
+            "",
+        ),
+        // A shell for a person who is there, before and after other words.
+        (
+            "qx.rollback qx.rescue qx.apply=/a",
+            "",
+            vec![
+                GONE_BACK.to_owned(),
+                "--root / status".to_owned(),
+                "a shell".to_owned(),
+                applied("/a"),
+            ],
+            "",
+        ),
+        (
+            "qx.rollback qx.apply=/a",
+            "rollback*) exit 10 ;;",
+            vec![GONE_BACK.to_owned(), applied("/a")],
+            "qx.rollback: qx-update rollback ended with status 10",
+        ),
+        // Nothing to do is nothing to tell.
+        (
+            "qx.rollback",
+            "rollback*) exit 3 ;;",
+            vec![GONE_BACK.to_owned()],
+            "",
+        ),
+        // No pattern, whatever it looks like.
+        ("qx.apply=/*", "", vec![applied("/*")], ""),
+        // Without a recovery nothing is built on it.
+        (
+            "qx.apply=/a qx.rollback",
+            "*link*) exit 1 ;;",
+            vec![],
+            "qx.rollback: not done",
+        ),
+        (
+            "qx.rollbak qx.rollbacks",
+            "",
+            vec![],
+            "qx.rollbacks: not done",
+        ),
+        ("qx.apply=", "", vec![], "qx.apply=: not done"),
+    ] {
+        let (called, boot_failed) = recovers(words, ends);
+        assert_eq!(called[0], LINK, "{words}");
+        assert_eq!(called[1..], expected, "{words}");
+        assert_eq!(
+            boot_failed.is_empty(),
+            told.is_empty(),
+            "{words}: {boot_failed}"
+        );
+        assert!(boot_failed.contains(told), "{words}: {boot_failed}");
+    }
+}
