@@ -154,7 +154,9 @@ impl Vdc {
         Ok(())
     }
 
-    /// Does it: what is replaced is kept first. Each step can be the last, and the next adoption goes on from there.
+    /// Does it: what is replaced is kept first. Each step can be the last, and the next adoption goes on from there: a script that looks
+    /// below the data directory starts what it did as long as nothing is there, and the factory set's manifest, the last step, says that all
+    /// is done.
     pub fn carry_out(&self, store: &Store) -> Result<()> {
         let kept = store.path(SCRIPTS);
         durable::create_dir(&kept, 0o755)?;
@@ -162,13 +164,13 @@ impl Vdc {
             let name = path.file_name().unwrap_or_default();
             durable::write_with_mode(&kept.join(name), before.as_bytes(), mode(path)?)?;
         }
+        for (path, _, after) in &self.scripts {
+            durable::write_with_mode(path, after.as_bytes(), mode(path)?)?;
+        }
         if let Some((path, bytes)) = &self.factory {
             durable::write_with_mode(&store.path(FACTORY), bytes, 0o644)?;
             tree::make_parents(path)?;
             durable::write_with_mode(path, bytes, 0o644)?;
-        }
-        for (path, _, after) in &self.scripts {
-            durable::write_with_mode(path, after.as_bytes(), mode(path)?)?;
         }
         Ok(())
     }
@@ -180,6 +182,14 @@ pub fn undo(host: &Host, store: &Store, config: &Config) -> Result<bool> {
     if is_absent(&kept) {
         return Ok(false);
     }
+    // In the reverse order.
+    let (ours, place) = (store.path(FACTORY), host.path(&config.factory_manifest)?);
+    if let (Ok(ours), Ok(there)) = (fs::read(&ours), fs::read(&place))
+        && ours == there
+    {
+        durable::remove(&place)?;
+    }
+    durable::remove(&ours)?;
     let reading = || format!("reading {}", kept.display());
     for entry in fs::read_dir(&kept).doing(reading)? {
         let path = entry.doing(reading)?.path();
@@ -189,13 +199,6 @@ pub fn undo(host: &Host, store: &Store, config: &Config) -> Result<bool> {
         durable::write_with_mode(&place, &before, mode(&path)?)?;
         durable::remove(&path)?;
     }
-    let (ours, place) = (store.path(FACTORY), host.path(&config.factory_manifest)?);
-    if let (Ok(ours), Ok(there)) = (fs::read(&ours), fs::read(&place))
-        && ours == there
-    {
-        durable::remove(&place)?;
-    }
-    durable::remove(&ours)?;
     durable::remove_empty(&kept)?;
     // It may hold directories yet.
     if fs::read_dir(store.path("adopted")).is_ok_and(|mut entries| entries.next().is_none()) {

@@ -92,7 +92,7 @@ impl Survey {
         // An inode and an entry of a directory take something, too.
         self.copy.bytes += bytes.div_ceil(BLOCK) * BLOCK + BLOCK;
         self.copy.entries += 1;
-        let modified = (stat.st_mtime, stat.st_mtime_nsec.cast_signed());
+        let modified = (stat.st_mtime, stat.st_mtime_nsec as i64);
         let changed = (stat.st_ctime, stat.st_ctime_nsec.cast_signed());
         let mut hasher = DefaultHasher::new();
         (stat.st_ino, stat.st_size, modified, changed).hash(&mut hasher);
@@ -373,11 +373,11 @@ fn times(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec {
             tv_sec: stat.st_atime,
-            tv_nsec: stat.st_atime_nsec.cast_signed(),
+            tv_nsec: stat.st_atime_nsec as i64,
         },
         last_modification: Timespec {
             tv_sec: stat.st_mtime,
-            tv_nsec: stat.st_mtime_nsec.cast_signed(),
+            tv_nsec: stat.st_mtime_nsec as i64,
         },
     }
 }

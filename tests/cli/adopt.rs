@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use serde_json::json;
 
 use crate::common::{
-    Appliance, Picture, copy_all, copy_executable, create_dir, json_file, path, text, wait_until,
+    Appliance, Mounted, Picture, copy_all, copy_executable, create_dir, json_file, path, text,
+    wait_until,
 };
 
 /// Without anything of qx-update on its data partition: the node is 1.0.5 in plain directories, the console the factory's 1.0.0.
@@ -162,64 +164,70 @@ fn an_adoption_is_undone() {
     assert!(processes.len() == 2 && appliance.answers() == ["1.0.5", "1.0.0"]);
 }
 
+/// The calls that a step may make; strace counts each of them for itself.
+const STEPS: [&str; 9] = [
+    "rename",
+    "renameat",
+    "renameat2",
+    "symlink",
+    "symlinkat",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+];
+
+/// A command that ends, with all its processes, at the so manieth of these calls.
+type Step = (&'static str, usize);
+
+/// Whether it got so far.
+fn cut(appliance: &Appliance, arguments: &[&str], (call, number): Step) -> bool {
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null"]);
+    command.args(["-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:signal=KILL:when={number}")]);
+    command.args([crate::common::UPDATE, "--root", path(&appliance.root)]);
+    command.args(arguments);
+    let code = appliance.spawn(command).wait().code;
+    appliance.kill_updater();
+    code != 0
+}
+
+/// All steps of a command on such an appliance.
+fn steps(of: impl Fn() -> Appliance, arguments: &[&str]) -> Vec<Step> {
+    let appliance = of();
+    let log = appliance.temp().join("steps");
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-qq", "-o", path(&log)]);
+    command.args(["-e", &format!("trace={}", STEPS.join(","))]);
+    command.args([crate::common::UPDATE, "--root", path(&appliance.root)]);
+    command.args(arguments);
+    appliance.spawn(command).wait().code(0);
+    let traced = text(&log);
+    let times = |call: &str| traced.matches(&format!(" {call}(")).count();
+    STEPS
+        .iter()
+        .flat_map(|call| (1..=times(call)).map(move |number| (*call, number)))
+        .collect()
+}
+
 /// Cut off at any of its steps it has not happened or goes on by itself at the next boot, before anything is started.
 #[test]
 fn an_adoption_that_is_cut_short_has_not_happened_or_is_completed() {
     let reference = in_the_field();
     reference.update(&["adopt"]).code(0);
-    let steps = |appliance: &Appliance| {
-        let log = appliance.temp().join("steps");
-        let mut command = std::process::Command::new("strace");
-        command.args([
-            "-f",
-            "-qq",
-            "-e",
-            "trace=rename,renameat,renameat2,symlink,symlinkat,link,linkat,unlink,unlinkat",
-            "-o",
-            path(&log),
-        ]);
-        command.args([
-            crate::common::UPDATE,
-            "--root",
-            path(&appliance.root),
-            "adopt",
-        ]);
-        appliance.spawn(command).wait().code(0);
-        text(&log)
-            .lines()
-            .filter(|line| !line.contains("+++"))
-            .count()
-    };
-    let all = steps(&in_the_field());
-    assert!(all > 20, "{all}");
+    let all = steps(in_the_field, &["adopt"]);
+    assert!(all.len() > 20, "{all:?}");
     let mut outcomes = std::collections::BTreeSet::new();
-    for number in (1..=all).step_by(3) {
+    for number in all.into_iter().step_by(3) {
         let appliance = in_the_field();
         let before = found(&appliance);
-        let mut command = std::process::Command::new("strace");
-        // Whichever call of these it is: the process that makes it, and all others of the command, end there.
-        let calls = "rename,renameat,renameat2,symlink,symlinkat,link,linkat,unlink,unlinkat";
-        command.args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &format!("trace={calls}"),
-        ]);
-        command.args(["-e", &format!("inject={calls}:signal=KILL:when={number}")]);
-        command.args([
-            crate::common::UPDATE,
-            "--root",
-            path(&appliance.root),
-            "adopt",
-        ]);
-        appliance.spawn(command).wait();
-        appliance.kill_updater();
+        // Which of its processes makes a call differs from run to run.
+        cut(&appliance, &["adopt"], number);
         assert_eq!(
             found(&appliance),
             before,
-            "call {number}\n{}",
+            "call {number:?}\n{}",
             appliance.tree()
         );
         // The power goes, too.
@@ -228,7 +236,7 @@ fn an_adoption_that_is_cut_short_has_not_happened_or_is_completed() {
         assert_eq!(
             found(&appliance),
             before,
-            "call {number}\n{}",
+            "call {number:?}\n{}",
             appliance.tree()
         );
         let is_adopted = fs::symlink_metadata(appliance.data().join("bin"))
@@ -237,21 +245,21 @@ fn an_adoption_that_is_cut_short_has_not_happened_or_is_completed() {
         let share = fs::symlink_metadata(appliance.data().join("share"))
             .unwrap()
             .is_symlink();
-        assert_eq!(is_adopted, share, "call {number}\n{}", appliance.tree());
+        assert_eq!(is_adopted, share, "call {number:?}\n{}", appliance.tree());
         assert_eq!(
             appliance.status()["running"]["set"] != "factory",
             is_adopted,
-            "call {number}\n{}",
+            "call {number:?}\n{}",
             appliance.tree()
         );
         outcomes.insert(is_adopted);
         appliance
             .update(&["adopt"])
             .code(if is_adopted { 3 } else { 0 });
-        assert_eq!(found(&appliance), before, "call {number}");
-        assert_eq!(appliance.status()["problems"], json!([]), "call {number}");
+        assert_eq!(found(&appliance), before, "call {number:?}");
+        assert_eq!(appliance.status()["problems"], json!([]), "call {number:?}");
         appliance.update(&["adopt", "--undo"]).code(0);
-        assert_eq!(found(&appliance), before, "call {number}");
+        assert_eq!(found(&appliance), before, "call {number:?}");
     }
     assert_eq!(outcomes.len(), 2, "both ends were seen: {outcomes:?}");
 }
@@ -402,10 +410,11 @@ fn the_updater_before_is_read_and_its_version_files_kept() {
     assert_eq!(versions(&appliance), ["1.0.0\n", "1.0.0\n"]);
 }
 
-/// A Quantix-vDC, whose programs lie at the image's own places: they become the factory set, its services look for a release first, and
-/// an update and the way back work from there. Undone, every file is as it was.
-#[test]
-fn a_vdc_becomes_the_factory_set() {
+const VDC_SCRIPT: &str = "etc/init.d/quantix-controlplane";
+const VDC_BEFORE: &str = "#!/sbin/openrc-run\ncommand=\"/usr/bin/qx-controlplane\"\ncommand_background=yes\npidfile=/run/q.pid\n";
+
+/// A Quantix-vDC in the field.
+fn vdc() -> Appliance {
     let appliance = Appliance::new();
     appliance.services("stop");
     let usr = appliance.root.join("usr");
@@ -431,18 +440,24 @@ fn a_vdc_becomes_the_factory_set() {
     create_dir(etc.join("quantix-vdc")).unwrap();
     create_dir(etc.join("init.d")).unwrap();
     fs::write(etc.join("quantix-vdc/version"), "2.0.0\n").unwrap();
-    let script = etc.join("init.d/quantix-controlplane");
-    let before = "#!/sbin/openrc-run\ncommand=\"/usr/bin/qx-controlplane\"\ncommand_background=yes\npidfile=/run/q.pid\n";
-    fs::write(&script, before).unwrap();
+    fs::write(appliance.root.join(VDC_SCRIPT), VDC_BEFORE).unwrap();
     appliance.edit_config(|config| config["services"] = json!({"manager": "none"}));
-    let factory = usr.join("share/qx-update/factory.json");
+    appliance
+}
 
+/// A Quantix-vDC, whose programs lie at the image's own places: they become the factory set, its services look for a release first, and
+/// an update and the way back work from there. Undone, every file is as it was.
+#[test]
+fn a_vdc_becomes_the_factory_set() {
+    let appliance = vdc();
+    let factory = appliance.root.join("usr/share/qx-update/factory.json");
+    let script = appliance.root.join(VDC_SCRIPT);
     appliance.update(&["adopt", "--dry-run"]).code(0).says(&[
         "/usr/bin/qx-controlplane",
         "init.d/quantix-controlplane looks for",
     ]);
     assert!(!factory.exists());
-    assert_eq!(text(&script), before);
+    assert_eq!(text(&script), VDC_BEFORE);
 
     // A script that nobody here can change is left alone, with all the rest.
     fs::write(&script, "start() { /usr/bin/qx-controlplane & }\n").unwrap();
@@ -454,7 +469,7 @@ fn a_vdc_becomes_the_factory_set() {
         ],
     );
     assert!(!factory.exists());
-    fs::write(&script, before).unwrap();
+    fs::write(&script, VDC_BEFORE).unwrap();
 
     appliance.update(&["adopt"]).code(0);
     appliance.update(&["adopt"]).code(3);
@@ -476,11 +491,41 @@ fn a_vdc_becomes_the_factory_set() {
     ]);
 
     appliance.update(&["adopt", "--undo"]).code(0);
-    assert_eq!(text(&script), before);
+    assert_eq!(text(&script), VDC_BEFORE);
     assert!(
         !factory.exists() && !appliance.data().join("adopted").exists(),
         "{}",
         appliance.tree()
     );
     appliance.update(&["adopt", "--undo"]).code(3);
+}
+
+/// Ended in the middle, it is not adopted, or is with all that belongs to it; the same for its undoing. Both can be done then.
+#[test]
+fn a_vdc_is_adopted_wholly_or_not_at_all() {
+    let appliance = vdc();
+    let factory = appliance.root.join("usr/share/qx-update/factory.json");
+    let script = appliance.root.join(VDC_SCRIPT);
+    let read_only = |place: &Path| Mounted::over(place, &["-o", "bind,ro", path(place)]);
+
+    let scripts = read_only(script.parent().unwrap());
+    let refused = appliance.update(&["adopt"]);
+    refused.refused(1, &["init.d/quantix-controlplane", "Read-only"]);
+    assert!(
+        !factory.exists(),
+        "adopted, and its service looks nowhere else"
+    );
+    drop(scripts);
+    appliance.update(&["adopt"]).code(0);
+    assert!(factory.exists());
+
+    let image = read_only(factory.parent().unwrap());
+    appliance
+        .update(&["adopt", "--undo"])
+        .refused(1, &["factory.json", "Read-only"]);
+    assert!(text(&script).contains("[ -x /data/bin/qx-controlplane ] &&"));
+    drop(image);
+    appliance.update(&["adopt", "--undo"]).code(0);
+    assert_eq!(text(&script), VDC_BEFORE);
+    assert!(!factory.exists(), "{}", appliance.tree());
 }

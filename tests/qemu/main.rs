@@ -21,4 +21,5 @@ mod release;
 mod soak;
 mod update;
 mod updater;
+mod vdc;
 mod vm;

@@ -88,7 +88,7 @@ impl Release {
         programs.sort();
         let answers = list(&recipe["health"])
             .iter()
-            .filter(|check| check["type"] == "http")
+            .filter(|check| check["type"] == "http" && check["json"].is_object())
             .map(|check| (text(&check["url"]), text(&check["json"]["equals"])))
             .collect();
         Release {
