@@ -16,7 +16,7 @@ install() {
 		[ ! -e "$dracutsysrootdir$file" ] || inst "$file"
 	done
 	[ -e "$dracutsysrootdir/usr/lib/qx-update/qx-update-initramfs" ] || inst /usr/bin/qx-update
-	inst_multiple cat chroot cut findfs grep mkdir modprobe mount mv rm sed sh sleep tail timeout tr umount
+	inst_multiple cat chroot findfs grep mkdir modprobe mount mv rm sed sh sleep tail timeout tr umount
 	# The root is mounted, and nothing of it runs yet.
 	inst_hook pre-pivot 50 "$moddir/qx-update.sh"
 }
