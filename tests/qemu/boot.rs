@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -180,8 +180,7 @@ pub fn assert_says(appliance: &Appliance, why: &str) {
 /// An initramfs whose recovery is a script.
 fn initramfs_with(appliance: &Appliance, name: &str, script: &str) -> String {
     let program = appliance.disk().with_file_name(format!("{name}.sh"));
-    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    built::write_program(&program, format!("#!/bin/sh\n{script}\n"));
     initramfs_of(
         appliance,
         name,

@@ -1,6 +1,7 @@
 //! What all tests share, made once for each run: the static programs, the image, a disk on which `v1` was installed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -55,6 +56,13 @@ pub fn v1_disk() -> PathBuf {
         disk
     };
     MADE.get_or_init(make).clone()
+}
+
+/// Writes a file that can be run, and the directories above it.
+pub fn write_program(file: &Path, content: impl AsRef<[u8]>) {
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, content).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 fn programs() {

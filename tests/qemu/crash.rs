@@ -1,6 +1,5 @@
 //! Boots that crash: the kernel's last words survive a restart in memory, and the next boot reads them.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,8 +21,7 @@ fn image_that_panics() {
     let script = "#!/sbin/openrc-run\nstart() {\n\t[ -e /data/panics ] && [ \"$(readlink /data/current)\" = slots/b ] \
                   && echo c >/proc/sysrq-trigger\n\treturn 0\n}\n";
     let file = scripts.join("panics");
-    std::fs::write(&file, script).unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    built::write_program(&file, script);
     std::os::unix::fs::symlink("/etc/init.d/panics", level.join("panics")).unwrap();
     built::other_image("panics", &["--overlay", overlay.to_str().unwrap()]);
 }

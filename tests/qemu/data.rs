@@ -1,6 +1,5 @@
 //! Data that moves with the release: a real database, a service that writes to it all the time, and a real migration tool.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -20,8 +19,7 @@ fn image(name: &str, factory: &Path) {
         command_background=yes\npidfile=/run/quantix-report.pid\n\
         depend() { need quantix-inventory; }\n";
     let report = scripts.join("quantix-report");
-    std::fs::write(&report, script).unwrap();
-    std::fs::set_permissions(&report, std::fs::Permissions::from_mode(0o755)).unwrap();
+    built::write_program(&report, script);
     std::os::unix::fs::symlink("/etc/init.d/quantix-report", level.join("quantix-report")).unwrap();
     let [factory, overlay] = [factory, &overlay].map(|dir| dir.to_str().unwrap());
     built::other_image(name, &["--factory", factory, "--overlay", overlay]);

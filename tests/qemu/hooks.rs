@@ -1,7 +1,5 @@
 //! The recovery as a hook in an initramfs that a distribution's own tool made: the same boots as with ours.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::boot::{assert_says, assert_told, flip_a_bit};
@@ -72,9 +70,7 @@ fn make_image() {
     MADE.call_once(|| {
         let overlay = built::directory("hooks-overlay");
         let init = overlay.join("sbin/init-with-memory");
-        fs::create_dir(overlay.join("sbin")).unwrap();
-        fs::write(&init, INIT).unwrap();
-        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
+        built::write_program(&init, INIT);
         built::other_image("hooks", &["--overlay", overlay.to_str().unwrap()]);
     });
 }

@@ -2,8 +2,6 @@
 //! background by itself, one inside of a tree, and one that does its work and ends.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -27,12 +25,6 @@ const KINDS: [(&str, &str, &str, &str); 5] = [
     ("setup", "oneshot", "bin/qx-setup", ""),
 ];
 
-fn executable(path: &Path, content: impl AsRef<[u8]>) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, content).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 /// A release with such services besides those that it is made from.
 fn release(from: &str, version: &str, supervised: &str) -> Release {
     let name = format!("kinds-{version}");
@@ -45,13 +37,13 @@ fn release(from: &str, version: &str, supervised: &str) -> Release {
             ("qx-setup", "echo \"$0\" >/run/setup\n"),
         ] {
             let script = format!("#!/bin/sh\n# {version}\n{script}");
-            executable(&dir.join(file), script);
+            built::write_program(&dir.join(file), script);
         }
         // The applet goes by its name; another version is another file.
         let busybox = built::top().join("qemu/build/debian/root/bin/busybox");
         let mut busybox = fs::read(busybox).unwrap();
         busybox.extend(version.bytes());
-        executable(&dir.join("syslogd"), busybox);
+        built::write_program(&dir.join("syslogd"), busybox);
         let components = recipe["components"].as_array_mut().unwrap();
         for (name, path, source) in [
             ("qx-supervised", "bin/qx-supervised", "qx-supervised"),
@@ -121,7 +113,7 @@ fn services_of_every_kind() {
             .replace("program=bin/my-daemon", &format!("program={runs}"))
             .replace("kind=supervised", &format!("kind={kind}"));
         let script = script + rest;
-        executable(&overlay.join("etc/init.d").join(name), script);
+        built::write_program(&overlay.join("etc/init.d").join(name), script);
     }
     let directory = factory.recipe.parent().unwrap().to_str().unwrap();
     let options = [

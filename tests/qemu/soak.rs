@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -548,7 +547,6 @@ fn quick(recipe: &mut Value) {
 /// It brings the ledger to this schema from any earlier one.
 fn moves_the_ledger(recipe: &mut Value, dir: &Path, schema: u64, fails: bool) {
     let script = dir.join("ledger/migrate");
-    fs::create_dir_all(script.parent().unwrap()).unwrap();
     let ends = match fails {
         true => "echo 'half done' >>\"$1\"; exit 3",
         false => "exit 0",
@@ -556,8 +554,7 @@ fn moves_the_ledger(recipe: &mut Value, dir: &Path, schema: u64, fails: bool) {
     let text = format!(
         "#!/bin/sh\nset -e\nrest=$(tail -n +2 \"$1\")\n{{ echo {schema}; echo \"$rest\"; }} >\"$1\"\n{ends}\n"
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    built::write_program(&script, text);
     let component =
         json!({"name": "ledger", "kind": "tree", "install_path": "migrations", "source": "ledger"});
     recipe["components"].as_array_mut().unwrap().push(component);
@@ -575,8 +572,7 @@ fn brings_the_updater(recipe: &mut Value, dir: &Path, version: &str) {
     let mut program = fs::read(built::program("qx-update")).unwrap();
     // What follows the last section is nobody's.
     program.extend(version.as_bytes());
-    fs::write(dir.join("qx-update"), program).unwrap();
-    fs::set_permissions(dir.join("qx-update"), fs::Permissions::from_mode(0o755)).unwrap();
+    built::write_program(&dir.join("qx-update"), program);
     let component = json!({"name": "qx-update", "kind": "bin", "install_path": "bin/qx-update", "source": "qx-update", "tool": true});
     recipe["components"].as_array_mut().unwrap().push(component);
 }

@@ -2,7 +2,6 @@
 //! whatever it does later, the image's own recovers.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 
@@ -15,8 +14,7 @@ fn with_updater(version: &str, program: &[u8]) -> Release {
     let name = format!("updater-{version}");
     Release::derived(&name, "v1", version, |recipe, dir| {
         let file = dir.join("qx-update");
-        fs::write(&file, program).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        built::write_program(&file, program);
         let component = json!({"name": "qx-update", "kind": "bin", "install_path": "bin/qx-update",
                                "source": "qx-update", "tool": true});
         recipe["components"].as_array_mut().unwrap().push(component);

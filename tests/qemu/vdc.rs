@@ -2,7 +2,6 @@
 //! knows of qx-update.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -134,8 +133,7 @@ fn release(name: &str, version: &str, program: Option<&str>) -> Release {
     Release::derived(name, "v1", version, |recipe, dir| {
         let mut components = recipe["components"].as_array().unwrap()[..2].to_vec();
         if let Some(script) = program {
-            write(&dir.join("script"), script);
-            executable(&dir.join("script"));
+            built::write_program(&dir.join("script"), script);
             components[0]["source"] = json!("script");
         }
         components[1] = json!({
@@ -194,8 +192,7 @@ fn root_disk(appliance: &Appliance) -> String {
 /// The modules of ours with that init: what the kernel unpacks last is what it runs.
 fn initramfs(appliance: &Appliance) -> String {
     let beside = |name: &str| appliance.disk().with_file_name(name);
-    write(&beside("init"), INIT);
-    executable(&beside("init"));
+    built::write_program(&beside("init"), INIT);
     let out = beside("initramfs.cpio");
     fs::copy(built::top().join("qemu/build/initramfs.cpio"), &out).unwrap();
     let mut append = Command::new("sh");
@@ -210,8 +207,4 @@ fn initramfs(appliance: &Appliance) -> String {
 fn write(file: &Path, text: &str) {
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(file, text).unwrap();
-}
-
-fn executable(file: &Path) {
-    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
 }
