@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::base64;
 use crate::built;
-use crate::release::Release;
+use crate::release::{MARK, Release};
 
 /// Nothing that is waited for here takes nearly as long: it ends tests that hang, and decides nothing else.
 pub const GUARD: Duration = Duration::from_secs(240);
@@ -322,6 +322,7 @@ impl Appliance {
     pub fn wait_for<T>(&self, what: &str, mut ask: impl FnMut(&Appliance) -> Option<T>) -> T {
         let guard = Instant::now() + GUARD;
         loop {
+            let asked = Instant::now();
             if let Some(answer) = ask(self) {
                 return answer;
             }
@@ -330,12 +331,14 @@ impl Appliance {
                 "waited {} s for {what}, in vain",
                 GUARD.as_secs()
             );
-            std::thread::sleep(Duration::from_millis(100));
+            // What the appliance has to do for an answer is not to keep it from what is waited for.
+            let pause = asked.elapsed() * 3;
+            std::thread::sleep(pause.clamp(Duration::from_millis(100), Duration::from_secs(2)));
         }
     }
 
     /// Exactly one set runs, and it is this release: `status` names it, every process of the three services executes
-    /// the bytes that its recipe names, wherever they are, and the services answer with its versions.
+    /// the program that its recipe names, wherever it is, and the services answer with its versions.
     pub fn assert_runs(&self, release: &Release) {
         let status = self.status();
         assert_eq!(
@@ -360,10 +363,10 @@ impl Appliance {
         }
     }
 
-    /// The digest of each running program of the appliance, by its service's pidfile; any further process of that kind
+    /// The mark of each running program of the appliance, by its service's pidfile; any further process of that kind
     /// under its file's path.
     pub fn programs(&self) -> Vec<(String, String)> {
-        let out = self.ok(r#"for exe in /proc/[0-9]*/exe; do
+        let out = self.ok(&r#"for exe in /proc/[0-9]*/exe; do
                 path=$(readlink "$exe") || continue
                 case $path in */bin/qx-update*) continue ;; */bin/qx-*) ;; *) continue ;; esac
                 pid=${exe#/proc/}; pid=${pid%/exe}
@@ -373,9 +376,12 @@ impl Appliance {
                     main=$(cat "$file" 2>/dev/null)
                     case $main in "$pid" | "$parent") name=$(basename "$file" .pid) ;; esac
                 done
-                digest=$(sha256sum <"$exe" 2>/dev/null) || continue
-                echo "$name ${digest%% *}"
-            done"#);
+                file=$exe
+                mark=$(MARK)
+                [ -e "$exe" ] || continue
+                echo "$name ${mark%% *}"
+            done"#
+            .replace("MARK", MARK));
         let mut found: Vec<(String, String)> = out
             .lines()
             .filter_map(|line| line.split_once(' '))
