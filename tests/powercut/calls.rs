@@ -1,7 +1,7 @@
 //! System calls that fail, and kills, one at each call of an operation: whatever the kernel answers, the appliance comes up with one
 //! complete set and its data, and says what went wrong.
 //!
-//! `QX_CALLS` (25; `all`) says how many of each operation are tried, chosen by `QX_POWERCUT_SEED`.
+//! `QX_CALLS` (15; `all`) says how many of each operation are tried, chosen by `QX_POWERCUT_SEED`.
 //! `QX_CALLS_ONLY='OPERATION CALL NUMBER FAULT'` tries one again.
 
 use std::collections::BTreeMap;

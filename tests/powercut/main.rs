@@ -6,7 +6,7 @@
 //! A disk keeps what was flushed. Of what was written since, any part may be there: whole writes in any combination, and of a
 //! write any part of its sectors.
 //!
-//! `QX_POWERCUT_STATES` (45; `all`) says how many states of each operation and file system are tried, chosen by
+//! `QX_POWERCUT_STATES` (25; `all`) says how many states of each operation and file system are tried, chosen by
 //! `QX_POWERCUT_SEED`, which is printed; `QX_POWERCUT_OPERATION=NAME` tries that one alone. `QX_POWERCUT_ONLY=OPERATION/FILE-SYSTEM/NUMBER` tries one again, and
 //! says which writes are there; `QX_POWERCUT_IMAGE=FILE` keeps its disk.
 
@@ -260,7 +260,7 @@ fn variable(name: &str) -> Option<String> {
 
 fn most() -> usize {
     match variable("QX_POWERCUT_STATES").as_deref() {
-        None => 45,
+        None => 25,
         Some("all") => usize::MAX,
         Some(number) => number
             .parse()

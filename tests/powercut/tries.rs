@@ -8,10 +8,10 @@ use std::time::Instant;
 use crate::counted::counted;
 use crate::cut::{seed, shuffle};
 
-/// How many of each are tried: `QX_CALLS` (25; `all`).
+/// How many of each are tried: `QX_CALLS` (15; `all`).
 fn most() -> usize {
     match std::env::var("QX_CALLS").as_deref() {
-        Err(_) => 25,
+        Err(_) => 15,
         Ok("all") => usize::MAX,
         Ok(number) => number.parse().expect("QX_CALLS is a number or `all`"),
     }
