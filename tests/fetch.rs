@@ -69,6 +69,7 @@ fn patience() -> Patience {
         stall_timeout: Duration::from_secs(4),
         small_timeout: Duration::from_secs(60),
         slowest: 1,
+        fastest: None,
         retries: 2,
     }
 }
@@ -746,6 +747,40 @@ fn a_drip_is_a_stall() {
         assert!(chain.contains("slower than 1000 bytes"), "{start}: {chain}");
         assert_eq!(error.exit(), Exit::Failed, "{start}");
     }
+}
+
+/// No more is taken than may be, of artifacts and of small files, on one connection after the other.
+#[test]
+fn a_line_is_shared() {
+    let content = content_of(300_000);
+    let served = content.clone();
+    let server = Server::start(move |_, asked, stream| {
+        serve(stream, asked, &served, usize::MAX);
+    });
+    let fastest = |fastest| {
+        let patience = Patience {
+            fastest: Some(fastest),
+            ..patience()
+        };
+        let options = Options {
+            patience,
+            ..options()
+        };
+        Source::open(&server.url, &options).unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let began = Instant::now();
+    let got = download(&fastest(200_000), &content, dir.path()).unwrap();
+    assert!(got == content);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1450), "{took:?}");
+    let source = fastest(600_000);
+    let began = Instant::now();
+    for _ in 0..2 {
+        assert!(source.small("x", 1 << 20).unwrap().unwrap() == content);
+    }
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(950), "{took:?}");
 }
 
 /// A body without end is refused at the limit of what was asked for, be it an artifact, metadata or a health check: it

@@ -4,8 +4,10 @@
 //! checked by whoever asked (and, for a download that is kept, here).
 
 use std::cell::Cell;
+use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
 use std::fs::{self, File};
+use std::hash::BuildHasher;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -96,6 +98,8 @@ pub struct Patience {
     /// The lowest rate of a transfer in bytes per second, over each `stall_timeout` that was spent waiting. There is no total
     /// limit for an artifact.
     pub slowest: u64,
+    /// The highest rate of a transfer in bytes per second.
+    pub fastest: Option<u64>,
     /// How often in a row a broken transfer is tried again without getting any further.
     pub retries: u32,
 }
@@ -107,6 +111,7 @@ impl From<&Limits> for Patience {
             stall_timeout: Duration::from_secs(limits.stall_timeout_s),
             small_timeout: Duration::from_secs(limits.metadata_timeout_s),
             slowest: limits.min_bytes_per_s,
+            fastest: limits.max_bytes_per_s,
             retries: limits.retries,
         }
     }
@@ -170,7 +175,11 @@ impl Origin {
         options.proxies.of(&url).map_err(usage)?;
         let client = Client {
             connect_timeout: options.patience.connect_timeout,
-            pace: Pace::new(options.patience.stall_timeout, options.patience.slowest),
+            pace: Pace::new(
+                options.patience.stall_timeout,
+                options.patience.slowest,
+                options.patience.fastest,
+            ),
             once: false,
             tls: Some(Tls {
                 ca_file: options.ca_file.clone(),
@@ -422,7 +431,7 @@ pub fn get(url: &str, timeout: Duration, limit: u64) -> Result<Answer> {
     }
     let client = Client {
         connect_timeout: timeout,
-        pace: Pace::new(timeout, 0),
+        pace: Pace::new(timeout, 0, None),
         once: true,
         tls: None,
         proxies: Proxies::default(),
@@ -504,7 +513,7 @@ impl Retries<'_> {
             self.given_up.set(true);
             return Err(error);
         }
-        std::thread::sleep(pause);
+        std::thread::sleep(some_of(pause));
         self.failed += 1;
         Ok(())
     }
@@ -513,6 +522,13 @@ impl Retries<'_> {
     fn begin_anew(&mut self) {
         self.failed = 0;
     }
+}
+
+/// At least half of it: all the appliances that a server left without an answer do not come back at once.
+fn some_of(pause: Duration) -> Duration {
+    // Its keys are random, and others each time.
+    let random = RandomState::new().hash_one(()) >> 32;
+    pause / 2 + (pause / 2).mul_f64(random as f64 / f64::from(u32::MAX))
 }
 
 /// With what to do about it, where a library only says what is the matter.
@@ -647,6 +663,17 @@ mod tests {
     use super::*;
 
     /// Intent: the error says that this is why, instead of a network's error, or of a source that is read without protection.
+    #[test]
+    fn pauses_differ() {
+        let pause = Duration::from_secs(8);
+        let pauses: Vec<Duration> = (0..20).map(|_| some_of(pause)).collect();
+        assert!(
+            pauses.iter().all(|p| (pause / 2..=pause).contains(p)),
+            "{pauses:?}"
+        );
+        assert!(pauses.iter().any(|p| *p != pauses[0]), "{pauses:?}");
+    }
+
     #[test]
     fn without_tls_an_https_source_is_one_error() {
         let options = Options::new(Clock::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH));

@@ -64,19 +64,55 @@ pub(super) struct Pace {
     pub stall: Duration,
     /// The lowest rate, in bytes per second, over each `stall` that was spent waiting.
     pub slowest: u64,
+    /// The highest rate, in bytes per second: no more is taken from the network, whose control of congestion slows the server down.
+    pub fastest: Option<u64>,
     /// Since the rate was looked at last: the time that was spent waiting, and what came.
     waited: Duration,
     came: u64,
+    /// Since when these bytes were taken, of which there must not be too many.
+    taken: Option<(Instant, u64)>,
 }
 
+/// What was not taken in this time is not made up for.
+const WINDOW: Duration = Duration::from_secs(1);
+
 impl Pace {
-    pub(super) fn new(stall: Duration, slowest: u64) -> Pace {
+    pub(super) fn new(stall: Duration, slowest: u64, fastest: Option<u64>) -> Pace {
         Pace {
             stall,
             slowest,
+            fastest,
             waited: Duration::ZERO,
             came: 0,
+            taken: None,
         }
+    }
+
+    /// How long the last was waited for is forgotten; how much was taken is not.
+    fn again(&mut self) {
+        (self.waited, self.came) = (Duration::ZERO, 0);
+    }
+
+    /// How much may be taken at once: so little that nobody waits for long afterwards.
+    fn most(&self, bytes: usize) -> usize {
+        let most = self.fastest.map_or(usize::MAX, |rate| {
+            usize::try_from(rate / 4).unwrap_or(usize::MAX).max(1)
+        });
+        bytes.min(most)
+    }
+
+    /// Returns when so many more bytes are not too many.
+    fn hold(&mut self, came: usize) {
+        let Some(rate) = self.fastest else {
+            return;
+        };
+        let now = Instant::now();
+        let (since, bytes) = self.taken.unwrap_or((now, 0));
+        let bytes = bytes + came as u64;
+        let due = since + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        std::thread::sleep(due.saturating_duration_since(now));
+        let idle = now.saturating_duration_since(due) > WINDOW;
+        self.taken = (!idle).then_some((since, bytes));
     }
 
     /// Whether so many bytes after such a wait are fast enough.
@@ -87,7 +123,7 @@ impl Pace {
             return true;
         }
         let fast = !is_slower(self.came, self.waited, self.slowest);
-        *self = Pace::new(self.stall, self.slowest);
+        self.again();
         fast
     }
 }
@@ -105,7 +141,7 @@ impl Socket {
     /// What comes next is to be over at this time; how long the last was waited for is forgotten.
     pub(super) fn next(&mut self, until: Option<Instant>) {
         self.until = until;
-        self.pace = Pace::new(self.pace.stall, self.pace.slowest);
+        self.pace.again();
     }
 
     pub(super) fn tcp(&self) -> &TcpStream {
@@ -117,11 +153,15 @@ impl Read for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let patience = remaining(self.until, self.pace.stall)?;
         self.tcp.set_read_timeout(Some(patience))?;
+        let most = self.pace.most(into.len());
         let begun = Instant::now();
-        let n = self.tcp.read(into).map_err(timed_out)?;
+        let n = self.tcp.read(&mut into[..most]).map_err(timed_out)?;
         // The end of the connection is none of slowness.
         match n == 0 || self.pace.keeps(begun.elapsed(), n) {
-            true => Ok(n),
+            true => {
+                self.pace.hold(n);
+                Ok(n)
+            }
             false => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("it was slower than {} bytes per second", self.pace.slowest),

@@ -297,6 +297,8 @@ pub struct Limits {
     pub metadata_timeout_s: u64,
     /// The minimum transfer rate of an artifact in bytes per second, measured over each `stall_timeout_s`. 100.
     pub min_bytes_per_s: u64,
+    /// The maximum rate of a transfer in bytes per second. None.
+    pub max_bytes_per_s: Option<u64>,
     /// How often a failed transfer is retried, with increasing delays. 5.
     pub retries: u32,
     /// Seconds a service may take to start or to stop. 60.
@@ -346,6 +348,7 @@ impl Default for Limits {
             stall_timeout_s: 30,
             metadata_timeout_s: 300,
             min_bytes_per_s: 100,
+            max_bytes_per_s: None,
             retries: 5,
             service_timeout_s: 60,
             trial_boots: 3,
@@ -482,14 +485,16 @@ impl Config {
 type Ranged = (&'static str, u64, RangeInclusive<u64>);
 
 impl Limits {
-    fn ranges(&self) -> [Ranged; 10] {
+    fn ranges(&self) -> [Ranged; 11] {
         const SECONDS: RangeInclusive<u64> = 1..=MAX_SECONDS;
+        let fastest = self.max_bytes_per_s.unwrap_or(1 << 40);
         [
             ("release_bytes", self.release_bytes, 1..=MAX_SIZE),
             ("connect_timeout_s", self.connect_timeout_s, SECONDS),
             ("stall_timeout_s", self.stall_timeout_s, SECONDS),
             ("metadata_timeout_s", self.metadata_timeout_s, SECONDS),
             ("min_bytes_per_s", self.min_bytes_per_s, 0..=1 << 40),
+            ("max_bytes_per_s", fastest, 1024..=1 << 40),
             ("retries", self.retries.into(), 0..=1000),
             ("service_timeout_s", self.service_timeout_s, SECONDS),
             ("trial_boots", self.trial_boots.into(), 1..=MANY),
@@ -659,6 +664,7 @@ mod tests {
             "stall_timeout_s",
             "metadata_timeout_s",
             "min_bytes_per_s",
+            "max_bytes_per_s",
             "retries",
             "service_timeout_s",
             "trial_boots",
