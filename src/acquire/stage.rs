@@ -1,10 +1,13 @@
 //! Steps 4 and 5: from a plan to a complete, verified and sealed release in the alternate slot. The set that runs is
 //! never touched; the old content of the slot is given up only when the new one is verified.
 
-use crate::system::space::Reserve;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 
 use crate::acquire::plan::{self, Origin, Plan};
 use crate::fetch::Mirrors;
@@ -16,10 +19,11 @@ use crate::repository::Repository;
 use crate::store::{self, Store};
 use crate::system::host::Host;
 use crate::system::log::Log;
+use crate::system::space::Reserve;
 use crate::system::verity;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
-use qx_release::manifest::{Component, Kind};
+use qx_release::manifest::{Component, Kind, Name};
 use qx_release::tree;
 
 /// Where a release comes from and goes to.
@@ -101,14 +105,12 @@ impl Stage<'_> {
         durable::create_dir(&next, 0o755)?;
         self.mirrors
             .let_write(&[self.store.downloads(), next.clone()]);
-        let manifest = &self.candidate.manifest;
+        let candidate = self.candidate;
+        let manifest = &candidate.manifest;
         let mut reserve = Reserve::new(&next, self.plan.needs.bytes)?;
-        for (component, origin) in manifest.components.iter().zip(&self.plan.origins) {
-            reserve.release(self.plan.share_of(component, origin))?;
-            if !self.reuse(component, origin, &next)? {
-                self.fetch(component, &next)?;
-            }
-        }
+        let looked = looking(&next, |lies_there| {
+            self.place(&next, &mut reserve, lies_there)
+        })?;
         for path in &manifest.removed {
             write_stub(&next.join(path))?;
         }
@@ -118,7 +120,13 @@ impl Stage<'_> {
         fs::write(&path, &self.candidate.bytes).doing(|| format!("writing {}", path.display()))?;
         durable::sync_file_system(&next)?;
         self.log.info("stage", "verifying the staged files on disk");
-        if let Err(e) = self.store.verify_staged(slot, manifest) {
+        let verified = self
+            .store
+            .verify_staged(slot, manifest, &|component, place| {
+                let seen = looked.get(&component.name).cloned();
+                seen.unwrap_or_else(|| tree::matches_medium(component, place))
+            });
+        if let Err(e) = verified {
             return Err(self.blame(e, &next));
         }
         self.protect(&next);
@@ -126,6 +134,31 @@ impl Stage<'_> {
         self.store
             .seal(slot, manifest, self.candidate.digest, versions)?;
         self.store.give(slot)
+    }
+
+    /// Puts the components into their places, and tells of each that lies there.
+    fn place<'c>(
+        &mut self,
+        next: &Path,
+        reserve: &mut Reserve,
+        lies_there: &mut dyn FnMut(&'c Component),
+    ) -> Result<()>
+    where
+        Self: 'c,
+    {
+        let (candidate, plan) = (self.candidate, self.plan);
+        let components = candidate.manifest.components.iter();
+        let mut parts: Vec<_> = components.zip(&plan.origins).collect();
+        // The last one is looked at when all others were: it is to be a small one.
+        parts.sort_by_key(|(component, _)| Reverse(component.size_bytes));
+        for (component, origin) in parts {
+            reserve.release(plan.share_of(component, origin))?;
+            if !self.reuse(component, origin, next)? {
+                self.fetch(component, next)?;
+            }
+            lies_there(component);
+        }
+        Ok(())
     }
 
     /// From here on the kernel checks whatever is read of the release, where it can. Where it cannot, damage shows when the
@@ -212,6 +245,44 @@ impl Stage<'_> {
         }
         fetched?.unpack(component, next)
     }
+}
+
+/// What was found on the medium, of each component that was looked at.
+type Looked = BTreeMap<Name, Result<(), String>>;
+
+/// Does `place`, and meanwhile looks at what the medium holds of the components that `place` says lie there. Of one that was not
+/// looked at, nothing is said.
+fn looking<'c>(
+    next: &Path,
+    place: impl FnOnce(&mut dyn FnMut(&'c Component)) -> Result<()>,
+) -> Result<Looked> {
+    let (tell, told) = mpsc::channel::<&'c Component>();
+    let look = move || {
+        let mut looked = Looked::new();
+        while let Ok(component) = told.recv() {
+            // One sync is for all that lie there by now.
+            let components: Vec<_> = std::iter::once(component).chain(told.try_iter()).collect();
+            let synced = durable::sync_file_system(next).map_err(|e| e.chain());
+            for component in components {
+                let place = next.join(&component.install_path);
+                let found = synced.clone();
+                let found = found.and_then(|()| tree::matches_medium(component, &place));
+                looked.insert(component.name.clone(), found);
+            }
+        }
+        looked
+    };
+    thread::scope(|threads| {
+        // Where there can be no other thread, all is looked at in the end.
+        let looks = thread::Builder::new().spawn_scoped(threads, look);
+        // Nobody may be there to hear it.
+        let placed = place(&mut |component| {
+            let _ = tell.send(component);
+        });
+        drop(tell);
+        let looked = looks.map(|looks| looks.join().unwrap_or_default());
+        placed.map(|()| looked.unwrap_or_default())
+    })
 }
 
 fn write_stub(path: &Path) -> Result<()> {

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Advice, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use tar::EntryType;
 
@@ -398,6 +398,8 @@ impl<'a> Unpacker<'a> {
         let size = entry.size();
         self.bytes += size;
         self.write(entry, size, &mut file, path)?;
+        // The kernel begins to write it to the medium, where it is read again as soon as all of the component is there.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
         file.set_permissions(fs::Permissions::from_mode(mode))
             .doing(|| format!("setting the mode of {}", path.display()))?;
         tree::set_capabilities(&file, self.component.capabilities)

@@ -260,7 +260,7 @@ impl Survey {
         let path = store::manifest_path(&next);
         fs::write(&path, bytes).doing(|| format!("writing {}", path.display()))?;
         durable::sync_file_system(&next)?;
-        store.verify_staged(slot, &self.manifest)
+        store.verify_staged(slot, &self.manifest, &tree::matches_medium)
     }
 }
 

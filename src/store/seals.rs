@@ -1,11 +1,15 @@
 //! Whether a set is what was signed: its files against its manifest, its manifest against the seal that it got when it was
 //! installed.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +53,9 @@ const UNKNOWN: Versions = Versions {
 /// The names of the files in a release's trees, by component.
 type Names = BTreeMap<Name, BTreeSet<String>>;
 
+/// Whether exactly this component lies there; if not, one sentence says why.
+pub(super) type Look<'a> = dyn Fn(&Component, &Path) -> Result<(), String> + Sync + 'a;
+
 /// A set that was verified, with what its manifest says: who goes on with it does not read that again.
 pub struct Verified {
     /// What it is.
@@ -90,10 +97,11 @@ impl Store {
             return Err(format!("{} has no seal ({digest})", manifest.display()));
         }
         let manifest = Manifest::parse(&bytes)?;
+        let sealed = self.names_path(digest);
         verify_files(&manifest, &directory, &|component, path| {
             tree::matches(component, path).or_else(|why| {
                 // Something that was laid beside its files is not a change of them.
-                let names = self.names(digest, component);
+                let names = sealed_names(&sealed, component);
                 let among = |names| tree::matches_among(component, path, &names);
                 names.map_or(Err(why), among)
             })
@@ -111,17 +119,18 @@ impl Store {
             let Some((manifest, digest)) = manifest else {
                 return Ok(None);
             };
-            for component in &manifest.components {
-                let path = self.component(Set::Factory, component);
-                tree::matches(component, &path.map_err(|e| e.chain())?)?;
-            }
+            let host = &self.host;
+            side_by_side(&manifest.components, &|component| {
+                let path = host.path(&component.in_image());
+                tree::matches(component, &path.map_err(|e| e.chain())?)
+            })?;
             Ok(Some(installed(Set::Factory, &manifest, digest)))
         })
     }
 
-    /// Verifies what the medium holds of a set that was staged and synced.
-    pub fn verify_staged(&self, slot: Slot, manifest: &Manifest) -> Result<()> {
-        verify_files(manifest, &self.next(slot), &tree::matches_medium).map_err(|why| {
+    /// Verifies a set that was staged and synced: of each component, what the medium holds.
+    pub fn verify_staged(&self, slot: Slot, manifest: &Manifest, on_medium: &Look) -> Result<()> {
+        verify_files(manifest, &self.next(slot), on_medium).map_err(|why| {
             Error::new(format!(
                 "verifying {} on disk: {why}",
                 self.next(slot).display()
@@ -184,7 +193,10 @@ impl Store {
             for tree in manifest.components.iter().filter(|c| c.kind == Kind::Tree) {
                 let place = self.slot(slot).join(&tree.install_path);
                 // Where something was laid beside its files, it was the list that told them apart.
-                let own = match (tree::matches(tree, &place), self.names(digest, tree)) {
+                let own = match (
+                    tree::matches(tree, &place),
+                    sealed_names(&self.names_path(digest), tree),
+                ) {
                     (Err(_), Some(own)) => own,
                     _ => tree::names(tree.kind, &place)?,
                 };
@@ -220,20 +232,12 @@ impl Store {
         }
     }
 
-    /// The names of a tree's entries, of a release that was sealed here. They decide nothing by themselves: with them left alone,
-    /// the digest must be the signed one.
-    fn names(&self, release: Digest, component: &Component) -> Option<BTreeSet<String>> {
-        let bytes = read_if_there(&self.names_path(release), MAX_NAMES).ok()??;
-        let mut names: Names = json::parse(&bytes).ok()?;
-        names.remove(&component.name)
-    }
-
     /// What was laid into the trees of a release since it was installed.
     pub fn added(&self, slot: Slot, manifest: &Manifest, digest: Digest) -> Vec<PathBuf> {
         let trees = manifest.components.iter().filter(|c| c.kind == Kind::Tree);
         trees
             .filter_map(|tree| {
-                let names = self.names(digest, tree)?;
+                let names = sealed_names(&self.names_path(digest), tree)?;
                 Some(tree::added(
                     &self.slot(slot).join(&tree.install_path),
                     &names,
@@ -290,20 +294,54 @@ impl Store {
     }
 }
 
+/// The names of a tree's entries, of a release that was sealed here. They decide nothing by themselves: with them left alone,
+/// the digest must be the signed one.
+fn sealed_names(sealed: &Path, component: &Component) -> Option<BTreeSet<String>> {
+    let bytes = read_if_there(sealed, MAX_NAMES).ok()??;
+    let mut names: Names = json::parse(&bytes).ok()?;
+    names.remove(&component.name)
+}
+
 /// Looks again at what was not good: a set is not given up for a moment without memory or open files, nor for one bad read.
 fn twice<T>(verify: &dyn Fn() -> Result<T, String>) -> Result<T, String> {
     verify().or_else(|_| verify())
 }
 
-fn verify_files(
-    manifest: &Manifest,
-    directory: &Path,
-    matches: &dyn Fn(&Component, &Path) -> Result<(), String>,
+/// Looks at these components on all cores. What is wrong is said of the first in the manifest.
+fn side_by_side(
+    components: &[Component],
+    look: &(dyn Fn(&Component) -> Result<(), String> + Sync),
 ) -> Result<(), String> {
-    for component in &manifest.components {
+    // The largest begins first: it may well take as long as all others.
+    let mut order: Vec<usize> = (0..components.len()).collect();
+    order.sort_by_key(|at| Reverse(components[*at].size_bytes));
+    let next = AtomicUsize::new(0);
+    let wrong = Mutex::new(BTreeMap::new());
+    let work = || {
+        while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(why) = look(&components[*at]) {
+                let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
+                wrong.insert(*at, why);
+            }
+        }
+    };
+    let cores = rustix::thread::sched_getaffinity(None).map_or(1, |cores| cores.count() as usize);
+    thread::scope(|threads| {
+        for _ in 1..cores.min(components.len()) {
+            // Where there can be no other thread, it takes longer.
+            let _ = thread::Builder::new().spawn_scoped(threads, work);
+        }
+        work();
+    });
+    let wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+    wrong.into_values().next().map_or(Ok(()), Err)
+}
+
+fn verify_files(manifest: &Manifest, directory: &Path, matches: &Look) -> Result<(), String> {
+    side_by_side(&manifest.components, &|component| {
         no_links_above(directory, &component.install_path)?;
-        matches(component, &directory.join(&component.install_path))?;
-    }
+        matches(component, &directory.join(&component.install_path))
+    })?;
     for path in &manifest.removed {
         no_links_above(directory, path)?;
         let stub = directory.join(path);
