@@ -21,7 +21,8 @@
 //! 4. **Record** `Staging`: from here on the operation in the record holds all that undoing it needs
 //!    ([`model::record`]; which phase follows which is [`model::transition`]).
 //! 5. **Stage.** Have each component fetched, checked and unpacked into `slots/NAME.next` ([`acquire::stage`],
-//!    [`acquire::unpack`]); sync; verify what lies on the medium; seal; exchange for the slot. Record `Staged`.
+//!    [`acquire::unpack`]), and meanwhile those before it synced and read back from the medium; sync; seal; exchange for the slot. Record
+//!    `Staged`.
 //! 6. **Try the next updater**, if the release brings one: it must read the record and the configuration, and the image's own must read
 //!    what it writes ([`proof::updater`]). **Rehearse** the migration on a copy of the data, while everything runs ([`data::rehearse`]); a release that fails
 //!    here is rejected without downtime.

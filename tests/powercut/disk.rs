@@ -99,6 +99,7 @@ pub enum Event {
 struct State {
     content: Content,
     log: Option<Vec<Event>>,
+    lies_about: Option<Vec<u8>>,
 }
 
 /// The disk, and the block device that it is.
@@ -155,6 +156,11 @@ impl Disk {
 
     pub fn recorded(&self) -> Vec<Event> {
         self.state().log.take().unwrap()
+    }
+
+    /// From here on it keeps something else than what is written, by a bit, where this is written; and says that all is well.
+    pub fn lies_about(&self, what: Option<&[u8]>) {
+        self.state().lies_about = what.map(<[u8]>::to_vec);
     }
 
     /// Makes a block device of it.
@@ -348,6 +354,10 @@ impl Filesystem for Served {
     ) {
         let mut state = self.state.lock().unwrap();
         state.content.write(offset, data);
+        let found = |what: &Vec<u8>| data.windows(what.len()).position(|part| part == what);
+        if let Some(at) = state.lies_about.as_ref().and_then(found) {
+            state.content.write(offset + at as u64, &[data[at] ^ 1]);
+        }
         if let Some(log) = &mut state.log {
             let data = data.to_vec();
             log.push(Event::Write { offset, data });

@@ -18,6 +18,7 @@ mod clock;
 mod counted;
 mod cut;
 mod disk;
+mod lies;
 mod operations;
 mod outcome;
 mod reader;
