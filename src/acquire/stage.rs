@@ -1,12 +1,10 @@
 //! Steps 4 and 5: from a plan to a complete, verified and sealed release in the alternate slot. The set that runs is
 //! never touched; the old content of the slot is given up only when the new one is verified.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use crate::acquire::plan::{self, Origin, Plan};
@@ -23,7 +21,7 @@ use crate::system::space::Reserve;
 use crate::system::verity;
 use qx_release::durable;
 use qx_release::error::{Context, Error, ErrorKind, Result};
-use qx_release::manifest::{Component, Kind, Name};
+use qx_release::manifest::{Component, Kind};
 use qx_release::tree;
 
 /// Where a release comes from and goes to.
@@ -123,8 +121,11 @@ impl Stage<'_> {
         let verified = self
             .store
             .verify_staged(slot, manifest, &|component, place| {
-                let seen = looked.get(&component.name).cloned();
-                seen.unwrap_or_else(|| tree::matches_medium(component, place))
+                let seen = looked.iter().find(|(seen, _)| seen.name == component.name);
+                match seen {
+                    Some((_, found)) => found.clone(),
+                    None => tree::matches_medium(component, place),
+                }
             });
         if let Err(e) = verified {
             return Err(self.blame(e, &next));
@@ -149,9 +150,7 @@ impl Stage<'_> {
         let (candidate, plan) = (self.candidate, self.plan);
         let components = candidate.manifest.components.iter();
         let mut parts: Vec<_> = components.zip(&plan.origins).collect();
-        // The last one is looked at when all others were: it is to be a small one.
-        parts.sort_by_key(|(component, _)| Reverse(component.size_bytes));
-        for (component, origin) in parts {
+        while let Some((component, origin)) = store::largest(&mut parts, |(c, _)| c.size_bytes) {
             reserve.release(plan.share_of(component, origin))?;
             if !self.reuse(component, origin, next)? {
                 self.fetch(component, next)?;
@@ -248,26 +247,25 @@ impl Stage<'_> {
 }
 
 /// What was found on the medium, of each component that was looked at.
-type Looked = BTreeMap<Name, Result<(), String>>;
+type Looked<'c> = Vec<(&'c Component, Result<(), String>)>;
 
 /// Does `place`, and meanwhile looks at what the medium holds of the components that `place` says lie there. Of one that was not
 /// looked at, nothing is said.
 fn looking<'c>(
     next: &Path,
     place: impl FnOnce(&mut dyn FnMut(&'c Component)) -> Result<()>,
-) -> Result<Looked> {
-    let (tell, told) = mpsc::channel::<&'c Component>();
-    let look = move || {
+) -> Result<Looked<'c>> {
+    let line = Line::default();
+    let look = || {
         let mut looked = Looked::new();
-        while let Ok(component) = told.recv() {
+        while let Some(components) = line.come() {
             // One sync is for all that lie there by now.
-            let components: Vec<_> = std::iter::once(component).chain(told.try_iter()).collect();
             let synced = durable::sync_file_system(next).map_err(|e| e.chain());
             for component in components {
                 let place = next.join(&component.install_path);
                 let found = synced.clone();
                 let found = found.and_then(|()| tree::matches_medium(component, &place));
-                looked.insert(component.name.clone(), found);
+                looked.push((component, found));
             }
         }
         looked
@@ -275,14 +273,40 @@ fn looking<'c>(
     thread::scope(|threads| {
         // Where there can be no other thread, all is looked at in the end.
         let looks = thread::Builder::new().spawn_scoped(threads, look);
-        // Nobody may be there to hear it.
-        let placed = place(&mut |component| {
-            let _ = tell.send(component);
-        });
-        drop(tell);
+        let placed = place(&mut |component| line.tell(Some(component)));
+        line.tell(None);
         let looked = looks.map(|looks| looks.join().unwrap_or_default());
         placed.map(|()| looked.unwrap_or_default())
     })
+}
+
+/// What lies there and was not looked at yet; and whether no more comes.
+#[derive(Default)]
+struct Line<'c> {
+    waiting: Mutex<(Vec<&'c Component>, bool)>,
+    more: Condvar,
+}
+
+impl<'c> Line<'c> {
+    fn tell(&self, component: Option<&'c Component>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.0.extend(component);
+        waiting.1 = component.is_none();
+        self.more.notify_one();
+    }
+
+    /// Returns when there are some; none will be any more.
+    fn come(&self) -> Option<Vec<&'c Component>> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self
+            .more
+            .wait_while(waiting, |(components, ended)| {
+                components.is_empty() && !*ended
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        let components = std::mem::take(&mut waiting.0);
+        (!components.is_empty()).then_some(components)
+    }
 }
 
 fn write_stub(path: &Path) -> Result<()> {

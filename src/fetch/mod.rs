@@ -527,8 +527,8 @@ impl Retries<'_> {
 /// At least half of it: all the appliances that a server left without an answer do not come back at once.
 fn some_of(pause: Duration) -> Duration {
     // Its keys are random, and others each time.
-    let random = RandomState::new().hash_one(()) >> 32;
-    pause / 2 + (pause / 2).mul_f64(random as f64 / f64::from(u32::MAX))
+    let random = RandomState::new().hash_one(()) as u8;
+    pause / 2 + pause / 512 * u32::from(random)
 }
 
 /// With what to do about it, where a library only says what is the matter.

@@ -109,7 +109,7 @@ impl Pace {
         let now = Instant::now();
         let (since, bytes) = self.taken.unwrap_or((now, 0));
         let bytes = bytes + came as u64;
-        let due = since + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let due = since + Duration::from_millis(bytes.saturating_mul(1000) / rate.max(1));
         std::thread::sleep(due.saturating_duration_since(now));
         let idle = now.saturating_duration_since(due) > WINDOW;
         self.taken = (!idle).then_some((since, bytes));

@@ -469,12 +469,14 @@ impl<'a> Census<'a> {
         }
     }
 
-    /// The digest of the file that a process runs.
+    /// The digest of the file that a process runs, if it still runs that.
     fn digest(&self, pid: u32) -> Option<Digest> {
-        match self.process(pid)?.script() {
+        let process = self.process(pid)?;
+        let digest = match process.script() {
             Some(script) => digest_of(script),
             None => digest_of(&self.manager.host().proc().executable(pid)),
-        }
+        };
+        digest.filter(|_| self.goes_on(process.identity))
     }
 
     /// A process that runs a file of the same name elsewhere: usually the reason why nothing runs the installed one.

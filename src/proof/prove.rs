@@ -643,6 +643,51 @@ mod tests {
         assert_eq!(proved.len(), 1);
     }
 
+    /// A service that executes one program after the other: what is seen of it is of one moment.
+    #[test]
+    fn a_process_is_not_taken_for_what_it_executes_later() {
+        let (directory, host, store, mut manifest) = world();
+        let installed = store.slot(crate::model::slot::Slot::A).join("bin/node");
+        std::fs::copy("/bin/sleep", &installed).unwrap();
+        manifest.components[0].sha256 = Digest::of(&std::fs::read(&installed).unwrap());
+        for place in ["usr/bin", "run"] {
+            std::fs::create_dir_all(directory.path().join(place)).unwrap();
+        }
+        let first = directory.path().join("usr/bin/node");
+        std::fs::copy("/bin/sh", &first).unwrap();
+        let mut child = std::process::Command::new(&first)
+            .args(["-c", "read line; exec \"$0\" 1000"])
+            .arg(&installed)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pidfile = directory.path().join("run/node.pid");
+        std::fs::write(pidfile, child.id().to_string()).unwrap();
+        let how = commands(Some("/run/{name}.pid"));
+        let manager = Manager::new(&how, &host, Duration::from_secs(60));
+        let pid = child.id();
+        let executes = |path: &std::path::Path| {
+            let file = FileId::of(path).ok();
+            while crate::system::proc::Proc::default().file(pid) != file {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        executes(&first);
+        let expected = expected(&manifest, Vec::new());
+        let before = expected.census(&store, &manager);
+        drop(child.stdin.take());
+        executes(&installed);
+        let look = |census: &Census| census.look(&manifest.services[0], Set::A, &manifest);
+        let seen = look(&before);
+        assert_ne!(seen.state, State::Installed, "{seen:?}");
+        let after = expected.census(&store, &manager);
+        let seen = look(&after);
+        assert_eq!(seen.state, State::Installed, "{seen:?}");
+        assert!(after.goes_on(seen.process.unwrap()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     #[test]
     fn a_port_that_another_process_holds_proves_nothing() {
         let (directory, host, store, manifest) = world();

@@ -35,7 +35,7 @@ use qx_release::text;
 pub use link::CommitPoint;
 pub use lock::{Holder, Lock};
 pub use notes::{BootNote, Freshness, Refreshed, WithdrawnNote};
-pub use seals::Verified;
+pub use seals::{Verified, largest};
 pub use selection::Selection;
 
 /// The content of a path that a release removed: executable, so that init scripts do not use the factory's file, but it

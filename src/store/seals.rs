@@ -1,14 +1,12 @@
 //! Whether a set is what was signed: its files against its manifest, its manifest against the seal that it got when it was
 //! installed.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
@@ -307,21 +305,22 @@ fn twice<T>(verify: &dyn Fn() -> Result<T, String>) -> Result<T, String> {
     verify().or_else(|_| verify())
 }
 
-/// Looks at these components on all cores. What is wrong is said of the first in the manifest.
+/// Looks at these components on all cores. What is wrong is said of the one that was found first.
 fn side_by_side(
     components: &[Component],
     look: &(dyn Fn(&Component) -> Result<(), String> + Sync),
 ) -> Result<(), String> {
-    // The largest begins first: it may well take as long as all others.
-    let mut order: Vec<usize> = (0..components.len()).collect();
-    order.sort_by_key(|at| Reverse(components[*at].size_bytes));
-    let next = AtomicUsize::new(0);
-    let wrong = Mutex::new(BTreeMap::new());
+    let left: Mutex<Vec<&Component>> = Mutex::new(components.iter().collect());
+    let wrong = Mutex::new(None);
     let work = || {
-        while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(why) = look(&components[*at]) {
-                let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
-                wrong.insert(*at, why);
+        loop {
+            // In a line of its own: the others go on taking meanwhile.
+            let taken = largest(&mut locked(&left), |component| component.size_bytes);
+            let Some(component) = taken else {
+                return;
+            };
+            if let Err(why) = look(component) {
+                locked(&wrong).get_or_insert(why);
             }
         }
     };
@@ -333,8 +332,20 @@ fn side_by_side(
         }
         work();
     });
-    let wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
-    wrong.into_values().next().map_or(Ok(()), Err)
+    wrong
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_or(Ok(()), Err)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the largest: what comes last is to be small, for then there is nothing beside it.
+pub fn largest<T>(of: &mut Vec<T>, size: impl Fn(&T) -> u64) -> Option<T> {
+    let at = (0..of.len()).max_by_key(|at| size(&of[*at]))?;
+    Some(of.swap_remove(at))
 }
 
 fn verify_files(manifest: &Manifest, directory: &Path, matches: &Look) -> Result<(), String> {
