@@ -342,10 +342,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the largest: what comes last is to be small, for then there is nothing beside it.
+/// Takes the largest, of several the first: what comes last is to be small, for then there is nothing beside it.
 pub fn largest<T>(of: &mut Vec<T>, size: impl Fn(&T) -> u64) -> Option<T> {
-    let at = (0..of.len()).max_by_key(|at| size(&of[*at]))?;
-    Some(of.swap_remove(at))
+    let at = (0..of.len()).rev().max_by_key(|at| size(&of[*at]))?;
+    Some(of.remove(at))
 }
 
 fn verify_files(manifest: &Manifest, directory: &Path, matches: &Look) -> Result<(), String> {
